@@ -1,0 +1,87 @@
+"""What flows between the stages: one frozen dataclass per arrow of the pipeline.
+
+Shapes: N samples of this rank, G samples a prompt, S stochastic steps, F frames, M Gaussians a scene.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class MotionToken(NamedTuple):
+    """One camera motion: a kind of the taxonomy and its size relative to the configured extent."""
+
+    kind: str
+    magnitude: float = 1.0
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """The prompts of one iteration on this rank, each repeated G times (sample-major, groups contiguous)."""
+
+    prompts: list[str]  # P distinct prompts
+    group_size: int  # G
+    tokens: list[tuple[MotionToken, ...]]  # P
+    viewmats: Tensor  # [P, F, 4, 4] world-to-camera, requested, float32
+    sample_ids: Tensor  # [N] int64, unique over ranks and iterations: keys of every random draw
+    dynamic: bool  # True in the dynamic phase
+
+    @property
+    def num_samples(self) -> int:
+        """N = P * G."""
+        return len(self.prompts) * self.group_size
+
+    def repeat(self, x: Tensor) -> Tensor:
+        """Per-prompt values [P, ...] repeated for every sample: [N, ...]."""
+        return x.repeat_interleave(self.group_size, dim=0)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What the sampler hands on: the videos, and what the update needs of the stochastic steps."""
+
+    video: Tensor  # [N, F, 3, H, W] in [0, 1], float32
+    prompt_embeds: Tensor  # [N, L, D]
+    negative_embeds: Tensor | None  # [N, L, D] with guidance, else None
+    samples: Tensor  # [S, N, C, f, h, w] float32: the latent before each stochastic step
+    prev_samples: Tensor  # [S, N, C, f, h, w] float32: the latent drawn by it
+    log_prob: Tensor  # [N, S] nats, mean over elements, under the policy that sampled
+    steps: tuple[int, ...]  # S indices into sigmas
+    sigmas: tuple[float, ...]  # T + 1 grid values, 1 ... 0
+    finite: Tensor  # [N] bool: every latent of the sample was finite
+
+
+@dataclass(frozen=True)
+class GaussianScene:
+    """3D Gaussians of N scenes, in the frame of each scene's first camera."""
+
+    means: Tensor  # [N, M, 3]
+    quats: Tensor  # [N, M, 4] wxyz
+    scales: Tensor  # [N, M, 3]
+    opacities: Tensor  # [N, M] in [0, 1]
+    colors: Tensor  # [N, M, 3] in [0, 1]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A video lifted to 3D: the interface of Depth Anything 3."""
+
+    depth: Tensor  # [N, F, H, W] z-depth, scene units
+    confidence: Tensor  # [N, F, H, W] > 0
+    viewmats: Tensor  # [N, F, 4, 4] recovered, world-to-camera; frame 0 is the identity
+    Ks: Tensor  # [N, F, 3, 3] pixels
+    gaussians: GaussianScene
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    """Rewards of N samples. A term that could not be computed is invalid with a reason, never a number."""
+
+    reward: Tensor  # [N] weighted sum of the terms; NaN where invalid
+    valid: Tensor  # [N] bool
+    breakdown: dict[str, Tensor] = field(default_factory=dict)  # term -> [N]
+    weights: dict[str, float] = field(default_factory=dict)  # term -> weight in this phase
+    reasons: dict[int, str] = field(default_factory=dict)  # sample index -> why it is invalid

@@ -1,0 +1,7 @@
+"""Kernels for reinforcement learning of video models: noise transport, SDE steps, SE(3) and Gaussian rasterization.
+
+Useful alone: imports torch, numpy and the standard library only; Triton is imported by the first call that runs it.
+`python -m worldr1_kernels` prints which backends are there and why.
+"""
+
+__version__ = "0.1.0"
