@@ -2,8 +2,8 @@
 
 import os
 
-# Spinning OpenMP threads make small ops many times slower on a shared machine, and the tests must not reach for the network.
-# Set before torch is imported anywhere, hence at the top of the first file that pytest loads.
+# Spinning OpenMP threads make small ops many times slower on a shared machine, and the tests must not reach for the
+# network. Set before torch is imported anywhere, hence at the top of the first file that pytest loads.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 

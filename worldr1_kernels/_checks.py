@@ -33,8 +33,9 @@ def check_shape(
       op: Name of the public function.
       name: Name of its argument.
       tensor: The argument.
-      spec: One entry per dimension: an int must match; a name must match `sizes` (or its earlier occurrence in `spec`), and
-        is bound to whatever is found when it is new. `("B", "F-1", 2, "H", "W")` reads as in the docstrings.
+      spec: One entry per dimension: an int must match; a name must match `sizes` (or its earlier occurrence in
+        `spec`), and is bound to whatever is found when it is new. `("B", "F-1", 2, "H", "W")` reads as in the
+        docstrings.
       sizes: Names already bound, from other arguments. Not written.
       leading: Allow any number of dimensions in front of `spec`.
     Returns:
@@ -83,8 +84,8 @@ def check_same_device(op: str, tensors: Mapping[str, torch.Tensor | None]) -> to
 
 
 def check_finite(op: str, name: str, tensor: torch.Tensor) -> None:
-    """Raises ValueError when `tensor` holds NaN or infinity. Reads the data: a synchronisation on CUDA, so do not call it
-    from a hot path or under torch.compile."""
+    """Raises ValueError when `tensor` holds NaN or infinity. Reads the data: a synchronisation on CUDA, so do not call
+    it from a hot path or under torch.compile."""
     finite = torch.isfinite(tensor)
     if not bool(finite.all()):
         bad = int(finite.numel() - int(finite.sum()))

@@ -30,7 +30,7 @@ def triton_unavailable(device: torch.device) -> str | None:
         return "triton is not installed (pip install 'triton>=3.6,<3.8')"
     if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
         return None
-    return f"triton needs a CUDA tensor, got {device.type} (TRITON_INTERPRET=1 set before the import runs it slowly on a CPU)"
+    return f"triton needs a CUDA tensor, got {device.type} (with TRITON_INTERPRET=1 it runs on a CPU, slowly)"
 
 
 def native_unavailable(device: torch.device) -> str | None:

@@ -1,8 +1,8 @@
 """The one `torch.library` of this package and the helper that defines an op in it.
 
-Why `Library.define` and not `torch.library.custom_op`: the latter costs 11 us a call (20 with grad) against about 3, which
-matters for ops that take tens of microseconds. Gradients are attached outside the op, by an `autograd.Function` whose
-forward and backward call ops defined here; a Python branch skips it when no gradient is wanted (`needs_grad`).
+Why `Library.define` and not `torch.library.custom_op`: the latter costs 11 us a call (20 with grad) against about 3,
+which matters for ops that take tens of microseconds. Gradients are attached outside the op, by an `autograd.Function`
+whose forward and backward call ops defined here; a Python branch skips it when no gradient is wanted (`needs_grad`).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from torch.library import Library
 
 NAMESPACE = "worldr1"
 
-# A Library unregisters everything it holds when it is garbage collected: it must live as long as the process. A FRAGMENT
-# because a second module may add ops to the same namespace.
+# A Library unregisters everything it holds when it is garbage collected: it must live as long as the process. A
+# FRAGMENT because a second module may add ops to the same namespace.
 LIBRARY = Library(NAMESPACE, "FRAGMENT")
 
 
@@ -30,8 +30,8 @@ def define_op(
     Bind the result once at module level: `torch.ops.worldr1.x` costs an attribute look-up at each call.
 
     Args:
-      schema: Schema without the namespace, e.g. `"axpy(Tensor x, Tensor y, float a, str backend) -> Tensor"`. Arguments are
-        not written unless the schema marks them `(a!)`, and outputs never alias inputs.
+      schema: Schema without the namespace, e.g. `"axpy(Tensor x, Tensor y, float a, str backend) -> Tensor"`.
+        Arguments are not written unless the schema marks them `(a!)`, and outputs never alias inputs.
       impl: Python function with the schema's arguments, in order; runs below autograd on any device.
       fake: Same arguments, returns empty tensors of the right shape, dtype and device; must not read data.
       dispatch_key: Where `impl` is registered. The default serves every device; use "CPU" or "CUDA" to split.

@@ -1,4 +1,5 @@
-"""Access to the compiled modules `_C_cpu` and `_C_cuda`, and the reasons when they are not there. Nothing compiles here."""
+"""Access to the compiled modules `_C_cpu` and `_C_cuda`, and the reasons when they are not there. Nothing compiles
+here."""
 
 import functools
 import importlib

@@ -34,7 +34,8 @@ def assert_close_two_errors(
       eps: Absolute floor. Default: four units in the last place of the kernel's dtype at the largest reference value,
         because plain torch may by luck round to the reference exactly.
     Raises:
-      AssertionError: shapes or dtypes are off, the kernel holds NaN where the reference does not, or the budget is exceeded.
+      AssertionError: shapes or dtypes are off, the kernel holds NaN where the reference does not, or the budget is
+        exceeded.
     """
     assert reference_fp64.dtype == torch.float64, f"{name}: the reference must be float64, got {reference_fp64.dtype}"
     assert kernel.shape == plain.shape == reference_fp64.shape, (

@@ -7,20 +7,21 @@ import torch
 
 
 def check_op(op: Callable[..., Any], args: Sequence[Any]) -> None:
-    """Runs `torch.library.opcheck` on an op of `define_op`: schema tells the truth about writes and aliases, the fake kernel
-    agrees with the real one in shape, dtype and stride, autograd is not hidden inside, AOT dispatch works.
+    """Runs `torch.library.opcheck` on an op of `define_op`: the schema tells the truth about writes and aliases, the fake
+    kernel agrees with the real one in shape, dtype and stride, AOT dispatch works. Tensors are detached first: these ops
+    are called below autograd, gradients belong to the `autograd.Function` around them (see `check_gradients`).
 
     Raises:
       torch.testing._internal.optests.OpCheckError (or AssertionError): one of the checks fails.
     """
-    torch.library.opcheck(op, tuple(args))
+    torch.library.opcheck(op, tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args))
 
 
 def check_gradients(
     function: Callable[..., Any], inputs: Sequence[torch.Tensor], *, eps: float = 1e-6, atol: float = 1e-6
 ) -> None:
-    """Runs `torch.autograd.gradcheck` in float64: analytic against central differences. Inputs are copied; all of them that
-    are floating point require a gradient.
+    """Runs `torch.autograd.gradcheck` in float64: analytic against central differences. Inputs are copied; all of them
+    that are floating point require a gradient.
 
     Raises:
       torch.autograd.gradcheck.GradcheckError: a gradient differs.
@@ -32,8 +33,8 @@ def check_gradients(
 def check_compiles(function: Callable[..., Any], args: Sequence[Any], *, backend: str = "aot_eager") -> None:
     """Compiles `function` with fullgraph=True and asserts that it returns exactly what eager does.
 
-    `aot_eager` traces forward and backward through Dynamo and AOTAutograd, which is where an op can break, and leaves out
-    Inductor's code generation (17 CPU seconds cold).
+    `aot_eager` traces forward and backward through Dynamo and AOTAutograd, which is where an op can break, and leaves
+    out Inductor's code generation (17 CPU seconds cold).
     """
     expected = function(*args)
     torch._dynamo.reset()
