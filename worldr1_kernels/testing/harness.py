@@ -7,9 +7,10 @@ import torch
 
 
 def check_op(op: Callable[..., Any], args: Sequence[Any]) -> None:
-    """Runs `torch.library.opcheck` on an op of `define_op`: the schema tells the truth about writes and aliases, the fake
-    kernel agrees with the real one in shape, dtype and stride, AOT dispatch works. Tensors are detached first: these ops
-    are called below autograd, gradients belong to the `autograd.Function` around them (see `check_gradients`).
+    """Runs `torch.library.opcheck` on an op of `define_op`: the schema tells the truth about writes and aliases, the
+    fake kernel agrees with the real one in shape, dtype and stride, AOT dispatch works. Tensors are detached first:
+    these ops are called below autograd, gradients belong to the `autograd.Function` around them (see
+    `check_gradients`).
 
     Raises:
       torch.testing._internal.optests.OpCheckError (or AssertionError): one of the checks fails.
