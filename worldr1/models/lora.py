@@ -1,0 +1,162 @@
+"""The LoRA of a diffusers transformer: where it sits, how it is switched off, how it is kept on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+ADAPTER_JSON = "adapter.json"
+"""What the diffusers file cannot say: the range of sigma in which the adapter acts."""
+LORA_FILE = "pytorch_lora_weights.safetensors"
+_NAME = "default"
+_PREFIX = "transformer."
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What a saved adapter says about itself."""
+
+    rank: int
+    alpha: int
+    ffn: bool
+    sigma_min: float  # the adapter acts where sigma >= this
+
+
+def add_lora(transformer: nn.Module, *, rank: int, alpha: int, ffn: bool, seed: int = 0) -> list[nn.Parameter]:
+    """Freeze `transformer` and put a LoRA on its attention projections (and feed-forward layers, if `ffn`).
+
+    A starts as Kaiming uniform from a generator of its own, so that it is the same on every rank whatever was drawn
+    before; B starts at 0, so that the adapter changes nothing at first.
+
+    Args:
+      transformer: A diffusers model with PeftAdapterMixin, already on its device.
+      rank, alpha: The update of a weight is alpha / rank * B A.
+      seed: Of A.
+    Returns:
+      The trainable parameters, float32 whatever the dtype of the base, in module order.
+    """
+    from peft import LoraConfig
+
+    targets = ["to_q", "to_k", "to_v", "to_out.0"] + (["ffn.net.0.proj", "ffn.net.2"] if ffn else [])
+    transformer.requires_grad_(False)
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), adapter_name=_NAME)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in transformer.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        parameter.data = parameter.data.float()
+        if ".lora_A." in name:
+            drawn = torch.empty(parameter.shape)
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            parameter.data.copy_(drawn)
+        else:
+            nn.init.zeros_(parameter)
+    return [p for p in transformer.parameters() if p.requires_grad]
+
+
+class LoraSwitch:
+    """Turns the LoRA layers of a model off for the length of a block."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self._layers = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside, the model is its base and records no graph.
+
+        peft also clears requires_grad of a disabled adapter, and a backward pass of an earlier forward would then
+        skip its gradients; so the adapter is always on again at the end.
+        """
+        for layer in self._layers:
+            layer.enable_adapters(False)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for layer in self._layers:
+                layer.enable_adapters(True)
+
+
+def save_lora(transformer: nn.Module, folder: Path, *, sigma_min: float, ffn: bool) -> None:
+    """Write the adapter as `WanPipeline.load_lora_weights` takes it, and its sigma range beside it.
+
+    The peft configuration goes into the file's metadata: without it, alpha is lost and the scaling reloads as 1.
+    """
+    from diffusers import WanPipeline
+    from peft.utils import get_peft_model_state_dict
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    peft_config = transformer.peft_config[_NAME]
+    WanPipeline.save_lora_weights(
+        str(folder),
+        transformer_lora_layers=get_peft_model_state_dict(transformer, adapter_name=_NAME),
+        transformer_lora_adapter_metadata=peft_config.to_dict(),
+    )
+    info = AdapterInfo(rank=peft_config.r, alpha=peft_config.lora_alpha, ffn=ffn, sigma_min=sigma_min)
+    (folder / ADAPTER_JSON).write_text(json.dumps(info.__dict__, indent=2) + "\n", encoding="utf-8")
+
+
+def read_adapter(folder: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
+    """A folder written by `save_lora`.
+
+    Returns:
+      (AdapterInfo, weights by parameter name of the transformer without the adapter's name).
+    Raises:
+      ValueError: the folder or one of its two files is missing, or adapter.json does not hold what it should.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    for name in (LORA_FILE, ADAPTER_JSON):
+        if not (folder / name).is_file():
+            raise ValueError(f"read_adapter: {folder} must hold {LORA_FILE} and {ADAPTER_JSON}, {name} is missing")
+    try:
+        info = AdapterInfo(**json.loads((folder / ADAPTER_JSON).read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"read_adapter: {folder / ADAPTER_JSON} must hold rank, alpha, ffn and sigma_min: {error}") from error
+    weights = load_file(str(folder / LORA_FILE))
+    return info, {name.removeprefix(_PREFIX): value for name, value in weights.items()}
+
+
+def load_lora(transformer: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy weights from `read_adapter` into the transformer's LoRA.
+
+    Raises:
+      ValueError: they belong to another architecture (missing or unexpected layers, other shapes).
+    """
+    own = lora_parameters(transformer)
+    load_parameters(own, {name.replace(".weight", f".{_NAME}.weight"): value for name, value in weights.items()})
+
+
+def lora_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """The LoRA's parameters by name, in module order."""
+    return {name: p for name, p in transformer.named_parameters() if ".lora_" in name}
+
+
+def load_parameters(own: dict[str, nn.Parameter], state: dict[str, Tensor]) -> None:
+    """Copy `state` into parameters in place; ValueError unless names and shapes are the same."""
+    if own.keys() != state.keys():
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        raise ValueError(
+            f"load_adapter_state: names must match the adapter, missing {missing[:3]}, unexpected {extra[:3]} "
+            f"({len(missing)} and {len(extra)} in all); was it trained on another model?"
+        )
+    for name, parameter in own.items():
+        if parameter.shape != state[name].shape:
+            raise ValueError(
+                f"load_adapter_state: {name} must have shape {list(parameter.shape)}, got {list(state[name].shape)}; "
+                "was it trained with another rank?"
+            )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])

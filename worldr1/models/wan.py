@@ -1,0 +1,223 @@
+"""Wan text-to-video models, from the 1 M parameters of the micro world to Wan2.1-14B: any diffusers `WanPipeline` folder."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldr1.config import ModelConfig, VideoConfig
+from worldr1.models import lora
+
+_MAX_SEQUENCE_LENGTH = 512
+"""Text tokens that Wan was trained with; a tokenizer with a smaller model_max_length shortens it."""
+_TRAIN_TIMESTEPS = 1000
+"""Wan's transformer is conditioned on sigma times this."""
+
+
+def load_policy(model: ModelConfig, *, device: torch.device | str) -> WanPolicy:
+    """Load a `WanPipeline` folder from disk, freeze it and add a fresh LoRA.
+
+    Args:
+      model: Folder, base precision, LoRA and its sigma range.
+      device: Where everything goes.
+    Returns:
+      WanPolicy with an adapter that changes nothing yet.
+    Raises:
+      ValueError: not a WanPipeline folder, or one with two transformers or per-token timesteps (Wan2.2).
+    """
+    folder = Path(model.path)
+    _check_folder(folder)
+    # Imported here: these two packages take seconds to import.
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[model.dtype]
+
+    def read(cls: Any, name: str, **precision: torch.dtype) -> nn.Module:
+        return cls.from_pretrained(folder / name, local_files_only=True, **precision).eval().requires_grad_(False)
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    text_encoder = read(UMT5EncoderModel, "text_encoder", dtype=dtype)
+    transformer = read(WanTransformer3DModel, "transformer", torch_dtype=dtype)
+    vae = read(AutoencoderKLWan, "vae", torch_dtype=torch.float32)  # bfloat16 costs visible quality in this VAE
+    return WanPolicy(
+        tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae, model=model, device=device
+    )
+
+
+def load_adapted_policy(
+    folder: Path, adapter: Path, *, dtype: str = "float32", device: torch.device | str = "cpu"
+) -> WanPolicy:
+    """Load a `WanPipeline` folder together with an adapter that `WanPolicy.save_lora` wrote, sigma range included.
+
+    Raises:
+      ValueError: as `load_policy`; a missing or unreadable adapter, or one of another architecture.
+    """
+    info, weights = lora.read_adapter(adapter)
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"load_adapted_policy: dtype must be 'float32' or 'bfloat16', got {dtype!r}")
+    model = ModelConfig(
+        path=Path(folder), dtype=dtype, lora_rank=info.rank, lora_alpha=info.alpha, lora_ffn=info.ffn,  # type: ignore[arg-type]
+        adapter_sigma_min=info.sigma_min,
+    )  # fmt: skip
+    policy = load_policy(model, device=device)
+    lora.load_lora(policy.transformer, weights)
+    return policy
+
+
+def clean_prompt(prompt: str) -> str:
+    """A prompt as `WanPipeline` hands it to the tokenizer: repaired text, no HTML entities, single spaces."""
+    import ftfy
+
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
+
+
+def _check_folder(folder: Path) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"load_policy: {folder} must be a diffusers WanPipeline folder, it has no model_index.json")
+    try:
+        parts = json.loads(index.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"load_policy: {index} must be JSON: {error}") from error
+    if parts.get("_class_name") != "WanPipeline":
+        raise ValueError(f"load_policy: {index} must describe a WanPipeline, got {parts.get('_class_name')!r}")
+    if parts.get("transformer_2", [None])[0] is not None or parts.get("expand_timesteps"):
+        raise ValueError(
+            f"load_policy: {folder} must have one transformer and one timestep per sample (Wan2.1), got a Wan2.2 folder"
+        )
+    missing = [name for name in ("tokenizer", "text_encoder", "transformer", "vae") if not (folder / name).is_dir()]
+    if missing:
+        raise ValueError(f"load_policy: {folder} must hold the folders of a WanPipeline, {', '.join(missing)} missing")
+
+
+class WanPolicy:
+    """A frozen Wan model with a LoRA: implements `models.base.VideoPolicy`."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Any,
+        text_encoder: nn.Module,
+        transformer: nn.Module,
+        vae: nn.Module,
+        model: ModelConfig,
+        device: torch.device | str,
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder.to(self.device)
+        self.transformer = transformer.to(self.device)
+        self.vae = vae.to(self.device)
+        self.max_sequence_length = int(min(tokenizer.model_max_length, _MAX_SEQUENCE_LENGTH))
+        self._parameters = lora.add_lora(
+            transformer, rank=model.lora_rank, alpha=model.lora_alpha, ffn=model.lora_ffn
+        )
+        self._switch = lora.LoraSwitch(transformer)
+        self._embeds: dict[str, Tensor] = {}
+        if model.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()  # non-reentrant in diffusers
+
+        def per_channel(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1)
+
+        self._latents_mean = per_channel(vae.config.latents_mean)
+        self._latents_inverse_std = 1.0 / per_channel(vae.config.latents_std)
+
+    def latent_shape(self, video: VideoConfig) -> tuple[int, int, int, int]:
+        """(C, f, h, w) of one video's latent.
+
+        Raises:
+          ValueError: height or width does not divide into the VAE's cells and the transformer's patches, or the
+            number of frames is not 1 more than a multiple of the temporal compression.
+        """
+        t, s = self.vae.config.scale_factor_temporal, self.vae.config.scale_factor_spatial
+        patch = self.transformer.config.patch_size
+        for name, value, multiple in (("height", video.height, s * patch[1]), ("width", video.width, s * patch[2])):
+            if value <= 0 or value % multiple:
+                raise ValueError(f"latent_shape: video.{name} must be a multiple of {multiple}, got {value}")
+        frames = (video.num_frames - 1) // t + 1
+        if video.num_frames < 1 or (video.num_frames - 1) % t or frames % patch[0]:
+            raise ValueError(f"latent_shape: video.num_frames must be {t} k + 1, got {video.num_frames}")
+        return self.transformer.config.in_channels, frames, video.height // s, video.width // s
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings [N, L, D] as `WanPipeline` computes them, zero beyond each prompt's tokens.
+
+        L is the tokenizer's model_max_length, at most 512. Each new prompt is encoded alone, so that its embedding
+        does not depend on when and beside which others it first appeared; it is kept without the padding.
+        """
+        for prompt in prompts:
+            if prompt not in self._embeds:
+                tokens = self.tokenizer(
+                    [clean_prompt(prompt)], padding="max_length", max_length=self.max_sequence_length, truncation=True,
+                    add_special_tokens=True, return_attention_mask=True, return_tensors="pt",
+                )  # fmt: skip
+                mask = tokens.attention_mask.to(self.device)  # [1, L]
+                hidden = self.text_encoder(tokens.input_ids.to(self.device), mask).last_hidden_state  # [1, L, D]
+                self._embeds[prompt] = hidden[0, : int(mask.sum())].to(self.transformer.dtype).clone()
+        kept = [self._embeds[prompt] for prompt in prompts]
+        width = kept[0].shape[-1] if kept else self.text_encoder.config.d_model
+        out = torch.zeros(len(kept), self.max_sequence_length, width, dtype=self.transformer.dtype, device=self.device)
+        for row, embed in zip(out, kept, strict=True):
+            row[: len(embed)] = embed
+        return out  # [N, L, D]
+
+    def is_adapted(self, sigma: float) -> bool:
+        """Whether the adapter acts at this sigma."""
+        return sigma >= self.model.adapter_sigma_min
+
+    def velocity(self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True) -> Tensor:
+        """Velocity of the flow, eps - x0.
+
+        Args:
+          sample: Latents [N, C, f, h, w], float32.
+          sigma: In [0, 1].
+          prompt_embeds: [N, L, D].
+          adapter: False asks for the base model.
+        Returns:
+          [N, C, f, h, w] in the base's dtype. Differentiable in the adapter where it acts; elsewhere without a graph.
+        """
+        with contextlib.nullcontext() if adapter and self.is_adapted(sigma) else self._switch.off():
+            timestep = torch.full((len(sample),), sigma * _TRAIN_TIMESTEPS, device=self.device)
+            return self.transformer(
+                hidden_states=sample.to(self.transformer.dtype),
+                timestep=timestep,
+                encoder_hidden_states=prompt_embeds,
+                return_dict=False,
+            )[0]
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Video [N, F, 3, H, W] in [0, 1], float32, with the latent normalisation of `WanPipeline`."""
+        latents = latents.to(self.vae.dtype) / self._latents_inverse_std + self._latents_mean
+        video = self.vae.decode(latents, return_dict=False)[0]  # [N, 3, F, H, W] in [-1, 1]
+        return (video.float() * 0.5 + 0.5).clamp(0, 1).transpose(1, 2).contiguous()
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """The LoRA's parameters, float32, in module order."""
+        return self._parameters
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """A copy of the LoRA by parameter name, on the CPU."""
+        return {name: p.detach().cpu().clone() for name, p in lora.lora_parameters(self.transformer).items()}
+
+    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
+        """Overwrite the LoRA in place; ValueError when names or shapes differ."""
+        lora.load_parameters(lora.lora_parameters(self.transformer), state)
+
+    def save_lora(self, folder: Path) -> None:
+        """Write the LoRA for `WanPipeline.load_lora_weights(folder)`, and adapter.json with its sigma range."""
+        lora.save_lora(
+            self.transformer, folder, sigma_min=self.model.adapter_sigma_min, ffn=self.model.lora_ffn
+        )

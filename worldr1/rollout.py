@@ -1,0 +1,274 @@
+"""Initial noise -> videos, by the Euler grid with a window of stochastic steps whose density is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from worldr1.config import TrainConfig
+from worldr1.datatypes import PromptBatch, Rollout
+from worldr1.models.base import VideoPolicy
+from worldr1_kernels.sde_step import SdeStepOutput, ode_step, sde_step
+
+NEGATIVE_PROMPT = ""
+"""What the unconditional pass of classifier-free guidance is given."""
+
+
+@torch.no_grad()
+def sample(
+    policy: VideoPolicy,
+    batch: PromptBatch,
+    noise: Tensor,
+    *,
+    sigmas: tuple[float, ...],
+    steps: tuple[int, ...],
+    config: TrainConfig,
+) -> Rollout:
+    """Sample every prompt of a batch G times and keep what the update needs.
+
+    Steps in `steps` draw from sde_step's Gaussian with key config.seed and counter (sample id, step); the others are
+    Euler steps of the ODE. With `rollout.share_initial_noise` the steps before the window are run once per group.
+
+    Args:
+      policy: The model and its adapter.
+      batch: P prompts, G samples each.
+      noise: Latents at sigma = 1, [N, C, f, h, w], float32.
+      sigmas: The grid, T + 1 values from 1 to 0.
+      steps: Indices of the stochastic steps, rising, not the last of the grid.
+      config: schedule, rollout and seed.
+    Returns:
+      Rollout. A sample whose latent stopped being finite is marked in `finite`, and holds zeros instead.
+    Raises:
+      ValueError: noise of another shape, steps out of range or order, a shared prefix with noise that differs inside
+        a group.
+    """
+    _check_grid("sample", sigmas)
+    num = batch.num_samples
+    if noise.ndim != 5 or len(noise) != num:
+        raise ValueError(f"sample: noise must have shape [{num}, C, f, h, w], got {list(noise.shape)}")
+    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] > len(sigmas) - 3:
+        raise ValueError(f"sample: steps must rise within [0, {len(sigmas) - 3}] (the last step is an ODE), got {steps}")
+    scale = config.rollout.guidance_scale
+    embeds = batch.repeat(policy.encode_prompts(batch.prompts))  # [N, L, D]
+    negative = _negative(policy, num, scale)
+    noise = noise.to(policy.device, torch.float32)
+    first = 0  # the step that the per-sample loop starts with
+    if config.rollout.share_initial_noise:
+        noise, first = _shared_prefix(policy, batch, noise, embeds, sigmas=sigmas, until=steps[0], config=config)
+
+    before = noise.new_empty(len(steps), *noise.shape)
+    after = torch.empty_like(before)
+    log_prob = noise.new_empty(num, len(steps))
+    ids = batch.sample_ids.to(policy.device)
+    videos, finite = [], []
+    empty = Rollout(
+        video=noise.new_empty(0), prompt_embeds=embeds, negative_embeds=negative, samples=before, prev_samples=after,
+        log_prob=log_prob, steps=tuple(steps), sigmas=tuple(sigmas), finite=torch.ones(num, dtype=torch.bool),
+    )  # fmt: skip
+    for rows in batch_rows(num, config.rollout.micro_batch):
+        latents = noise[rows]
+        for i in range(first, len(sigmas) - 1):
+            if i not in steps:
+                latents = _euler(policy, latents, i, sigmas, embeds[rows], _rows(negative, rows), scale)
+                continue
+            s = steps.index(i)
+            before[s, rows] = latents
+            latents, log_prob[rows, s] = _draw(policy, empty, s, rows, config=config, sample_ids=ids[rows])
+            after[s, rows] = latents
+        ok = torch.isfinite(latents).flatten(1).all(1) & torch.isfinite(log_prob[rows]).all(1)
+        videos.append(policy.decode(torch.where(ok[:, None, None, None, None], latents, 0.0)))
+        finite.append(ok)
+    valid = torch.cat(finite)
+    if not bool(valid.all()):  # zeros: a NaN would pass through any mask that multiplies
+        before[:, ~valid], after[:, ~valid], log_prob[~valid] = 0.0, 0.0, 0.0
+    return dataclasses.replace(empty, video=torch.cat(videos), finite=valid)
+
+
+def window_step(
+    policy: VideoPolicy,
+    rollout: Rollout,
+    *,
+    index: int,
+    rows: slice,
+    config: TrainConfig,
+    adapter: bool = True,
+    velocity_ref: Tensor | None = None,
+) -> SdeStepOutput:
+    """The density that the policy of now gives to what the rollout drew: the training form of a stochastic step.
+
+    It calls the model as `sample` did, so before the first update, and with `rows` from `batch_rows`, its log_prob is
+    that of the rollout.
+
+    Args:
+      policy: The policy being trained.
+      rollout: What `sample` returned.
+      index: Which stochastic step, in [0, S).
+      rows: Samples.
+      config: schedule and rollout, those of the rollout.
+      adapter: False scores under the base model.
+      velocity_ref: From `reference_velocity` for the same index and rows; asks for `kl`.
+    Returns:
+      SdeStepOutput; log_prob [rows] and kl [rows] in nats, means over elements, differentiable in the adapter.
+    """
+    velocity, uncond = _window_velocities(policy, rollout, index, rows, config.rollout.guidance_scale, adapter=adapter)
+    step = rollout.steps[index]
+    return sde_step(
+        velocity, rollout.samples[index, rows], rollout.sigmas[step], rollout.sigmas[step + 1],
+        prev_sample=rollout.prev_samples[index, rows], velocity_uncond=uncond,
+        guidance_scale=config.rollout.guidance_scale, sde_type=config.schedule.sde_type,
+        noise_level=config.schedule.noise_level, sigma_max=rollout.sigmas[1], velocity_ref=velocity_ref,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def reference_velocity(
+    policy: VideoPolicy, rollout: Rollout, *, index: int, rows: slice, config: TrainConfig
+) -> Tensor:
+    """Guided velocity of the base model (adapter off) at a stochastic step: the anchor of the KL, [rows, C, f, h, w].
+
+    It does not change during a run's updates: compute it once per rollout.
+    """
+    scale = config.rollout.guidance_scale
+    velocity, uncond = _window_velocities(policy, rollout, index, rows, scale, adapter=False)
+    return velocity if uncond is None else uncond.float() + scale * (velocity.float() - uncond.float())
+
+
+@torch.no_grad()
+def generate(
+    policy: VideoPolicy,
+    prompts: Sequence[str],
+    noise: Tensor,
+    *,
+    sigmas: tuple[float, ...],
+    guidance_scale: float = 1.0,
+    adapter: bool = True,
+    micro_batch: int = 8,
+) -> Tensor:
+    """Videos by the deterministic ODE: what evaluation and `worldr1.generate` show.
+
+    Args:
+      policy: The model.
+      prompts: One per sample, N.
+      noise: Latents at sigma = 1, [N, C, f, h, w].
+      sigmas: The grid, T + 1 values from 1 to 0.
+      guidance_scale: 1 runs no unconditional pass.
+      adapter: False samples the base model.
+      micro_batch: Samples per transformer call.
+    Returns:
+      Video [N, F, 3, H, W] in [0, 1], float32.
+    Raises:
+      ValueError: noise does not have one latent per prompt, or sigmas do not fall from 1 to 0.
+    """
+    _check_grid("generate", sigmas)
+    if noise.ndim != 5 or len(noise) != len(prompts) or not prompts:
+        raise ValueError(
+            f"generate: noise must have shape [{len(prompts)} prompts >= 1, C, f, h, w], got {list(noise.shape)}"
+        )
+    noise = noise.to(policy.device, torch.float32)
+    videos = []
+    for rows in batch_rows(len(prompts), micro_batch):
+        latents = noise[rows]
+        embeds = policy.encode_prompts(prompts[rows])
+        negative = _negative(policy, len(latents), guidance_scale)
+        for i in range(len(sigmas) - 1):
+            latents = _euler(policy, latents, i, sigmas, embeds, negative, guidance_scale, adapter=adapter)
+        videos.append(policy.decode(latents))
+    return torch.cat(videos)
+
+
+def batch_rows(num_samples: int, micro_batch: int) -> Iterator[slice]:
+    """The split of a rank's samples into transformer calls; rollout and update must use the same one."""
+    for start in range(0, num_samples, micro_batch):
+        yield slice(start, min(start + micro_batch, num_samples))
+
+
+def _check_grid(name: str, sigmas: tuple[float, ...]) -> None:
+    if len(sigmas) < 2 or sigmas[-1] != 0.0 or any(not b < a <= 1.0 for a, b in zip(sigmas, sigmas[1:], strict=False)):
+        raise ValueError(f"{name}: sigmas must fall from at most 1 to 0, got {sigmas}")
+
+
+def _negative(policy: VideoPolicy, num: int, guidance_scale: float) -> Tensor | None:
+    if guidance_scale == 1.0:
+        return None
+    return policy.encode_prompts([NEGATIVE_PROMPT]).expand(num, -1, -1)
+
+
+def _rows(x: Tensor | None, rows: slice) -> Tensor | None:
+    return None if x is None else x[rows]
+
+
+def _velocities(
+    policy: VideoPolicy, latents: Tensor, sigma: float, embeds: Tensor, negative: Tensor | None, *, adapter: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Conditional and, with guidance, unconditional velocity: the one place where the policy is called."""
+    velocity = policy.velocity(latents, sigma, embeds, adapter=adapter)
+    return velocity, None if negative is None else policy.velocity(latents, sigma, negative, adapter=adapter)
+
+
+def _euler(
+    policy: VideoPolicy,
+    latents: Tensor,
+    i: int,
+    sigmas: tuple[float, ...],
+    embeds: Tensor,
+    negative: Tensor | None,
+    scale: float,
+    *,
+    adapter: bool = True,
+) -> Tensor:
+    velocity, uncond = _velocities(policy, latents, sigmas[i], embeds, negative, adapter=adapter)
+    return ode_step(velocity, latents, sigmas[i], sigmas[i + 1], velocity_uncond=uncond, guidance_scale=scale)
+
+
+def _window_velocities(
+    policy: VideoPolicy, rollout: Rollout, index: int, rows: slice, scale: float, *, adapter: bool
+) -> tuple[Tensor, Tensor | None]:
+    negative = None if scale == 1.0 else _rows(rollout.negative_embeds, rows)
+    sigma = rollout.sigmas[rollout.steps[index]]
+    return _velocities(
+        policy, rollout.samples[index, rows], sigma, rollout.prompt_embeds[rows], negative, adapter=adapter
+    )
+
+
+def _draw(
+    policy: VideoPolicy, rollout: Rollout, index: int, rows: slice, *, config: TrainConfig, sample_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A true draw of the step at `rollout.samples[index, rows]`, and its log-density: (prev_sample, log_prob [rows])."""
+    velocity, uncond = _window_velocities(policy, rollout, index, rows, config.rollout.guidance_scale, adapter=True)
+    step = rollout.steps[index]
+    out = sde_step(
+        velocity, rollout.samples[index, rows], rollout.sigmas[step], rollout.sigmas[step + 1],
+        seed=config.seed, sample_ids=sample_ids, step=step, velocity_uncond=uncond,
+        guidance_scale=config.rollout.guidance_scale, sde_type=config.schedule.sde_type,
+        noise_level=config.schedule.noise_level, sigma_max=rollout.sigmas[1],
+    )  # fmt: skip
+    return out.prev_sample, out.log_prob
+
+
+def _shared_prefix(
+    policy: VideoPolicy,
+    batch: PromptBatch,
+    noise: Tensor,
+    embeds: Tensor,
+    *,
+    sigmas: tuple[float, ...],
+    until: int,
+    config: TrainConfig,
+) -> tuple[Tensor, int]:
+    """Steps 0 .. until - 1 once per group, then one copy for each sample: (latents [N, C, f, h, w], until)."""
+    heads = noise[:: batch.group_size]  # [P, C, f, h, w]
+    if not torch.equal(torch.nan_to_num(noise), torch.nan_to_num(batch.repeat(heads))):
+        raise ValueError("sample: with rollout.share_initial_noise the noise must be the same inside each group")
+    scale = config.rollout.guidance_scale
+    negative = _negative(policy, len(heads), scale)
+    moved = []
+    for rows in batch_rows(len(heads), config.rollout.micro_batch):
+        latents = heads[rows]
+        for i in range(until):
+            own = embeds[:: batch.group_size][rows]
+            latents = _euler(policy, latents, i, sigmas, own, _rows(negative, rows), scale)
+        moved.append(latents)
+    return batch.repeat(torch.cat(moved)), until

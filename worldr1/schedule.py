@@ -1,0 +1,91 @@
+"""The flow-matching grid, which of its steps are stochastic, and how much each trained step weighs."""
+
+from __future__ import annotations
+
+import torch
+
+from worldr1.config import ScheduleConfig
+from worldr1_kernels.philox import check_seed, philox4x32
+from worldr1_kernels.sde_step.coefficients import step_coefficients
+
+_STREAM_WINDOW = 16 << 16
+"""Counter word of the window draw, apart from the streams of the kernels."""
+
+
+def euler_sigmas(num_steps: int, shift: float) -> tuple[float, ...]:
+    """The grid of the Euler sampler, in float64: sigma_i = shift s / (1 + (shift - 1) s), s = 1 - i / num_steps.
+
+    It starts at exactly 1 (pure noise) and ends at 0, so that the guard for sigma = 1 in the stochastic step works;
+    the grids of multistep schedulers start just below 1 and slip past it.
+
+    Args:
+      num_steps: T >= 1.
+      shift: > 0; above 1 it spends more steps near the noise.
+    Returns:
+      T + 1 values, falling.
+    Raises:
+      ValueError: num_steps < 1 or shift <= 0.
+    """
+    if num_steps < 1:
+        raise ValueError(f"euler_sigmas: num_steps must be >= 1, got {num_steps}")
+    if not 0.0 < shift < float("inf"):
+        raise ValueError(f"euler_sigmas: shift must be finite and > 0, got {shift}")
+    grid = ((num_steps - i) / num_steps for i in range(num_steps + 1))
+    return tuple(shift * s / (1.0 + (shift - 1.0) * s) for s in grid)
+
+
+def sde_window(schedule: ScheduleConfig, *, seed: int, iteration: int) -> tuple[int, ...]:
+    """The stochastic steps of one iteration: contiguous, a uniform draw inside `window_range`.
+
+    A pure function of (seed, iteration) by a counter-based generator, so every rank, and a resumed run, gets the same.
+
+    Returns:
+      window_size step indices, rising; step i goes from sigmas[i] to sigmas[i + 1].
+    Raises:
+      ValueError: the window does not fit the range, or the range contains the last step; negative seed or iteration.
+    """
+    first, last = schedule.window_range
+    if not 0 <= first < last <= schedule.num_steps - 1:
+        raise ValueError(
+            f"sde_window: window_range must satisfy 0 <= first < last <= num_steps - 1 = {schedule.num_steps - 1} "
+            f"(the last step is never trained), got {(first, last)}"
+        )
+    if not 1 <= schedule.window_size <= last - first:
+        raise ValueError(f"sde_window: window_size must be in [1, {last - first}], got {schedule.window_size}")
+    if not 0 <= iteration < 2**32:
+        raise ValueError(f"sde_window: iteration must be in [0, 2**32), got {iteration}")
+    check_seed("sde_window", seed)
+    counter = [torch.tensor(word) for word in (iteration, 0, 0, _STREAM_WINDOW)]
+    word = int(philox4x32(*counter, seed=seed)[0])
+    start = first + word * (last - first - schedule.window_size + 1) // 2**32
+    return tuple(range(start, start + schedule.window_size))
+
+
+def step_weights(sigmas: tuple[float, ...], steps: tuple[int, ...], schedule: ScheduleConfig) -> tuple[float, ...]:
+    """Weight of each trained step in the loss: 1 / lambda, normalised to mean 1.
+
+        lambda = |d mean / d v| / s  =  sqrt(|dt|) (1 / std + std (1 - sigma) / (2 sigma))  for flow, linear and dance
+
+    The gradient of log_prob with respect to the velocity has size lambda / sqrt(elements), which differs by up to 10
+    times over a grid.
+
+    Args:
+      sigmas: The grid, T + 1 values.
+      steps: Indices of the trained steps.
+      schedule: sde_type and noise_level.
+    Returns:
+      One weight per step.
+    Raises:
+      ValueError: no steps, an index outside [0, T - 1], or a step without a density.
+    """
+    if not steps or min(steps) < 0 or max(steps) > len(sigmas) - 2:
+        raise ValueError(f"step_weights: steps must be indices in [0, {len(sigmas) - 2}], got {steps}")
+    weights = []
+    for i in steps:
+        c = step_coefficients(
+            "step_weights", schedule.sde_type, sigmas[i], sigmas[i + 1],
+            noise_level=schedule.noise_level, sigma_max=sigmas[1],
+        )  # fmt: skip
+        weights.append(c.std / abs(c.coef_velocity))
+    mean = sum(weights) / len(weights)
+    return tuple(w / mean for w in weights)
