@@ -4,4 +4,14 @@ Useful alone: imports torch, numpy and the standard library only; Triton is impo
 `python -m worldr1_kernels` prints which backends are there and why.
 """
 
+from worldr1_kernels.sde_step import GrpoLoss, SdeStepOutput, grpo_loss, ode_step, sde_step
+
+__all__ = [
+    "GrpoLoss",
+    "SdeStepOutput",
+    "grpo_loss",
+    "ode_step",
+    "sde_step",
+]
+
 __version__ = "0.1.0"

@@ -1,0 +1,124 @@
+"""Schemas, fake kernels and autograd of the SDE step."""
+
+from typing import Any
+
+import torch
+
+from worldr1_kernels._dispatch import Probe, always_available
+from worldr1_kernels._library import define_op
+from worldr1_kernels.sde_step import reference
+
+PROBES: dict[str, Probe] = {"reference": always_available}
+_IMPLEMENTATIONS = {"reference": reference}
+
+
+def _sample_impl(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _IMPLEMENTATIONS[args[-1]].sample_step(*args[:-1])
+
+
+def _log_prob_impl(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _IMPLEMENTATIONS[args[-1]].log_prob(*args[:-1])
+
+
+def _log_prob_backward_impl(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return _IMPLEMENTATIONS[args[-1]].log_prob_backward(*args[:-1])
+
+
+def _latent_like(sample: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_like(sample, dtype=dtype)
+
+
+def _kl_like(sample: torch.Tensor, velocity_ref: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    return sample.new_empty(0 if velocity_ref is None else sample.shape[0], dtype=dtype)
+
+
+def _sample_fake(
+    velocity: torch.Tensor,
+    sample: torch.Tensor,
+    velocity_uncond: torch.Tensor | None,
+    velocity_ref: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    *rest: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    dtype = reference.arithmetic_dtype(velocity, sample, velocity_uncond, noise)
+    log_prob = sample.new_empty(sample.shape[0], dtype=dtype)
+    return _latent_like(sample, dtype), _latent_like(sample, dtype), log_prob, _kl_like(sample, velocity_ref, dtype)
+
+
+def _log_prob_fake(
+    velocity: torch.Tensor,
+    sample: torch.Tensor,
+    prev_sample: torch.Tensor,
+    velocity_uncond: torch.Tensor | None,
+    velocity_ref: torch.Tensor | None,
+    *rest: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dtype = reference.arithmetic_dtype(velocity, sample, velocity_uncond, prev_sample)
+    log_prob = sample.new_empty(sample.shape[0], dtype=dtype)
+    return _latent_like(sample, dtype), log_prob, _kl_like(sample, velocity_ref, dtype)
+
+
+def _log_prob_backward_fake(
+    grad_mean: torch.Tensor | None,
+    grad_log_prob: torch.Tensor | None,
+    grad_kl: torch.Tensor | None,
+    velocity: torch.Tensor,
+    sample: torch.Tensor,
+    prev_sample: torch.Tensor,
+    velocity_uncond: torch.Tensor | None,
+    *rest: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    uncond = velocity.new_empty(0) if velocity_uncond is None else torch.empty_like(velocity_uncond)
+    return torch.empty_like(velocity), uncond
+
+
+sde_sample_op = define_op(
+    "sde_sample(Tensor velocity, Tensor sample, Tensor? velocity_uncond, Tensor? velocity_ref, Tensor? noise, "
+    "Tensor sample_ids, float guidance_scale, float coef_sample, float coef_velocity, float std, int seed, int step, "
+    "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    _sample_impl,
+    _sample_fake,
+)
+sde_log_prob_op = define_op(
+    "sde_log_prob(Tensor velocity, Tensor sample, Tensor prev_sample, Tensor? velocity_uncond, Tensor? velocity_ref, "
+    "float guidance_scale, float coef_sample, float coef_velocity, float std, str backend) "
+    "-> (Tensor, Tensor, Tensor)",
+    _log_prob_impl,
+    _log_prob_fake,
+)
+sde_log_prob_backward_op = define_op(
+    "sde_log_prob_backward(Tensor? grad_mean, Tensor? grad_log_prob, Tensor? grad_kl, Tensor velocity, Tensor sample, "
+    "Tensor prev_sample, Tensor? velocity_uncond, Tensor? velocity_ref, float guidance_scale, float coef_sample, "
+    "float coef_velocity, float std, str backend) -> (Tensor, Tensor)",
+    _log_prob_backward_impl,
+    _log_prob_backward_fake,
+)
+
+
+class SdeLogProb(torch.autograd.Function):
+    """The training form; differentiable in velocity and velocity_uncond. Saves its inputs and nothing else."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        velocity: torch.Tensor,
+        velocity_uncond: torch.Tensor | None,
+        sample: torch.Tensor,
+        prev_sample: torch.Tensor,
+        velocity_ref: torch.Tensor | None,
+        scalars: tuple[float, float, float, float],
+        backend: str,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(velocity, velocity_uncond, sample, prev_sample, velocity_ref)
+        ctx.scalars, ctx.backend = scalars, backend
+        return sde_log_prob_op(velocity, sample, prev_sample, velocity_uncond, velocity_ref, *scalars, backend)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        velocity, velocity_uncond, sample, prev_sample, velocity_ref = ctx.saved_tensors
+        grad, grad_uncond = sde_log_prob_backward_op(
+            *grads, velocity, sample, prev_sample, velocity_uncond, velocity_ref, *ctx.scalars, ctx.backend
+        )
+        return grad, (None if velocity_uncond is None else grad_uncond), None, None, None, None, None
