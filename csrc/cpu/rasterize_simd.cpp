@@ -1,0 +1,225 @@
+// SIMD kernels of the rasterizer: scene preparation, projection, blending of a tile. Compiled once per instruction set with
+// WR_KERNELS naming the entry point; only that symbol is external, and no standard-library template is used, so that no
+// function built for a newer processor can be picked by the linker for an older one.
+#include "rasterize.h"
+
+#include "../common/simd.h"
+// after simd.h: the templates use its overloads
+#include "../common/gaussian.h"
+
+#ifndef WR_KERNELS
+#define WR_KERNELS kernels_baseline
+#define WR_KERNELS_NAME "baseline"
+#endif
+
+namespace worldr1 {
+namespace {
+
+// x - x is 0 for a finite number, NaN otherwise.
+WR_INLINE i8 finite(f8 x) { return (x - x) == f8_set(0.0f); }
+
+// Natural logarithm of a positive normal number, absolute error about 1e-7: only used for the extent of a splat.
+WR_INLINE f8 log_of(f8 x) {
+  f8 r = x;
+  for (int i = 0; i < 8; ++i) r[i] = __builtin_logf(x[i]);
+  return r;
+}
+
+int64_t prepare(const RasterizeArgs& args, int64_t scene_index, const uint8_t* color_bad, Scene& scene, int64_t begin,
+                int64_t end) {
+  const int64_t n = scene.count;
+  const float* means = args.means + scene_index * n * 3;
+  const float* quats = args.quats + scene_index * n * 4;
+  const float* scales = args.scales + scene_index * n * 3;
+  const float* opacities = args.opacities + scene_index * n;
+  int64_t invalid = 0;
+  for (int64_t base = begin; base < end; base += 8) {
+    const int lanes = (int)(n - base < 8 ? n - base : 8);
+    alignas(32) float in[11][8] = {};
+    for (int i = 0; i < lanes; ++i) {
+      const int64_t g = base + i;
+      for (int k = 0; k < 3; ++k) in[k][i] = means[3 * g + k];
+      for (int k = 0; k < 4; ++k) in[3 + k][i] = quats[4 * g + k];
+      for (int k = 0; k < 3; ++k) in[7 + k][i] = scales[3 * g + k];
+      in[10][i] = opacities[g];
+    }
+    f8 v[11];
+    i8 ok = finite(f8_load(in[0]));
+    for (int k = 0; k < 11; ++k) {
+      v[k] = f8_load(in[k]);
+      ok &= finite(v[k]);
+    }
+    const f8 norm = v[3] * v[3] + v[4] * v[4] + v[5] * v[5] + v[6] * v[6];
+    ok &= (norm > f8_set(0.0f)) & finite(norm);
+    if (color_bad != nullptr) {
+      for (int i = 0; i < lanes; ++i) ok[i] = color_bad[base + i] ? 0 : ok[i];
+    }
+    invalid += lanes - __builtin_popcount(lane_bits(ok) & ((1u << lanes) - 1u));
+    const Covariance3<f8> s = covariance_world(v[3], v[4], v[5], v[6], v[7], v[8], v[9]);
+    const f8 opacity = select(ok, v[10], f8_set(__builtin_nanf("")));  // NaN fails every test of the projection
+    const f8 extend = sqrt_of(2.0f * log_of(max_of(opacity * 255.0f, 1.0f)));
+    const f8 out[kSceneArrays] = {v[0], v[1], v[2], s.xx, s.xy, s.xz, s.yy, s.yz, s.zz, opacity, extend};
+    for (int k = 0; k < kSceneArrays; ++k) f8_store(scene.array(k) + base, out[k]);
+  }
+  return invalid;
+}
+
+// Index of the first and last pixel whose centre is within [low, high], clamped to [0, size - 1]; an empty range stays empty.
+WR_INLINE void pixel_range(float low, float high, int64_t size, int32_t* first, int32_t* last) {
+  const float limit = (float)size;
+  low = min_of(max_of(low - 0.5f, -1.0f), limit);
+  high = min_of(max_of(high - 0.5f, -1.0f), limit);
+  const int32_t f = (int32_t)__builtin_ceilf(low), l = (int32_t)__builtin_floorf(high);
+  *first = f < 0 ? 0 : f;
+  *last = l > (int32_t)size - 1 ? (int32_t)size - 1 : l;
+}
+
+int64_t project_view(const RasterizeArgs& args, const Scene& scene, int64_t scene_index, int64_t view_index,
+                     const uint8_t* color_bad, const ProjectTarget& target) {
+  const int64_t view = scene_index * args.num_views + view_index;
+  const Camera camera =
+      make_camera(args.viewmats + 16 * view, args.Ks + 9 * view, (float)args.width, (float)args.height);
+  const int64_t color_row = (args.colors_per_view ? view : scene_index) * scene.count;
+  const float width = (float)args.width, height = (float)args.height;
+  int64_t kept = 0;
+  for (int64_t base = 0; base < scene.padded; base += 8) {
+    f8 opacity = f8_load(scene.array(9) + base);
+    i8 ok = opacity >= f8_set(kAlphaThreshold);
+    const f8 x = f8_load(scene.array(0) + base), y = f8_load(scene.array(1) + base), z = f8_load(scene.array(2) + base);
+    const Covariance3<f8> s = {f8_load(scene.array(3) + base), f8_load(scene.array(4) + base),
+                               f8_load(scene.array(5) + base), f8_load(scene.array(6) + base),
+                               f8_load(scene.array(7) + base), f8_load(scene.array(8) + base)};
+    const Splat<f8> p = project(x, y, z, s, camera, args.eps2d);
+    ok &= (p.depth > f8_set(args.near_plane)) & (p.depth < f8_set(args.far_plane)) & (p.det > f8_set(0.0f)) &
+          finite(p.det);
+    if (!lane_bits(ok)) continue;
+    f8 extend = f8_load(scene.array(10) + base);
+    if (args.antialiased) {
+      opacity = opacity * compensation(p.det_ratio, args.compensation_floor);
+      ok &= opacity >= f8_set(kAlphaThreshold);
+      extend = sqrt_of(2.0f * log_of(max_of(opacity * 255.0f, 1.0f)));
+    }
+    const f8 sigma_x = sqrt_of(p.cov_xx), sigma_y = sqrt_of(p.cov_yy);
+    // The exact test is alpha >= 1/255 per pixel; the bounds only have to contain it, hence the slack.
+    const f8 reach_x = extend * sigma_x * 1.0001f + 1e-3f, reach_y = extend * sigma_y * 1.0001f + 1e-3f;
+    ok &= (p.mean_x + reach_x > f8_set(0.0f)) & (p.mean_x - reach_x < f8_set(width)) &
+          (p.mean_y + reach_y > f8_set(0.0f)) & (p.mean_y - reach_y < f8_set(height));
+    const f8 capped = min_of(extend, kMaxExtend);
+    // gsplat compares the rounded-up radius with radius_clip; ceil(r) <= clip is r <= floor(clip).
+    const float clip = __builtin_floorf(args.radius_clip);
+    ok &= (capped * sigma_x > f8_set(clip)) | (capped * sigma_y > f8_set(clip));
+    unsigned bits = lane_bits(ok);
+    if (!bits) continue;
+    const f8 scale = kLog2E / p.det;
+    alignas(32) float out[10][8];
+    f8_store(out[0], p.mean_x);
+    f8_store(out[1], p.mean_y);
+    f8_store(out[2], 0.5f * p.cov_yy * scale);
+    f8_store(out[3], -p.cov_xy * scale);
+    f8_store(out[4], 0.5f * p.cov_xx * scale);
+    f8_store(out[5], opacity);
+    f8_store(out[6], extend * extend * (0.5f * kLog2E) + 1e-3f);
+    f8_store(out[7], p.depth);
+    f8_store(out[8], reach_x);
+    f8_store(out[9], reach_y);
+    for (; bits; bits &= bits - 1) {
+      const int i = __builtin_ctz(bits);
+      const int64_t id = base + i;
+      if (color_bad != nullptr && color_bad[id]) continue;
+      Bounds& bounds = target.bounds[kept];
+      pixel_range(out[0][i] - out[8][i], out[0][i] + out[8][i], args.width, &bounds.x0, &bounds.x1);
+      pixel_range(out[1][i] - out[9][i], out[1][i] + out[9][i], args.height, &bounds.y0, &bounds.y1);
+      if (bounds.x0 > bounds.x1 || bounds.y0 > bounds.y1) continue;
+      Record& record = target.records[kept];
+      record = {out[0][i], out[1][i], out[2][i], out[3][i], out[4][i], out[5][i], out[6][i], out[7][i], {}};
+      target.ids[kept] = (uint32_t)id;
+      ++kept;
+      if (args.sh_degree < 0) continue;
+      const float* mean = args.means + 3 * (scene_index * scene.count + id);
+      sh_color(args.sh_degree, mean[0] - camera.position[0], mean[1] - camera.position[1], mean[2] - camera.position[2],
+               args.colors + (color_row + id) * args.color_size, record.color);
+      record.color[3] = record.depth;
+    }
+  }
+  return kept;
+}
+
+template <int CH>
+WR_INLINE void blend(const Record* records, const Pair* pair, const Pair* end, int64_t tile_x, int64_t tile_y,
+                     const TileTarget& t) {
+  const int64_t x0 = tile_x * kTile, y0 = tile_y * kTile;
+  const int rows = (int)(t.height - y0 < kTile ? t.height - y0 : kTile);
+  const int columns = (int)(t.width - x0 < kTile ? t.width - x0 : kTile);
+  f8 transmittance[kTile], color[kTile][CH > 0 ? CH : 1];
+  i8 live[kTile];
+  const i8 inside = f8_iota() < f8_set((float)columns);
+  for (int r = 0; r < kTile; ++r) {
+    transmittance[r] = f8_set(1.0f);
+    live[r] = inside;
+    for (int c = 0; c < CH; ++c) color[r][c] = f8_set(0.0f);
+  }
+  const f8 pixel_x = f8_iota() + ((float)x0 + 0.5f);
+  const f8 threshold = f8_set(kAlphaThreshold), stop_at = f8_set(kTransmittanceStop), max_alpha = f8_set(t.max_alpha);
+  uint32_t live_rows = (1u << rows) - 1u;
+  for (; pair != end; ++pair) {
+    uint32_t todo = pair->rows & live_rows;
+    if (!todo) continue;
+    const Record& g = records[pair->record];
+    const f8 dx = pixel_x - g.mean_x;
+    for (; todo; todo &= todo - 1) {
+      const int r = __builtin_ctz(todo);
+      const float dy = (float)(y0 + r) + 0.5f - g.mean_y;
+      // The exponent cannot be negative: only positive definite conics pass the projection. Rounding below 0 is harmless.
+      const f8 q = exponent_log2(dx, f8_set(g.a), f8_set(g.b * dy), f8_set(g.c * dy * dy));
+      i8 reached = (q <= f8_set(g.limit)) & live[r];
+      if (!lane_bits(reached)) continue;
+      f8 alpha = min_of(exp2_nonpositive(-q) * g.opacity, max_alpha);
+      alpha = keep_where(reached & (alpha >= threshold), alpha);
+      const f8 before = transmittance[r];
+      const i8 stop = (before - before * alpha) <= stop_at;
+      if (__builtin_expect(lane_bits(stop) != 0, 0)) {
+        alpha = keep_where(~stop, alpha);
+        live[r] &= ~stop;
+        if (!lane_bits(live[r])) live_rows &= ~(1u << r);
+      }
+      const f8 weight = before * alpha;
+      transmittance[r] = before - weight;
+      for (int c = 0; c < CH; ++c) color[r][c] += weight * g.color[c];
+    }
+    if (!live_rows) break;
+  }
+  for (int r = 0; r < rows; ++r) {
+    const int64_t pixel = (y0 + r) * t.width + x0;
+    const f8 alpha = 1.0f - transmittance[r];
+    if (t.write_alpha) {
+      for (int i = 0; i < columns; ++i) t.alphas[pixel + i] = alpha[i];
+    }
+    for (int c = 0; c < CH; ++c) {
+      const int64_t channel = t.first_channel + c;
+      f8 value = color[r][c];
+      if (t.background != nullptr) value += transmittance[r] * t.background[channel];
+      if (t.expected_depth && c == CH - 1) value /= max_of(alpha, 1e-10f);
+      float* out = t.colors + pixel * t.channels + channel;
+      for (int i = 0; i < columns; ++i) out[i * t.channels] = value[i];
+    }
+  }
+}
+
+void blend_tile(const Record* records, const Pair* begin, const Pair* end, int64_t tile_x, int64_t tile_y,
+                const TileTarget& t) {
+  switch (t.num_channels) {
+    case 0: return blend<0>(records, begin, end, tile_x, tile_y, t);
+    case 1: return blend<1>(records, begin, end, tile_x, tile_y, t);
+    case 2: return blend<2>(records, begin, end, tile_x, tile_y, t);
+    case 3: return blend<3>(records, begin, end, tile_x, tile_y, t);
+    default: return blend<4>(records, begin, end, tile_x, tile_y, t);
+  }
+}
+
+const Kernels kKernels = {prepare, project_view, blend_tile, WR_KERNELS_NAME};
+
+}  // namespace
+
+const Kernels* WR_KERNELS() { return &kKernels; }
+
+}  // namespace worldr1
