@@ -6,7 +6,7 @@ import contextlib
 import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,14 @@ def load_policy(model: ModelConfig, *, device: torch.device | str) -> WanPolicy:
 
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[model.dtype]
 
-    def read(cls: Any, name: str, **precision: torch.dtype) -> nn.Module:
-        return cls.from_pretrained(folder / name, local_files_only=True, **precision).eval().requires_grad_(False)
+    def read(cls: Any, name: str, precision: torch.dtype) -> nn.Module:
+        return cls.from_pretrained(folder / name, local_files_only=True, dtype=precision).eval().requires_grad_(False)
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    text_encoder = read(UMT5EncoderModel, "text_encoder", dtype=dtype)
-    transformer = read(WanTransformer3DModel, "transformer", torch_dtype=dtype)
-    vae = read(AutoencoderKLWan, "vae", torch_dtype=torch.float32)  # bfloat16 costs visible quality in this VAE
+    with _no_progress_bars():
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        text_encoder = read(UMT5EncoderModel, "text_encoder", dtype)
+        transformer = read(WanTransformer3DModel, "transformer", dtype)
+        vae = read(AutoencoderKLWan, "vae", torch.float32)  # bfloat16 costs visible quality in this VAE
     return WanPolicy(
         tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae, model=model, device=device
     )
@@ -78,6 +79,21 @@ def clean_prompt(prompt: str) -> str:
     import ftfy
 
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keeps transformers from drawing a bar per weight file over the run's own progress line."""
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _check_folder(folder: Path) -> None:
