@@ -1,0 +1,450 @@
+"""Before against after, by an evaluator that no reward has seen: what was gained, what was lost, which gates hold.
+
+Every sample is a pair: the same prompt and the same initial noise, without and with the adapter. All standard errors
+are those of the paired difference over samples.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldr1.datatypes import GaussianScene, Reconstruction
+from worldr1.microworld.captions import COLOURS, FLOORS, MOTIONS, SHAPES
+from worldr1.motion import parse_motion
+from worldr1.rewards.reconstruct import EPS2D_PX2
+from worldr1_kernels import rasterize, trajectory_error, trajectory_reward
+
+CLIPS_PER_CALL = 32
+SPLAT_PX = 0.25
+"""Standard deviation of a Gaussian of the hold-out scene, in pixels of the frame that it comes from."""
+MAX_PSNR_DB = 60.0
+
+
+class Evaluator(Protocol):
+    """A reconstructor that can also name the camera motion and the content of a clip."""
+
+    def infer(self, video: Tensor) -> Reconstruction:
+        """Video [N, F, 3, H, W] in [0, 1] -> Reconstruction."""
+        ...
+
+    def classify(self, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Video -> motion logits [N, len(MOTIONS)], and logits of "colour", "shape" and "floor", [N, k] each."""
+        ...
+
+
+class Gate(NamedTuple):
+    """One condition that a run must meet: `value relation threshold`."""
+
+    name: str
+    label: str
+    value: float
+    relation: str
+    threshold: float
+    passed: bool
+
+
+class Measure(NamedTuple):
+    """One quantity before and after; gain and stderr are those of the paired difference, num is the pairs used."""
+
+    before: float
+    after: float
+    gain: float
+    stderr: float
+    num: int
+    unit: str = ""
+    better: str = "up"  # "up", "down" or "same"
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What the evaluator finds in N clips; every field is [N]. NaN where the quantity is not defined for the prompt."""
+
+    finite: Tensor  # bool: the clip has no NaN or infinity
+    obeyed: Tensor  # bool: the motion class found is the one asked for
+    content: Tensor  # bool: colour, shape and floor are those asked for
+    rotation_deg: Tensor  # mean geodesic over frames 1 .. F-1 between recovered and requested poses
+    rot_err: Tensor  # radians, summed over frames
+    trans_err: Tensor  # NaN where the requested camera does not travel
+    cam_mc: Tensor  # likewise
+    trajectory_score: Tensor  # S_traj by the evaluator
+    path_ratio: Tensor  # recovered over requested path length; NaN likewise
+    psnr_requested: Tensor  # dB
+    psnr_own: Tensor  # dB
+    contrast: Tensor
+    frame_change: Tensor
+    viewmats: Tensor  # [N, F, 4, 4] recovered
+
+
+@dataclass(frozen=True)
+class Study:
+    """The outcome of a run."""
+
+    control: str
+    seconds: float
+    measures: dict[str, Measure]
+    per_motion: dict[str, Measure]
+    gates: list[Gate]
+    before: Assessment
+    after: Assessment
+    prompts: list[str] = field(repr=False)
+
+    @property
+    def passed(self) -> bool:
+        """All gates hold."""
+        return all(gate.passed for gate in self.gates)
+
+
+DEFINITIONS = {
+    "obedience": "share of clips whose motion class, by the evaluator, is the one the prompt asks for",
+    "content": "share of clips whose colour, shape and floor are all those of the prompt",
+    "rotation_deg": "mean angle between recovered and requested orientation over frames 1 .. F-1, degrees",
+    "psnr_requested": "Gaussians from the evaluator's depth of the even frames, placed at the requested poses, seen "
+    "from the requested poses of the odd frames, against the odd frames: PSNR per frame, averaged over frames, dB",
+    "psnr_own": "the same with the poses that the evaluator recovers from the clip; a frozen video scores high",
+    "contrast": "standard deviation of the luma of a frame, averaged over frames",
+    "frame_change": "mean absolute difference of consecutive frames: falls when a video freezes",
+    "trajectory_score": "S_traj computed from the evaluator's poses",
+    "path_ratio": "recovered over requested path length, prompts whose camera travels",
+    "rot_err": "sum over frames of the rotation geodesic, radians",
+    "trans_err": "sum over frames of |t - t_requested|, each path over its largest |t|; prompts whose camera travels",
+    "cam_mc": "sum over frames of |[R|t] - [R|t]_requested|_F, likewise",
+    "broken": "of the clips right before (motion and content), the share that is wrong after",
+    "broken_of_all": "the same count as a share of all clips",
+}
+_MEASURED = (
+    "rotation_deg",
+    "psnr_requested",
+    "psnr_own",
+    "trajectory_score",
+    "path_ratio",
+    "rot_err",
+    "trans_err",
+    "cam_mc",
+    "contrast",
+    "frame_change",
+)
+_UNITS = {"rotation_deg": "deg", "psnr_requested": "dB", "psnr_own": "dB", "rot_err": "rad"}
+_BETTER = {
+    "rotation_deg": "down",
+    "rot_err": "down",
+    "trans_err": "down",
+    "cam_mc": "down",
+    "contrast": "same",
+    "frame_change": "same",
+    "path_ratio": "same",
+}
+
+
+def study(
+    videos_before: Tensor,
+    videos_after: Tensor,
+    prompts: list[str],
+    viewmats_requested: Tensor,
+    *,
+    evaluator: Evaluator,
+    control: str = "none",
+) -> Study:
+    """Compare two sets of clips, paired by prompt and seed.
+
+    A clip that is not finite counts as disobedient and as wrong in content, and as mid-grey in the picture measures.
+
+    Args:
+      videos_before: Without the adapter, shape [N, F, 3, H, W] in [0, 1].
+      videos_after: With it, same shape.
+      prompts: N micro-world captions; what they ask for is read from their words.
+      viewmats_requested: World-to-camera, shape [N, F, 4, 4].
+      evaluator: Independent of every judge of the reward.
+      control: RewardConfig.control of the run. The one gate of a control experiment is that nothing was gained or lost.
+    Returns:
+      Study.
+    Raises:
+      ValueError: sizes that do not fit, fewer than 2 pairs, a prompt that is no micro-world caption.
+    """
+    num = len(prompts)
+    if videos_before.shape != videos_after.shape or videos_before.ndim != 5:
+        raise ValueError(
+            f"study: videos_before and videos_after must share a shape [N, F, 3, H, W], "
+            f"got {list(videos_before.shape)} and {list(videos_after.shape)}"
+        )
+    if num < 2 or videos_before.shape[0] != num:
+        raise ValueError(
+            f"study: there must be as many prompts as videos, 2 or more, got {num} and {videos_before.shape[0]}"
+        )
+    if tuple(viewmats_requested.shape) != (num, videos_before.shape[1], 4, 4):
+        raise ValueError(
+            f"study: viewmats_requested must have shape [{num}, {videos_before.shape[1]}, 4, 4], "
+            f"got {list(viewmats_requested.shape)}"
+        )
+    start = time.perf_counter()
+    before = assess(videos_before, prompts, viewmats_requested, evaluator=evaluator)
+    after = assess(videos_after, prompts, viewmats_requested, evaluator=evaluator)
+    return compare(before, after, prompts, control=control, seconds=time.perf_counter() - start)
+
+
+def compare(
+    before: Assessment, after: Assessment, prompts: list[str], *, control: str = "none", seconds: float = math.nan
+) -> Study:
+    """The measures, the table by motion and the gates of two assessments of the same prompts."""
+    measures = {"obedience": _measure(before.obeyed, after.obeyed), "content": _measure(before.content, after.content)}
+    for name in _MEASURED:
+        pair = (before.__dict__[name], after.__dict__[name])
+        measures[name] = _measure(*pair, unit=_UNITS.get(name, ""), better=_BETTER.get(name, "up"))
+    right = before.obeyed & before.content
+    broken = (right & ~(after.obeyed & after.content)).sum().item()
+    wanted = labels_of(prompts)["motion"]
+    per_motion = {}
+    for k, motion in enumerate(MOTIONS):
+        rows = wanted == k
+        if rows.any():
+            per_motion[motion] = _measure(before.obeyed[rows], after.obeyed[rows])
+    share = broken / max(1, int(right.sum()))
+    gates = _gates(measures, per_motion, broken=share) if control == "none" else _control_gates(measures)
+    of_all = broken / len(prompts)
+    measures["broken"] = Measure(0.0, share, share, math.nan, int(right.sum()), better="down")
+    measures["broken_of_all"] = Measure(0.0, of_all, of_all, math.nan, len(prompts), better="down")
+    return Study(control, seconds, measures, per_motion, gates, before, after, list(prompts))
+
+
+def labels_of(prompts: list[str]) -> dict[str, Tensor]:
+    """What micro-world captions ask for: "motion", "colour", "shape", "floor" -> index [N] in the lists of captions.py.
+
+    Raises:
+      ValueError: a prompt without exactly one camera motion of MOTIONS, one colour, one shape and one floor.
+    """
+    out: dict[str, list[int]] = {"motion": [], "colour": [], "shape": [], "floor": []}
+    for prompt in prompts:
+        kinds = [token.kind for token in parse_motion(prompt) if token.kind in MOTIONS]
+        words = set(prompt.lower().replace(".", " ").replace(",", " ").split())
+        found = {"motion": [MOTIONS.index(kind) for kind in kinds]}
+        for name, choices in (("colour", COLOURS), ("shape", SHAPES), ("floor", FLOORS)):
+            found[name] = [i for i, word in enumerate(choices) if word in words]
+        for name, hits in found.items():
+            if len(hits) != 1:
+                raise ValueError(f"labels_of: a prompt must name exactly one {name}, got {len(hits)} in {prompt!r}")
+            out[name].append(hits[0])
+    return {name: torch.tensor(values) for name, values in out.items()}
+
+
+@torch.no_grad()
+def assess(videos: Tensor, prompts: list[str], viewmats_requested: Tensor, *, evaluator: Evaluator) -> Assessment:
+    """What the evaluator finds in N clips.
+
+    Args:
+      videos: Shape [N, F, 3, H, W] in [0, 1], F >= 3.
+      prompts: N micro-world captions.
+      viewmats_requested: World-to-camera, shape [N, F, 4, 4].
+      evaluator: Asked CLIPS_PER_CALL clips at a time.
+    Returns:
+      Assessment on the CPU.
+    """
+    labels = labels_of(prompts)
+    finite = torch.isfinite(videos).flatten(1).all(dim=1)  # [N]
+    clean = torch.where(finite[:, None, None, None, None], videos, torch.full_like(videos, 0.5))
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, len(prompts), CLIPS_PER_CALL):
+        rows = slice(start, start + CLIPS_PER_CALL)
+        part = _assess_chunk(clean[rows], viewmats_requested[rows].to(clean), evaluator)
+        part["obeyed"] = part.pop("motion_class") == labels["motion"][rows]
+        content = [part.pop(f"{name}_class") == labels[name][rows] for name in ("colour", "shape", "floor")]
+        part["content"] = torch.stack(content).all(dim=0)
+        parts.append(part)
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    joined["finite"] = finite.cpu()
+    joined["obeyed"] &= joined["finite"]
+    joined["content"] &= joined["finite"]
+    return Assessment(**joined)
+
+
+def _assess_chunk(video: Tensor, requested: Tensor, evaluator: Evaluator) -> dict[str, Tensor]:
+    scene = evaluator.infer(video)
+    motion, contents = evaluator.classify(video)
+    error = trajectory_error(scene.viewmats, requested, scale="max_norm")
+    moving = error.path_target > 1e-3 * scene.depth.flatten(1).median(dim=1).values  # [n]
+    nan = torch.full_like(error.trans_err, torch.nan)
+    luma = (video * video.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(2)  # [n, F, H, W]
+    out = {
+        "motion_class": motion.argmax(1),
+        "colour_class": contents["colour"].argmax(1),
+        "shape_class": contents["shape"].argmax(1),
+        "floor_class": contents["floor"].argmax(1),
+        "rotation_deg": torch.rad2deg(error.rotation[:, 1:].mean(dim=1)),
+        "rot_err": error.rot_err,
+        "trans_err": torch.where(moving, error.trans_err, nan),
+        "cam_mc": torch.where(moving, error.cam_mc, nan),
+        "trajectory_score": trajectory_reward(
+            scene.viewmats, requested, median_depth=scene.depth.flatten(1).median(dim=1).values
+        ),
+        "path_ratio": torch.where(moving, error.path_pred / error.path_target.clamp_min(1e-12), nan),
+        "psnr_requested": held_out_psnr(video, scene.depth, requested, scene.Ks),
+        "psnr_own": held_out_psnr(video, scene.depth, scene.viewmats, scene.Ks),
+        "contrast": luma.flatten(2).std(dim=2).mean(dim=1),
+        "frame_change": (video[:, 1:] - video[:, :-1]).abs().flatten(1).mean(dim=1),
+        "viewmats": scene.viewmats,
+    }
+    return {name: value.cpu() for name, value in out.items()}
+
+
+def held_out_psnr(video: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor) -> Tensor:
+    """How well the even frames, lifted to 3D at given poses, predict the odd frames.
+
+    The depth may come from a network that has seen all frames; the colours of the odd frames are only compared with.
+
+    Args:
+      video: Shape [N, F, 3, H, W] in [0, 1], F >= 3.
+      depth: z-depth, shape [N, F, H, W], scene units.
+      viewmats: World-to-camera, shape [N, F, 4, 4]: where the frames are placed, and where the render looks from.
+      Ks: Shape [N, F, 3, 3], pixels.
+    Returns:
+      [N] dB: PSNR of each odd frame over all its pixels, averaged over frames, at most MAX_PSNR_DB. Where there is no
+      Gaussian, the render shows the mean colour of the even frames.
+    """
+    height, width = video.shape[-2:]
+    scene = _lift(video[:, ::2], depth[:, ::2], viewmats[:, ::2], Ks[:, ::2])
+    colors, alphas, _ = rasterize(
+        scene.means,
+        scene.quats,
+        scene.scales,
+        scene.opacities,
+        scene.colors,
+        viewmats[:, 1::2],
+        Ks[:, 1::2],
+        width,
+        height,
+        eps2d=EPS2D_PX2,
+    )  # [N, C, H, W, 3], [N, C, H, W, 1]
+    backdrop = video[:, ::2].mean(dim=(1, 3, 4))[:, None, None, None]  # [N, 1, 1, 1, 3]
+    render = (colors + (1.0 - alphas) * backdrop).movedim(-1, 2)  # [N, C, 3, H, W]
+    mse = (render.clamp(0.0, 1.0) - video[:, 1::2]).square().flatten(2).mean(dim=2)  # [N, C]
+    return (-10.0 * torch.log10(mse.clamp_min(10.0 ** (-MAX_PSNR_DB / 10.0)))).mean(dim=1)
+
+
+def _lift(video: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor) -> GaussianScene:
+    """One round Gaussian a pixel, SPLAT_PX wide as seen from its own camera. Arguments as in held_out_psnr."""
+    num, frames, _, height, width = video.shape
+    v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    pixel = torch.stack([u, v, torch.ones_like(u)]).flatten(1).to(video)  # [3, P]
+    z = depth.flatten(2)[:, :, None]  # [N, F, 1, P]
+    points = torch.linalg.inv(Ks) @ pixel * z  # [N, F, 3, P]
+    to_world = torch.linalg.inv(viewmats)
+    points = to_world[..., :3, :3] @ points + to_world[..., :3, 3:]
+    scale = SPLAT_PX * z.movedim(2, 3) / Ks[..., 0, 0][..., None, None]  # [N, F, P, 1]
+    total = frames * height * width
+    means = points.movedim(2, 3).reshape(num, total, 3)
+    quats = torch.zeros(num, total, 4).to(means)
+    quats[..., 0] = 1.0
+    return GaussianScene(
+        means=means,
+        quats=quats,
+        scales=scale.reshape(num, total, 1).expand(num, total, 3).contiguous(),
+        opacities=torch.full_like(means[..., 0], 0.95),
+        colors=video.flatten(3).movedim(2, 3).reshape(num, total, 3),
+    )
+
+
+def _measure(before: Tensor, after: Tensor, *, unit: str = "", better: str = "up") -> Measure:
+    both = torch.isfinite(before.double()) & torch.isfinite(after.double())
+    b, a = before[both].double(), after[both].double()
+    count = int(both.sum())
+    if count == 0:
+        return Measure(math.nan, math.nan, math.nan, math.nan, 0, unit, better)
+    difference = a - b
+    se = float(difference.std(correction=1)) / math.sqrt(count) if count > 1 else math.nan
+    return Measure(float(b.mean()), float(a.mean()), float(difference.mean()), se, count, unit, better)
+
+
+def _gate(name: str, label: str, value: float, relation: str, threshold: float) -> Gate:
+    # A NaN passes no gate. The slack is that of rounding, far below any threshold.
+    holds = {">=": value >= threshold - 1e-9, ">": value > threshold, "<=": value <= threshold + 1e-9}
+    return Gate(name, label, value, relation, threshold, holds[relation])
+
+
+def _gates(measures: dict[str, Measure], per_motion: dict[str, Measure], *, broken: float) -> list[Gate]:
+    gain, own = measures["obedience"], measures["psnr_own"]
+    # A gain without spread is one and the same in every sample: infinitely many standard errors.
+    sigmas = gain.gain / gain.stderr if gain.stderr > 0 else math.copysign(math.inf, gain.gain) if gain.gain else 0.0
+    requested, contrast = measures["psnr_requested"].gain, abs(measures["contrast"].gain)
+    worst = min(measure.gain for measure in per_motion.values())
+    return [
+        _gate("obedience_gain", "obedience gain", gain.gain, ">=", 0.20),
+        _gate("obedience_sigmas", "obedience gain in standard errors", sigmas, ">", 4.0),
+        _gate("psnr_requested", "PSNR at requested poses, gain in dB", requested, ">=", 1.0),
+        _gate("psnr_own", "PSNR at recovered poses, not down by more than its s.e., dB", own.gain, ">=", -own.stderr),
+        _gate("content", "content accuracy lost", -measures["content"].gain, "<=", 0.01),
+        _gate("contrast", "contrast, absolute change", contrast, "<=", 0.005),
+        _gate("broken", "of the samples that were right, share broken", broken, "<=", 0.05),
+        _gate("per_motion", "worst change of one motion's obedience", worst, ">=", -0.10),
+    ]
+
+
+def _control_gates(measures: dict[str, Measure]) -> list[Gate]:
+    value = abs(measures["obedience"].gain)
+    return [_gate("control", "control: obedience gain, absolute", value, "<=", 0.05)]
+
+
+def to_json(result: Study) -> dict:
+    """The study as plain JSON types; a figure that is not finite is null."""
+
+    def plain(value):
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    def fields(value) -> dict:
+        return {name: plain(x) for name, x in value._asdict().items()}
+
+    metrics = {name: fields(m) | {"definition": DEFINITIONS[name]} for name, m in result.measures.items()}
+    gates = [
+        fields(g) | {"threshold": f"{g.relation} {g.threshold:.3g}", "limit": plain(g.threshold)} for g in result.gates
+    ]
+    return {
+        "schema": 1,
+        "control": result.control,
+        "num_samples": len(result.prompts),
+        "num_not_finite": {"before": int((~result.before.finite).sum()), "after": int((~result.after.finite).sum())},
+        "seconds": plain(result.seconds),
+        "passed": result.passed,
+        "gates": gates,
+        "metrics": metrics,
+        "per_motion": {name: fields(measure) for name, measure in result.per_motion.items()},
+    }
+
+
+def write_study(
+    result: Study, output_dir: Path, *, videos_before: Tensor, videos_after: Tensor, viewmats_requested: Tensor
+) -> None:
+    """Write output_dir/evaluation/study.json and samples.npz, each through a temporary file.
+
+    samples.npz: before, after [N, F, 3, H, W] uint8; prompts [N]; requested, recovered_before, recovered_after
+    [N, F, 4, 4] float32 world-to-camera; obeyed_before, obeyed_after [N] bool.
+    """
+    folder = Path(output_dir) / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def pixels(video: Tensor) -> np.ndarray:
+        return (torch.nan_to_num(video.float(), nan=0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+    arrays = {
+        "before": pixels(videos_before),
+        "after": pixels(videos_after),
+        "prompts": np.array(result.prompts),
+        "requested": viewmats_requested.float().cpu().numpy(),
+        "recovered_before": result.before.viewmats.float().numpy(),
+        "recovered_after": result.after.viewmats.float().numpy(),
+        "obeyed_before": result.before.obeyed.numpy(),
+        "obeyed_after": result.after.obeyed.numpy(),
+    }
+    temporary = folder / "samples.npz.tmp"
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(temporary, folder / "samples.npz")
+    temporary = folder / "study.json.tmp"
+    temporary.write_text(json.dumps(to_json(result), indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / "study.json")

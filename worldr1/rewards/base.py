@@ -1,0 +1,145 @@
+"""What the terms share: the judges they ask, how a judge's folder is opened, and how a failure becomes a reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from worldr1.datatypes import Reconstruction
+
+
+class Reconstructor(Protocol):
+    """Lifts videos to 3D."""
+
+    def infer(self, video: Tensor) -> Reconstruction:
+        """Video [N, F, 3, H, W] in [0, 1] -> Reconstruction of N scenes."""
+        ...
+
+
+class Critic(Protocol):
+    """Looks at one picture of each scene and answers with a digit."""
+
+    def digit_probs(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Images [N, 3, H, W] in [0, 1] -> probabilities of '0' ... '9', [N, 10]; a row may sum to less than 1."""
+        ...
+
+
+class AestheticJudge(Protocol):
+    """Human preference for single frames."""
+
+    def score(self, frames: Tensor, prompts: list[str]) -> Tensor:
+        """Frames [N, K, 3, H, W] in [0, 1] -> score of each frame, [N, K], about -10 ... 10."""
+        ...
+
+
+class PerceptualDistance(Protocol):
+    """How different two images look."""
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Images [N, 3, H, W] in [0, 1] twice -> distance [N], >= 0, 0 for equal images."""
+        ...
+
+
+MICRO_JUDGES = {
+    "reconstructor": "MicroGeo",
+    "evaluator": "MicroEvaluator",
+    "critic": "MicroCritic",
+    "aesthetic": "MicroAesthetic",
+    "perceptual": "MicroPerceptual",
+}
+"""Role -> the architecture that the embedded folder of that role names in its config.json."""
+
+# A judge that fails on a video fails in one of these ways. Anything else (TypeError, AssertionError ...) is a mistake
+# of this program and is not hidden behind a mask.
+FAILURES = (RuntimeError, ValueError, ArithmeticError, OSError)
+
+
+def load_judge(folder: Path, *, role: str, device: torch.device):
+    """Open the judge of one role from its folder; config.json names the architecture.
+
+    Args:
+      folder: Holds config.json with an "architecture", and the weights.
+      role: A key of MICRO_JUDGES.
+      device: Where it runs.
+    Returns:
+      The judge, frozen, in evaluation mode.
+    Raises:
+      ValueError: no such folder, no or unreadable config.json, an architecture that does not fill the role.
+    """
+    wanted = MICRO_JUDGES[role]
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"load_judge: the {role} must be a folder with a config.json, got {folder}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"load_judge: {path} must be JSON, got {error}") from error
+    found = config.get("architecture") if isinstance(config, dict) else None
+    if found != wanted:
+        raise ValueError(
+            f'load_judge: the {role} in {folder} must have "architecture": {wanted!r} in config.json, got {found!r}; '
+            f"docs/rewards.md says how another model takes this place"
+        )
+    from worldr1.microworld import networks
+
+    classes = {
+        "MicroGeo": networks.MicroGeo,
+        "MicroEvaluator": networks.MicroEvaluator,
+        "MicroCritic": networks.MicroCritic,
+        "MicroAesthetic": networks.MicroAesthetic,
+        "MicroPerceptual": networks.MicroPerceptual,
+    }
+    return classes[wanted].from_pretrained(Path(folder), device=device)
+
+
+def video_faults(video: Tensor, finite: Tensor | None) -> dict[int, str]:
+    """Sample index -> why its video [N, F, 3, H, W] cannot be judged; finite [N] bool is the rollout's own finding."""
+    faults: dict[int, str] = {}
+    whole = torch.isfinite(video).flatten(1).all(dim=1)  # [N]
+    for i in torch.nonzero(~whole).flatten().tolist():
+        faults[i] = "the video is not finite"
+    if finite is not None:
+        for i in torch.nonzero(~finite).flatten().tolist():
+            faults[i] = "a latent of the rollout is not finite"
+    return faults
+
+
+def score_rows(
+    term: Callable[[list[int]], dict[str, Tensor]],
+    rows: list[int],
+    *,
+    values: dict[str, Tensor],
+    reasons: dict[int, str],
+) -> None:
+    """Fill values[name][rows] from one call of `term`; where it fails, find the guilty samples one by one.
+
+    Args:
+      term: Sample indices -> term name -> score of each, [len(rows)].
+      rows: Sample indices of this call.
+      values: Term name -> [N]; written at `rows`.
+      reasons: Sample index -> why it is invalid; a sample that fails, or whose score is not finite, is added.
+    """
+    if not rows:
+        return
+    try:
+        scores = term(rows)
+    except torch.OutOfMemoryError:
+        raise  # of the machine, not of a sample
+    except FAILURES as error:
+        if len(rows) == 1:
+            reasons[rows[0]] = f"{type(error).__name__}: {error}"
+            return
+        for row in rows:
+            score_rows(term, [row], values=values, reasons=reasons)
+        return
+    for name, score in scores.items():
+        assert score.shape == (len(rows),), f"{name}: one score a sample, got {tuple(score.shape)} for {len(rows)}"
+        score = score.to(values[name])
+        values[name][rows] = score
+        for k in torch.nonzero(~torch.isfinite(score)).flatten().tolist():
+            reasons.setdefault(rows[k], f"{name} is not finite")

@@ -1,0 +1,277 @@
+"""The terms together: which are asked in which phase, what they add up to, and which samples have no reward."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldr1.config import RewardConfig, TrainConfig
+from worldr1.datatypes import PromptBatch, RewardOutput
+from worldr1.rewards.aesthetic import aesthetic_term
+from worldr1.rewards.base import (
+    AestheticJudge,
+    Critic,
+    PerceptualDistance,
+    Reconstructor,
+    load_judge,
+    score_rows,
+    video_faults,
+)
+from worldr1.rewards.fidelity import fidelity_term
+from worldr1.rewards.meta_view import draw_offset, meta_camera, meta_view_term
+from worldr1.rewards.reconstruct import MAX_GAUSSIANS_PER_PIXEL, render, thin
+from worldr1.rewards.trajectory import median_depth, trajectory_term
+
+PIXELS_PER_CALL = 1 << 19
+"""Video pixels that go through the judges in one call: 56 clips of 9x32x32, one of 81x480x832. Bounds the memory."""
+
+SPATIAL_TERMS = ("traj", "recon", "meta")
+"""The terms that need the reconstruction; the dynamic phase asks none of them."""
+
+_CONTROL_SALT = 0x434F4E54  # keeps the draws of the control experiments apart from every other
+
+
+class RewardStack:
+    """Scores the videos of a batch: weight_traj S_traj + weight_recon S_recon + weight_meta S_meta + weight_gen R_gen.
+
+    A judge may be None where its term has weight 0.
+    """
+
+    def __init__(
+        self,
+        config: RewardConfig,
+        *,
+        seed: int,
+        reconstructor: Reconstructor | None,
+        critic: Critic | None,
+        aesthetic: AestheticJudge | None,
+        perceptual: PerceptualDistance | None,
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.reconstructor = reconstructor
+        self.critic = critic
+        self.aesthetic = aesthetic
+        self.perceptual = perceptual
+
+    @torch.no_grad()
+    def score(
+        self, batch: PromptBatch, video: Tensor, *, finite: Tensor | None = None, dynamic: Tensor | None = None
+    ) -> RewardOutput:
+        """The reward of every sample, each term beside it.
+
+        The score of a sample depends on its own video, its own prompt and (seed, first sample id of its group), not on
+        what else is in the batch. In the dynamic phase the reward of a sample is R_gen alone, with weight 1.
+
+        Args:
+          batch: P prompts of G samples each, groups contiguous.
+          video: Shape [N, F, 3, H, W] in [0, 1].
+          finite: From the rollout, shape [N] bool: False marks a sample whose latents were not finite.
+          dynamic: Overrides batch.dynamic sample by sample, shape [N] bool. In a batch of both kinds the spatial terms
+            of its dynamic samples are NaN.
+        Returns:
+          RewardOutput(reward [N], NaN where invalid; valid [N]; breakdown: "traj", "recon", "meta", "gen" -> [N], only
+          those with a weight > 0 in this phase; weights; reasons). float32, on the device of `video`. In a control
+          experiment the terms are already permuted, or replaced by one term "random".
+        Raises:
+          ValueError: a shape that does not fit the batch.
+          RuntimeError: more than max_invalid_fraction of the samples are invalid; the reasons are counted.
+        """
+        num = batch.num_samples
+        frames = batch.viewmats.shape[1]
+        if video.ndim != 5 or tuple(video.shape[:3]) != (num, frames, 3):
+            raise ValueError(
+                f"RewardStack.score: video must have shape [{num}, {frames}, 3, H, W] like the batch, "
+                f"got {list(video.shape)}"
+            )
+        for name, mask in (("finite", finite), ("dynamic", dynamic)):
+            if mask is not None and tuple(mask.shape) != (num,):
+                raise ValueError(f"RewardStack.score: {name} must have shape [{num}], got {list(mask.shape)}")
+        mask = torch.full((num,), batch.dynamic) if dynamic is None else dynamic.cpu()
+        weights = self._weights(mask)
+        nan = torch.full((num,), torch.nan, device=video.device)
+        values = {name: nan.clone() for name in weights}
+        reasons = video_faults(video, finite)
+
+        rows = [i for i in range(num) if i not in reasons and not mask[i]]
+        if any(name in weights for name in SPATIAL_TERMS):
+            azimuth, elevation = self._offsets(batch)
+            for chunk in self._chunks(rows, video):
+                score_rows(
+                    lambda r: self._spatial(batch, video, r, azimuth=azimuth, elevation=elevation),
+                    chunk,
+                    values=values,
+                    reasons=reasons,
+                )
+        if "gen" in weights:
+            rows = [i for i in range(num) if i not in reasons]
+            for chunk in self._chunks(rows, video):
+                score_rows(lambda r: self._gen(batch, video, r), chunk, values=values, reasons=reasons)
+        return self._combine(batch, values, weights=weights, dynamic=mask.to(video.device), reasons=reasons)
+
+    def _weights(self, dynamic: Tensor) -> dict[str, float]:
+        """The terms to compute and their weights outside the dynamic phase."""
+        c = self.config
+        if bool(dynamic.all()):
+            return {"gen": 1.0}
+        weights = {"traj": c.weight_traj, "recon": c.weight_recon, "meta": c.weight_meta, "gen": c.weight_gen}
+        return {name: w for name, w in weights.items() if w > 0 or (name == "gen" and bool(dynamic.any()))}
+
+    def _chunks(self, rows: list[int], video: Tensor) -> Iterator[list[int]]:
+        _, frames, _, height, width = video.shape
+        size = max(1, PIXELS_PER_CALL // (frames * height * width))
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
+
+    def _offsets(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:
+        """Azimuth and elevation of the novel camera, [N] each, equal inside a group."""
+        first = batch.sample_ids[:: batch.group_size].tolist()
+        offsets = torch.tensor([draw_offset(self.seed, int(key)) for key in first])  # [P, 2]
+        azimuth, elevation = batch.repeat(offsets).unbind(1)
+        return azimuth, elevation
+
+    def _spatial(
+        self, batch: PromptBatch, video: Tensor, rows: list[int], *, azimuth: Tensor, elevation: Tensor
+    ) -> dict[str, Tensor]:
+        """S_traj, S_recon, S_meta of `rows`: one reconstruction, one call of the rasterizer."""
+        c = self.config
+        assert self.reconstructor is not None, "a spatial term has a weight but there is no reconstructor"
+        clips = video[rows]  # [n, F, 3, H, W]
+        height, width = clips.shape[-2:]
+        prompts = [batch.prompts[i // batch.group_size] for i in rows]
+        scenes = self.reconstructor.infer(clips)
+        scores: dict[str, Tensor] = {}
+        if c.weight_traj > 0:
+            scores["traj"] = trajectory_term(scenes, batch.repeat(batch.viewmats)[rows])
+        cameras, lenses = [], []
+        if c.weight_recon > 0:
+            cameras, lenses = [scenes.viewmats], [scenes.Ks]
+        if c.weight_meta > 0:
+            device = scenes.viewmats.device
+            novel = meta_camera(
+                scenes.viewmats,
+                median_depth=median_depth(scenes),
+                azimuth=azimuth[rows].to(device),
+                elevation=elevation[rows].to(device),
+            )  # [n, 4, 4]
+            cameras.append(novel[:, None])
+            lenses.append(scenes.Ks[:, :1])
+        if cameras:
+            gaussians = thin(scenes.gaussians, max_gaussians=int(MAX_GAUSSIANS_PER_PIXEL * height * width))
+            pictures = render(gaussians, torch.cat(cameras, 1), torch.cat(lenses, 1), height=height, width=width)
+            if c.weight_recon > 0:
+                assert self.perceptual is not None, "weight_recon > 0 but there is no perceptual distance"
+                scores["recon"] = fidelity_term(pictures[:, : clips.shape[1]], clips, self.perceptual)
+            if c.weight_meta > 0:
+                assert self.critic is not None, "weight_meta > 0 but there is no critic"
+                scores["meta"] = meta_view_term(pictures[:, -1], prompts, self.critic)
+        return scores
+
+    def _gen(self, batch: PromptBatch, video: Tensor, rows: list[int]) -> dict[str, Tensor]:
+        assert self.aesthetic is not None, "R_gen is asked for but there is no aesthetic judge"
+        prompts = [batch.prompts[i // batch.group_size] for i in rows]
+        frames = self.config.num_aesthetic_frames
+        return {"gen": aesthetic_term(video[rows], prompts, self.aesthetic, num_frames=frames)}
+
+    def _combine(
+        self,
+        batch: PromptBatch,
+        values: dict[str, Tensor],
+        *,
+        weights: dict[str, float],
+        dynamic: Tensor,
+        reasons: dict[int, str],
+    ) -> RewardOutput:
+        num = batch.num_samples
+        device = dynamic.device
+        valid = torch.ones(num, dtype=torch.bool, device=device)
+        valid[list(reasons)] = False
+        _check_share(num, reasons, limit=self.config.max_invalid_fraction)
+        total = torch.zeros(num, device=device)
+        for name, weight in weights.items():
+            if name in SPATIAL_TERMS:
+                total = total + torch.where(dynamic, torch.zeros_like(total), weight * values[name])
+            else:
+                total = total + torch.where(dynamic, values[name], weight * values[name])
+        nan = torch.full_like(total, torch.nan)
+        output = RewardOutput(
+            reward=torch.where(valid, total, nan),
+            valid=valid,
+            breakdown={name: torch.where(valid, value, nan) for name, value in values.items()},
+            weights=weights,
+            reasons=dict(sorted(reasons.items())),
+        )
+        if self.config.control == "permuted":
+            return permuted(output, batch, seed=self.seed)
+        if self.config.control == "random":
+            return randomised(output, batch, seed=self.seed)
+        return output
+
+
+def build_rewards(config: TrainConfig, *, device: torch.device | str) -> RewardStack:
+    """Open the judges that this run needs; a judge whose term has no weight in any phase is not loaded.
+
+    Args:
+      config: The run's settings.
+      device: Where the judges run.
+    Returns:
+      RewardStack.
+    Raises:
+      ValueError: a folder that does not hold the judge it should.
+    """
+    reward, device = config.reward, torch.device(device)
+    spatial = max(reward.weight_traj, reward.weight_recon, reward.weight_meta) > 0
+    gen = reward.weight_gen > 0 or config.phase.dynamic_iterations > 0
+
+    def judge(needed: bool, role: str, folder):
+        return load_judge(folder, role=role, device=device) if needed else None
+
+    return RewardStack(
+        reward,
+        seed=config.seed,
+        reconstructor=judge(spatial, "reconstructor", reward.reconstructor),
+        critic=judge(reward.weight_meta > 0, "critic", reward.critic),
+        aesthetic=judge(gen, "aesthetic", reward.aesthetic),
+        perceptual=judge(reward.weight_recon > 0, "perceptual", reward.perceptual),
+    )
+
+
+def permuted(output: RewardOutput, batch: PromptBatch, *, seed: int) -> RewardOutput:
+    """The control that keeps the distribution and breaks the link: rewards shuffled inside each group.
+
+    All terms of a sample move together; invalid samples keep their place. Keyed by (seed, sample ids).
+    """
+    source = torch.arange(batch.num_samples)
+    valid = output.valid.cpu()
+    for start in range(0, batch.num_samples, batch.group_size):
+        rows = torch.arange(start, start + batch.group_size)
+        rows = rows[valid[rows]]
+        keys = [int(batch.sample_ids[start]), int(batch.sample_ids[start + batch.group_size - 1])]
+        order = np.random.default_rng([_CONTROL_SALT, seed, *keys]).permutation(len(rows))
+        source[rows] = rows[torch.from_numpy(order)]
+    source = source.to(output.reward.device)
+    breakdown = {name: value[source] for name, value in output.breakdown.items()}
+    return replace(output, reward=output.reward[source], breakdown=breakdown)
+
+
+def randomised(output: RewardOutput, batch: PromptBatch, *, seed: int) -> RewardOutput:
+    """The control without any signal: one term "random", standard normal, keyed by (seed, sample id)."""
+    draws = [np.random.default_rng([_CONTROL_SALT, seed, int(i)]).standard_normal() for i in batch.sample_ids]
+    noise = torch.tensor(draws, dtype=output.reward.dtype, device=output.reward.device)
+    noise = torch.where(output.valid, noise, torch.full_like(noise, torch.nan))
+    return replace(output, reward=noise, breakdown={"random": noise}, weights={"random": 1.0})
+
+
+def _check_share(num: int, reasons: dict[int, str], *, limit: float) -> None:
+    if len(reasons) > limit * num:
+        counted = Counter(reasons.values()).most_common(5)
+        spelled = "; ".join(f"{count} x {reason}" for reason, count in counted)
+        raise RuntimeError(
+            f"RewardStack.score: at most {limit:.0%} of the samples may be invalid (reward.max_invalid_fraction), "
+            f"got {len(reasons)} of {num}: {spelled}"
+        )
