@@ -15,3 +15,7 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+from worldr1_kernels.rasterize import RasterizeOutput, rasterization, rasterize
+
+__all__ = ["RasterizeOutput", "rasterization", "rasterize"]

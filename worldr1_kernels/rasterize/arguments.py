@@ -1,0 +1,40 @@
+"""What every implementation of the rasterizer takes: tensors with one batch dimension and one dtype, and the
+settings."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Inputs(NamedTuple):
+    """Checked tensors, all of one floating dtype and on one device."""
+
+    means: Tensor  # [B, N, 3]
+    quats: Tensor  # [B, N, 4]
+    scales: Tensor  # [B, N, 3]
+    opacities: Tensor  # [B, N]
+    colors: Tensor | None  # [B, 1 or C, N, D] or, with sh_degree >= 0, [B, 1 or C, N, K, 3]; None for depth alone
+    viewmats: Tensor  # [B, C, 4, 4]
+    Ks: Tensor  # [B, C, 3, 3]
+    backgrounds: Tensor | None  # [B, C, X], 0 for depth
+
+
+class Settings(NamedTuple):
+    """Scalars, in the order of the op's schema."""
+
+    width: int
+    height: int
+    near_plane: float
+    far_plane: float
+    radius_clip: float
+    eps2d: float
+    sh_degree: int  # -1: colours as they are
+    depth_mode: int  # 0 none, 1 the weighted sum D, 2 the expected depth ED; the last channel
+    antialiased: bool
+    max_alpha: float
+    compensation_floor: float
+
+    def channels(self, colors: Tensor | None) -> int:
+        """X: number of rendered channels."""
+        features = 0 if colors is None else (3 if self.sh_degree >= 0 else colors.shape[-1])
+        return features + (1 if self.depth_mode else 0)
