@@ -1,5 +1,4 @@
-"""Access to the compiled modules `_C_cpu` and `_C_cuda`, and the reasons when they are not there. Nothing compiles
-here."""
+"""Access to the compiled modules `_C_cpu` and `_C_cuda`, and why when they are not there. Nothing compiles here."""
 
 import functools
 import importlib

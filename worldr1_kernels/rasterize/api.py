@@ -57,8 +57,8 @@ def _flatten_colors(op: str, colors: Tensor, sizes: dict[str, int], batch: tuple
     spec = (*batch, *(("C",) if per_view else ()), "N", *tail)
     bound = check_shape(op, "colors", colors, spec, sizes=sizes)
     if sh_degree >= 0 and bound["K"] < (sh_degree + 1) ** 2:
-        raise ValueError(f"{op}: colors must have K >= {(sh_degree + 1) ** 2} for sh_degree {sh_degree}, got
-        {bound['K']}")
+        needed = (sh_degree + 1) ** 2
+        raise ValueError(f"{op}: colors must have K >= {needed} for sh_degree {sh_degree}, got {bound['K']}")
     if sh_degree < 0 and bound["D"] < 1:
         raise ValueError(f"{op}: colors must have D >= 1 channels, got 0; use render_mode='D' for depth alone")
     views = bound["C"] if per_view else 1
@@ -93,9 +93,10 @@ def _prepare(
             check_dtype(op, name, tensor, DTYPES)
     check_same_device(op, tensors)
     num_scenes = math.prod(batch)
-    dtype = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors.values()) else
-    torch.float32 flat_colors = None if colors is None else _flatten_colors(op, colors, sizes, batch,
-    settings.sh_degree).to(dtype) flat_backgrounds = None
+    is_double = any(t is not None and t.dtype == torch.float64 for t in tensors.values())
+    dtype = torch.float64 if is_double else torch.float32
+    flat_colors = None if colors is None else _flatten_colors(op, colors, sizes, batch, settings.sh_degree).to(dtype)
+    flat_backgrounds = None
     if backgrounds is not None and flat_colors is not None:
         channels = 3 if settings.sh_degree >= 0 else flat_colors.shape[-1]
         check_shape(op, "backgrounds", backgrounds, (*batch, "C", channels), sizes=sizes)
@@ -217,8 +218,8 @@ def rasterize(
       render_mode: "RGB" the features; "D" the weighted sum of camera z; "ED" that divided by max(alpha, 1e-10);
         "RGB+D" and "RGB+ED" both, depth last.
       rasterize_mode: "classic", or "antialiased": opacity is scaled by what the blur eps2d adds to the splat's area.
-      compat: Constants of a gsplat version: "gsplat-1.6" (max_alpha .99, compensation >= .005) or "gsplat-1.5" (.999,
-        0).
+      compat: Constants of a gsplat version: "gsplat-1.6" (max_alpha .99, compensation >= .005) or "gsplat-1.5"
+        (.999, 0).
       meta: "minimal": width, height, num_invalid [..., C] (Gaussians dropped in each view for NaN, infinity or a zero
         quaternion). "full" adds means2d, conics, depths, radii, opacities, each [..., C, N, ...], by the reference.
       backend: "auto", "native" (C++, CPU, float32, no gradients yet) or "reference" (torch).

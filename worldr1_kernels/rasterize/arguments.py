@@ -1,5 +1,4 @@
-"""What every implementation of the rasterizer takes: tensors with one batch dimension and one dtype, and the
-settings."""
+"""What every implementation of the rasterizer takes: tensors of one dtype with one batch dimension, and settings."""
 
 from typing import NamedTuple
 

@@ -1,5 +1,4 @@
-"""The op `worldr1::rasterize`: schema, dispatch, fake kernel. Forward only; gradients go through the reference
-(api.py)."""
+"""The op `worldr1::rasterize`: schema, dispatch, fake kernel. Forward only; gradients: see api.py."""
 
 from typing import Any
 
@@ -12,10 +11,10 @@ from worldr1_kernels.rasterize.native_impl import rasterize_native
 from worldr1_kernels.rasterize.reference import rasterize_reference
 
 SCHEMA = (
-    "rasterize(Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor? colors, Tensor viewmats, Tensor Ks,
-    " "Tensor? backgrounds, int width, int height, float near_plane, float far_plane, float radius_clip, float eps2d, "
-    "int sh_degree, int depth_mode, bool antialiased, float max_alpha, float compensation_floor, str backend) "
-    "-> (Tensor, Tensor, Tensor)"
+    "rasterize(Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor? colors, Tensor viewmats, "
+    "Tensor Ks, Tensor? backgrounds, int width, int height, float near_plane, float far_plane, float radius_clip, "
+    "float eps2d, int sh_degree, int depth_mode, bool antialiased, float max_alpha, float compensation_floor, "
+    "str backend) -> (Tensor, Tensor, Tensor)"
 )
 _NUM_INPUTS = len(Inputs._fields)
 
