@@ -1,0 +1,128 @@
+"""Group-relative advantages: each sample against the others of its prompt."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldr1 import distributed
+from worldr1.config import AdvantageConfig
+from worldr1.datatypes import RewardOutput
+
+DEAD_GROUP_STD = 1e-6
+"""A group whose reward varies less than this teaches nothing and is dropped."""
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """Advantages of this rank's samples, and what was left out."""
+
+    advantage: Tensor  # [N] float32; 0 where masked
+    mask: Tensor  # [N] bool: valid samples of groups that were kept
+    num_active: int  # masked-in samples over all ranks
+    group_std: Tensor  # [groups of all ranks] float64; NaN for a group with fewer than 2 valid samples
+    num_dropped_groups: int  # over all ranks
+    alarms: tuple[str, ...]  # sentences for the user, the same on all ranks
+    mean_size: float  # mean |advantage| of the masked-in samples of all ranks
+
+    def metrics(self) -> dict[str, float]:
+        """The figures of metrics.jsonl."""
+        known = self.group_std[torch.isfinite(self.group_std)]
+        return {
+            "group_std": float(known.mean()) if len(known) else math.nan,
+            "dropped_groups": self.num_dropped_groups,
+            "advantage_abs": self.mean_size,
+        }
+
+
+def group_advantage(rewards: RewardOutput, *, group_size: int, config: AdvantageConfig) -> Advantage:
+    """Advantages of one iteration. Every rank must call this: deviations are over the samples of all ranks.
+
+        a_k = (r_k - mean_group r_k) / (std r_k + 1e-4)          for each reward term k with weight w_k
+        A   = clip(sum_k w_k a_k / sqrt(sum_k w_k^2), +- clip)   so that A keeps unit size, whatever the number of terms
+
+    With `normalize_each` off, or where there is no breakdown, the summed reward is the only term. Invalid samples are
+    masked out of every mean and deviation; a group with fewer than 2 valid samples or a reward std below 1e-6 is
+    dropped.
+
+    Args:
+      rewards: Rewards of this rank's samples, groups contiguous. Shape [N].
+      group_size: G; N must be a multiple.
+      config: Normalisation, clip and alarm threshold.
+    Returns:
+      Advantage(advantage [N], mask [N], num_active, group_std, num_dropped_groups, alarms).
+    Raises:
+      ValueError: N is not a multiple of group_size.
+    Source: Shao et al. 2024 (GRPO), arXiv 2402.03300; Liu et al. 2025 (Flow-GRPO), arXiv 2505.05470.
+    """
+    n = len(rewards.reward)
+    if group_size < 1 or n % group_size:
+        raise ValueError(f"group_advantage: number of samples must be a multiple of group_size {group_size}, got {n}")
+    weights = {k: w for k, w in rewards.weights.items() if w > 0 and k in rewards.breakdown}
+    terms = {k: (rewards.breakdown[k], w) for k, w in weights.items()} if config.normalize_each else {}
+    terms = terms or {"reward": (rewards.reward, 1.0)}
+    valid = rewards.valid & torch.isfinite(rewards.reward)
+    for values, _ in terms.values():
+        valid = valid & torch.isfinite(values)
+    # Statistics are computed on all ranks from the same gathered numbers in the same order, so that they are equal bit
+    # for bit whatever the number of ranks.
+    valid_all = distributed.gather(valid).view(-1, group_size)  # [groups, G]
+    reward_all = distributed.gather(rewards.reward.double()).view(-1, group_size)
+    group_std = _masked_std(reward_all, valid_all)  # [groups]
+    kept = torch.nan_to_num(group_std) >= DEAD_GROUP_STD
+    mask_all = valid_all & kept[:, None]
+    total = torch.zeros_like(reward_all)
+    for values, weight in terms.values():
+        values_all = distributed.gather(values.double()).view(-1, group_size)
+        total += weight * _normalised(values_all, mask_all, per_group=config.std == "group")
+    total /= math.sqrt(sum(w * w for _, w in terms.values()))
+    total = total.clamp(-config.clip, config.clip)
+    rank = distributed.rank()
+    mine = slice(rank * n // group_size, (rank + 1) * n // group_size)
+    return Advantage(
+        advantage=total[mine].reshape(-1).float(),
+        mask=mask_all[mine].reshape(-1),
+        num_active=int(mask_all.sum()),
+        group_std=group_std,
+        num_dropped_groups=int((~kept).sum()),
+        alarms=_alarms(group_std, kept, group_size, config),
+        mean_size=float(total.abs().sum() / mask_all.sum().clamp(min=1)),
+    )
+
+
+def _normalised(values: Tensor, mask: Tensor, *, per_group: bool) -> Tensor:
+    """(value - group mean) / (std + 1e-4) over the masked-in entries of [groups, G]; 0 elsewhere."""
+    values = torch.where(mask, values, 0.0)
+    count = mask.sum(1, keepdim=True).clamp(min=1)
+    centred = torch.where(mask, values - values.sum(1, keepdim=True) / count, 0.0)  # [groups, G]
+    if per_group:
+        std = (centred.square().sum(1, keepdim=True) / count).sqrt()  # [groups, 1]
+    else:
+        everything = mask.sum().clamp(min=1)
+        mean = values.sum() / everything
+        std = (torch.where(mask, values - mean, 0.0).square().sum() / everything).sqrt()
+    return centred / (std + 1e-4)
+
+
+def _masked_std(values: Tensor, mask: Tensor) -> Tensor:
+    """Population std of each row over its masked-in entries; NaN with fewer than 2."""
+    count = mask.sum(1)
+    safe = torch.where(mask, values, 0.0)
+    mean = safe.sum(1) / count.clamp(min=1)
+    variance = torch.where(mask, safe - mean[:, None], 0.0).square().sum(1) / count.clamp(min=1)
+    return torch.where(count >= 2, variance.sqrt(), torch.nan)
+
+
+def _alarms(group_std: Tensor, kept: Tensor, group_size: int, config: AdvantageConfig) -> tuple[str, ...]:
+    out = []
+    low = int((group_std < config.min_group_std).sum())
+    if low:
+        out.append(f"{low} of {len(group_std)} groups teach almost nothing: reward std below {config.min_group_std:g}")
+    if not bool(kept.any()):
+        out.append("no group is left: this iteration has no update")
+    if group_size == 2 and config.std == "group":
+        out.append("with G = 2 and a per-group std every advantage is +-1, whatever the rewards")
+    return tuple(out)

@@ -1,0 +1,218 @@
+"""Checkpoints: everything that a bit-exact resume needs, written beside the others and renamed into place when whole.
+
+output_dir/checkpoints/iteration_000020/
+    tensors.safetensors   adapter.<name>, ema.<i>, exp_avg.<i>, exp_avg_sq.<i>, torch_rng
+    state.json            iterations done, optimizer steps, the run's configuration
+Every random draw of the loop is keyed by (seed, iteration, sample), so there is no sampler state to keep.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldr1.config import TrainConfig, to_json
+from worldr1.ema import Ema
+from worldr1.models.base import VideoPolicy
+
+FORMAT = 1
+_TEMPORARY = ".unfinished_"
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR)
+
+
+def save(
+    output_dir: Path,
+    policy: VideoPolicy,
+    optimizer: torch.optim.AdamW,
+    ema: Ema,
+    *,
+    iteration: int,
+    config: TrainConfig,
+) -> Path:
+    """Write the checkpoint of `iteration` finished iterations, then remove the oldest beyond keep_checkpoints.
+
+    Call it on one rank only; the ranks hold the same adapter, average and optimizer.
+
+    Args:
+      output_dir: The run's folder.
+      policy: Its adapter is saved; the base never changes.
+      optimizer: Of the adapter's parameters.
+      ema: Their average.
+      iteration: Iterations done.
+      config: Saved for the comparison on resume, and for keep_checkpoints.
+    Returns:
+      The new folder. An unfinished one is never found under this name.
+    Raises:
+      RuntimeError: it cannot be written (disk full, no permission); older checkpoints are as they were.
+    """
+    folder = Path(output_dir) / "checkpoints"
+    final = folder / f"iteration_{iteration:06d}"
+    unfinished = folder / f"{_TEMPORARY}{final.name}"
+    tensors = _tensors(policy, optimizer, ema)
+    steps = max((int(optimizer.state[p]["step"]) for p in ema.params if p in optimizer.state), default=0)
+    state = {"format": FORMAT, "iteration": iteration, "optimizer_steps": steps, "config": to_json(config)}
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        _write_files(unfinished, tensors, state)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(unfinished, final)
+        _sync(folder)
+    except Exception as error:  # safetensors reports a full disk by an exception of its own
+        if not _is_write_failure(error):
+            raise
+        shutil.rmtree(unfinished, ignore_errors=True)
+        older = latest(output_dir)
+        kept = f"the newest whole checkpoint is {older}" if older else "there is no older checkpoint"
+        raise RuntimeError(
+            f"checkpoint: {final} must be writable, got {error}; free some space and use --resume; {kept}"
+        ) from error
+    for old in _all(output_dir)[: -config.keep_checkpoints]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def latest(output_dir: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None."""
+    found = _all(output_dir)
+    return found[-1] if found else None
+
+
+def load(folder: Path, policy: VideoPolicy, optimizer: torch.optim.AdamW, ema: Ema) -> int:
+    """Overwrite adapter, optimizer, average and torch's generator with those of a checkpoint. Call it on every rank.
+
+    Args:
+      folder: From `latest`.
+      policy, optimizer, ema: Built by the same configuration.
+    Returns:
+      Iterations done.
+    Raises:
+      ValueError: damaged, of another format, or of another adapter.
+    """
+    state = read_state(folder)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(folder / "tensors.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"checkpoint: {folder} must hold tensors.safetensors, got {error}; remove the folder to use an older one"
+        ) from error
+    policy.load_adapter_state({k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")})
+    ema.load_state([tensors[f"ema.{i}"] for i in range(len(ema.params))])
+    if state["optimizer_steps"]:
+        for i, p in enumerate(ema.params):
+            optimizer.state[p] = {
+                "step": torch.tensor(float(state["optimizer_steps"])),
+                "exp_avg": tensors[f"exp_avg.{i}"].to(p.device),
+                "exp_avg_sq": tensors[f"exp_avg_sq.{i}"].to(p.device),
+            }
+    torch.set_rng_state(tensors["torch_rng"])
+    return int(state["iteration"])
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json of a checkpoint.
+
+    Raises:
+      ValueError: missing, damaged or of another format.
+    """
+    try:
+        state = json.loads((Path(folder) / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint: {folder} must hold state.json, got {error}; remove the folder to use an older one"
+        ) from error
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"checkpoint: {folder} must have format {FORMAT}, got {state.get('format')}; start a new output_dir"
+        )
+    return state
+
+
+FREE_TO_CHANGE = (
+    "max_iterations", "resume", "output_dir", "open_report", "num_threads", "checkpoint_every", "keep_checkpoints",
+    "self_test", "device", "evaluation",
+)  # fmt: skip
+"""Settings that a resumed run may change. None touches what an iteration computes, but for the decay of the learning
+rate, which follows max_iterations."""
+
+
+def check_same_run(folder: Path, config: TrainConfig) -> None:
+    """Refuse to go on with other settings than the checkpoint's.
+
+    Raises:
+      ValueError: a setting outside FREE_TO_CHANGE differs; all of them are named with both values.
+    """
+    then, now = _flat(read_state(folder)["config"]), _flat(to_json(config))
+    changed = [
+        f"{key}: {then.get(key, 'absent')} -> {now.get(key, 'absent')}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and key.split(".")[0] not in FREE_TO_CHANGE
+    ]
+    if changed:
+        raise ValueError(
+            f"--resume: the settings must be those of {folder}, these changed:\n  - "
+            + "\n  - ".join(changed)
+            + "\ngive the old values again, or start a new run with another --output-dir"
+        )
+
+
+def _tensors(policy: VideoPolicy, optimizer: torch.optim.AdamW, ema: Ema) -> dict[str, Tensor]:
+    out = {f"adapter.{name}": value for name, value in policy.adapter_state().items()}
+    for i, (p, shadow) in enumerate(zip(ema.params, ema.state(), strict=True)):
+        out[f"ema.{i}"] = shadow
+        if p in optimizer.state:
+            out[f"exp_avg.{i}"] = optimizer.state[p]["exp_avg"]
+            out[f"exp_avg_sq.{i}"] = optimizer.state[p]["exp_avg_sq"]
+    out["torch_rng"] = torch.get_rng_state()
+    return {k: v.detach().cpu().contiguous() for k, v in out.items()}
+
+
+def _write_files(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(tensors, folder / "tensors.safetensors")
+    (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    for file in folder.iterdir():
+        _sync(file)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk, so that a power cut after the rename leaves no empty file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_write_failure(error: Exception) -> bool:
+    from safetensors import SafetensorError
+
+    if isinstance(error, OSError):
+        return error.errno in _WRITE_ERRORS
+    return isinstance(error, SafetensorError)
+
+
+def _all(output_dir: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    folder = Path(output_dir) / "checkpoints"
+    return sorted(p for p in folder.glob("iteration_*") if p.is_dir()) if folder.is_dir() else []
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        out.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return out

@@ -1,0 +1,58 @@
+"""The policy-gradient loss of one stochastic step: clipped surrogate plus KL to the reference; pure functions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldr1_kernels.sde_step import grpo_loss
+
+
+class StepLoss(NamedTuple):
+    """Loss of a micro-batch at one stochastic step, and sums over its masked-in samples for the metrics."""
+
+    loss: Tensor  # scalar; add over micro-batches and steps, then step the optimizer
+    sums: Tensor  # [6] float64: samples, ratio - 1, clipped, approx KL to the old policy, KL to the reference, loss
+    max_deviation: Tensor  # scalar float64: largest |ratio - 1|
+
+
+def step_loss(
+    log_prob: Tensor,
+    log_prob_old: Tensor,
+    *,
+    advantage: Tensor,
+    mask: Tensor,
+    kl: Tensor | None,
+    clip_range: float,
+    kl_beta: float,
+    scale: float,
+) -> StepLoss:
+    """Clipped surrogate and KL of n samples at one step, summed over the masked-in samples.
+
+        loss = scale * sum_masked-in [max(-A ratio, -A clip(ratio, 1 - e, 1 + e)) + kl_beta * kl]
+
+    Args:
+      log_prob: Under the policy in training. Shape [n], nats (mean over elements). Differentiable.
+      log_prob_old: Under the policy that sampled. Shape [n].
+      advantage: Shape [n].
+      mask: Shape [n] bool; False leaves the loss, its gradient and the sums.
+      kl: To the reference policy, shape [n], nats; None without one. Differentiable.
+      clip_range: e.
+      kl_beta: Weight of `kl`.
+      scale: Weight of a sample: the step's weight / (samples x steps of the whole iteration).
+    Returns:
+      StepLoss(loss, sums [6], max_deviation).
+    Source: PPO, arXiv 1707.06347; Flow-GRPO, arXiv 2505.05470.
+    """
+    surrogate = grpo_loss(log_prob, log_prob_old, advantage, clip_range=clip_range, valid=mask)
+    count = mask.sum()
+    total = surrogate.loss * count  # grpo_loss gives the mean
+    kl_sum = torch.where(mask, kl, 0.0).sum() if kl is not None else torch.zeros_like(total)
+    loss = scale * (total + kl_beta * kl_sum)
+    with torch.no_grad():
+        deviation = torch.where(mask, surrogate.ratio.double() - 1.0, 0.0)
+        values = (count, deviation.sum(), surrogate.clip_fraction * count, surrogate.approx_kl * count, kl_sum, loss)
+        sums = torch.stack([v.detach().double() for v in values])
+        return StepLoss(loss, sums, deviation.abs().amax())

@@ -1,0 +1,254 @@
+"""What a run writes while it goes: metrics.jsonl, timings.jsonl, TensorBoard, and one live line on the screen.
+
+metrics.jsonl holds one JSON object an iteration and nothing that depends on the clock, so that two runs with the same
+seed write the same bytes. Its keys:
+
+    iteration, phase ("main" or "dynamic"), learning_rate, window (indices of the stochastic steps)
+    reward, reward_stderr, reward_std     mean over valid samples, its standard error (taken as independent), spread
+    terms: {name: {mean, stderr, std, weight}}     each reward term: traj, recon, meta, gen
+    valid_fraction, dropped_groups, group_std, advantage_abs
+    ratio_mean, ratio_max_deviation, ratio_first_deviation (of the first update: 0 unless rollout and training disagree)
+    clip_fraction, approx_kl, kl, grad_norm, num_updates, skipped_updates, nonfinite_updates
+    steps: {t: {weight, clip_fraction, kl}}     the same by stochastic step t of the grid
+    alarms                                sentences, empty when all is well
+A value that does not exist (the mean of no samples) is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+
+from worldr1 import distributed
+from worldr1.datatypes import RewardOutput
+
+Metrics = dict[str, Any]
+
+
+def reward_metrics(rewards: RewardOutput) -> Metrics:
+    """Mean, standard error and spread of the reward and of each term, over the valid samples of all ranks.
+
+    Args:
+      rewards: This rank's rewards. Every rank must call this.
+    """
+    valid = distributed.gather(rewards.valid & torch.isfinite(rewards.reward))
+    mean, stderr, std = _summary(distributed.gather(rewards.reward.double())[valid])
+    terms = {}
+    for name, values in rewards.breakdown.items():
+        term = distributed.gather(values.double())
+        figures = _summary(term[valid & torch.isfinite(term)])
+        terms[name] = {**dict(zip(("mean", "stderr", "std"), figures, strict=True)), "weight": rewards.weights[name]}
+    return {
+        "reward": mean,
+        "reward_stderr": stderr,
+        "reward_std": std,
+        "terms": terms,
+        "valid_fraction": float(valid.double().mean()),
+    }
+
+
+def _summary(values: Tensor) -> tuple[float, float, float]:
+    """Mean, its standard error, and std (n - 1 in the denominator); NaN where there are too few values."""
+    n = len(values)
+    std = float(values.std()) if n > 1 else math.nan
+    return (float(values.mean()) if n else math.nan), std / math.sqrt(n) if n else math.nan, std
+
+
+class Stopwatch:
+    """Seconds spent in each stage of an iteration."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the block's duration to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def finish(self) -> dict[str, float]:
+        """Seconds by stage, and "total" since the stopwatch was made."""
+        return {**self.seconds, "total": time.perf_counter() - self._start}
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl, timings.jsonl and TensorBoard under output_dir; silent on ranks other than 0.
+
+    Args:
+      output_dir: Must exist.
+      first_iteration: The iteration that will be written first: lines of it and later ones, left by an interrupted run,
+        are cut off; 0 starts new files.
+      enabled: False makes every method do nothing.
+    """
+
+    def __init__(self, output_dir: Path, *, first_iteration: int, enabled: bool) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        self._metrics = _reopened(output_dir / "metrics.jsonl", first_iteration)
+        self._timings = _reopened(output_dir / "timings.jsonl", first_iteration)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._board = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_iteration)
+
+    def write(self, metrics: Mapping[str, Any]) -> None:
+        """The figures of one iteration; must hold "iteration"."""
+        if not self.enabled:
+            return
+        _append(self._metrics, metrics)
+        for key, value in _scalars(metrics):
+            if key != "iteration" and math.isfinite(value):
+                self._board.add_scalar(key, value, metrics["iteration"])
+
+    def write_seconds(self, iteration: int, seconds: Mapping[str, float]) -> None:
+        """What the stages of one iteration took; must hold "total"."""
+        if not self.enabled:
+            return
+        stages = {k: round(v, 4) for k, v in seconds.items()}
+        _append(self._timings, {"iteration": iteration, "seconds": stages.pop("total"), "stages": stages})
+        for key, value in seconds.items():
+            self._board.add_scalar(f"seconds/{key}", value, iteration)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self.enabled:
+            self._metrics.close()
+            self._timings.close()
+            self._board.close()
+        self.enabled = False
+
+
+def _append(file: TextIO, row: Mapping[str, Any]) -> None:
+    file.write(json.dumps(_plain(row), allow_nan=False) + "\n")
+    file.flush()
+
+
+def _scalars(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of nested figures, named by their path."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield prefix + key, value
+
+
+def _plain(value: Any) -> Any:
+    """JSON types; a number that is not finite becomes null, since JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _reopened(path: Path, first_iteration: int) -> TextIO:
+    """The file without the lines from `first_iteration` on and without a last line cut short, open for appending."""
+    kept = []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith("\n") or row["iteration"] >= first_iteration:
+            break
+        kept.append(line)
+    path.write_text("".join(kept), encoding="utf-8")
+    return open(path, "a", encoding="utf-8")
+
+
+class Progress:
+    """The user's view on rank 0: a live line on a terminal, one plain line an iteration elsewhere.
+
+    Args:
+      max_iterations: Where the run will end.
+      enabled: False makes every method do nothing.
+    """
+
+    def __init__(self, *, max_iterations: int, enabled: bool) -> None:
+        self.enabled = enabled
+        self._last = max_iterations
+        self._done: list[float] = []
+        self._latest = ""
+        if enabled:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._console = Console(soft_wrap=True, highlight=False)
+            self._live = Live("", console=self._console, refresh_per_second=4, transient=True)
+            self._is_live = self._console.is_terminal
+            if self._is_live:
+                self._live.start()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self.enabled:
+            self._console.print(text, markup=False)
+
+    @contextmanager
+    def stage(self, text: str) -> Iterator[None]:
+        """Shows what is being done, beside the latest figures, while the block runs; on a terminal only."""
+        if self.enabled and self._is_live:
+            from rich.spinner import Spinner
+
+            self._live.update(Spinner("dots", text=f"{self._latest}  {text}" if self._latest else text))
+        yield
+
+    def iteration(self, metrics: Mapping[str, Any], seconds: float) -> None:
+        """Figures of a finished iteration."""
+        if not self.enabled:
+            return
+        self._done.append(seconds)
+        self._latest = progress_line(metrics, done=self._done, last=self._last)
+        if self._is_live:
+            self._live.update(self._latest)
+        else:
+            self.say(self._latest)
+        for alarm in metrics["alarms"]:
+            self.say(f"  iteration {metrics['iteration'] + 1}: {alarm}")
+
+    def close(self) -> None:
+        """Leave the terminal as it was; the latest figures stay."""
+        if self.enabled and self._is_live:
+            self._live.stop()
+            if self._latest:
+                self.say(self._latest)
+        self._latest = ""
+        self._is_live = False
+
+
+def progress_line(metrics: Mapping[str, Any], *, done: list[float], last: int) -> str:
+    """`12/80 main  reward 2.103 +- 0.041  traj 0.612 ...  clip 12%  2.3 s/it  ETA 2:36`.
+
+    Args:
+      metrics: Of the newest iteration.
+      done: Seconds of every iteration of this process so far; the newest 20 make the estimate.
+      last: max_iterations.
+    """
+    recent = sum(done[-20:]) / len(done[-20:])
+    left = round(max(0, last - metrics["iteration"] - 1) * recent)
+    eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}" if left >= 3600 else f"{left // 60}:{left % 60:02d}"
+    terms = [f"{name} {term['mean']:.3f}" for name, term in metrics["terms"].items()]
+    return "  ".join(
+        [
+            f"{metrics['iteration'] + 1}/{last} {metrics['phase']}",
+            f"reward {metrics['reward']:.3f} +- {metrics['reward_stderr']:.3f}",
+            *terms,
+            f"clip {metrics['clip_fraction']:.0%}",
+            f"kl {metrics['kl']:.2e}",
+            f"{recent:.1f} s/it",
+            f"ETA {eta}",
+        ]
+    )

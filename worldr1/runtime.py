@@ -1,0 +1,166 @@
+"""The run's surroundings: threads, the output folder, signals, and what is said about them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from worldr1 import distributed
+from worldr1.config import TrainConfig, to_json
+from worldr1.metrics import Progress
+
+PACKAGES = ("worldr1", "torch", "triton", "diffusers", "transformers", "peft", "numpy", "safetensors", "tyro")
+SAME_PRESS_SECONDS = 1.0
+"""Signals that come sooner after the first count as the same one: torchrun hands on what a terminal sent already."""
+
+
+def set_threads(config: TrainConfig) -> None:
+    """Set torch's CPU threads of this rank: config.num_threads, or the usable cores shared among this machine's ranks.
+
+    One thread by default would waste idle cores; spinning ones would waste busy cores, hence OMP_WAIT_POLICY in cli.py.
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = config.num_threads or max(1, len(os.sched_getaffinity(0)) // ranks)
+    torch.set_num_threads(threads)
+
+
+def prepare_output_dir(config: TrainConfig, world: distributed.World) -> Path:
+    """Make the run's folder on rank 0, check that it can be written, and write config.json and environment.json.
+
+    Without --resume a run that is already there is moved aside, never overwritten.
+
+    Returns:
+      The folder.
+    Raises:
+      ValueError: it cannot be made or written; with --resume, it holds no checkpoint.
+    """
+    folder, error = Path(config.output_dir), ""
+    if world.is_main:
+        try:
+            if not config.resume and (folder / "config.json").exists():
+                aside = _free_name(folder)
+                os.rename(folder, aside)
+                print(f"the earlier run in {folder} is now {aside}", flush=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+            if config.resume and not any((folder / "checkpoints").glob("iteration_*")):
+                error = f"--resume: output_dir must hold a checkpoint, got {folder} without one; start without --resume"
+            else:
+                _write_json(folder / "config.json", to_json(config))
+                _write_json(folder / "environment.json", environment(world))
+        except OSError as problem:
+            why = problem.strerror or problem
+            error = f"output_dir must be a folder that can be written, got {folder} ({why}); choose --output-dir"
+    error = distributed.gather_objects(error)[0]
+    if error:
+        raise ValueError(error)
+    return folder
+
+
+def environment(world: distributed.World) -> dict[str, object]:
+    """Versions and hardware, for the report."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.processor()
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": shlex.join(sys.argv),
+        "device": device or platform.machine(),
+        "cores": os.cpu_count(),
+        "ranks": world.size,
+        "threads_per_rank": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def opening_line(config: TrainConfig, world: distributed.World, *, first: int, num_params: int) -> str:
+    """What is about to run, in two lines."""
+    total = config.rollout.prompts_per_iteration * config.rollout.group_size
+    waits = os.environ.get("OMP_WAIT_POLICY", "unset")
+    start = f"going on after iteration {first}" if first else "starting"
+    return (
+        f"{config.model.path} on {world.device.type}, adapter of {num_params:,} parameters; {world.size} rank(s) of "
+        f"{torch.get_num_threads()} thread(s), OMP_WAIT_POLICY {waits}\n"
+        f"{start}: {config.max_iterations} iterations of {total} videos, seed {config.seed}, "
+        f"control {config.reward.control}, writing to {config.output_dir}"
+    )
+
+
+def resume_command() -> str:
+    """The command that goes on with this run: the one that started it, and --resume."""
+    args = [a for a in sys.argv[1:] if a not in ("--resume", "--no-resume")]
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    start = ["torchrun", "--nproc_per_node", str(ranks)] if "TORCHELASTIC_RUN_ID" in os.environ else ["python"]
+    script = ["-m", "worldr1.train"] if Path(sys.argv[0]).name != "train.py" else [sys.argv[0]]
+    return shlex.join([*start, *script, *args, "--resume"])
+
+
+def peak_memory_gib() -> float:
+    """Largest resident memory of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class Stop:
+    """Whether the user asked to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
+@contextmanager
+def stop_on_signal(progress: Progress) -> Iterator[Stop]:
+    """Inside, the first Ctrl-C (or SIGTERM) sets `asked` and lets the iteration finish; a second one stops at once.
+
+    Outside the main thread, where Python allows no handlers, signals keep their meaning.
+    """
+    stop, since = Stop(), 0.0
+
+    def on_signal(number: int, frame: object) -> None:
+        nonlocal since
+        if not stop.asked:
+            stop.asked, since = True, time.monotonic()
+            progress.say("stopping after this iteration, which is saved; Ctrl-C again stops at once, without saving")
+        elif time.monotonic() - since > SAME_PRESS_SECONDS:
+            raise KeyboardInterrupt
+
+    try:
+        old = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        old = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (name := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    return name
+
+
+def _write_json(path: Path, value: dict[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,183 @@
+"""Identities of the policy gradient, checked on the real model before the first update: each failure is a lost run.
+
+They take one micro-batch's rollout and a handful of forwards: seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from worldr1 import distributed
+from worldr1.config import TrainConfig, to_json
+from worldr1.datatypes import PromptBatch, Rollout
+from worldr1.ema import Ema
+from worldr1.models.base import VideoPolicy
+from worldr1.noise import initial_noise
+from worldr1.prompts import prompt_batch
+from worldr1.rollout import batch_rows, sample, window_step
+from worldr1.schedule import euler_sigmas, sde_window
+
+NUM_WINDOWS = 64
+"""Iterations whose window the ranks compare."""
+
+
+class SelfTest(NamedTuple):
+    """One identity: a deviation that must not exceed its limit."""
+
+    name: str
+    deviation: float
+    limit: float
+    meaning: str  # of a failure
+
+
+def run_self_tests(policy: VideoPolicy, *, prompts: Sequence[str], config: TrainConfig) -> list[SelfTest]:
+    """Check the identities with the adapter moved a little away from its start, then put it back.
+
+    Args:
+      policy: The model in training; unchanged at the end.
+      prompts: Of the main phase.
+      config: The run's settings.
+    Returns:
+      The tests, all passed.
+    Raises:
+      RuntimeError: one failed; its name, its figure and what it means. The same tests run on every rank.
+    """
+    tests = [_ranks_agree(policy, config)]
+    batch = _small_batch(prompts, config)
+    sigmas = euler_sigmas(config.schedule.num_steps, config.schedule.shift)
+    steps = sde_window(config.schedule, seed=config.seed, iteration=0)
+    noise = initial_noise(batch, policy.latent_shape(config.video), config=config).to(policy.device)
+    rows = next(batch_rows(batch.num_samples, config.rollout.micro_batch))
+    before = _velocity(policy, batch, noise, rows, sigma=sigmas[steps[0]], adapter=False)
+    # At its start the adapter is the identity (B = 0), which would hide every fault: test it away from there.
+    with _moved(policy.adapter_parameters()):
+        off = _velocity(policy, batch, noise, rows, sigma=sigmas[steps[0]], adapter=False)
+        on = _velocity(policy, batch, noise, rows, sigma=sigmas[steps[0]], adapter=True)
+        tests.append(_adapter_off_is_base(before, off, on))
+        rollout = sample(policy, batch, noise, sigmas=sigmas, steps=steps, config=config)
+        tests += _log_prob_tests(policy, rollout, rows, config)
+    tests.append(_ema_moves(policy, config))
+    for test in tests:
+        if not test.deviation <= test.limit:  # a NaN fails too
+            raise RuntimeError(
+                f"self-test {test.name}: deviation must be <= {test.limit:g}, got {test.deviation:g}. {test.meaning} "
+                "--no-self-test trains all the same."
+            )
+    return tests
+
+
+def _small_batch(prompts: Sequence[str], config: TrainConfig) -> PromptBatch:
+    """Whole groups that fill one micro-batch, or all samples of this rank if they are fewer."""
+    world = distributed.world_size()
+    batch = prompt_batch(prompts, config=config, iteration=0, dynamic=False, rank=distributed.rank(), world_size=world)
+    groups = min(len(batch.prompts), -(-config.rollout.micro_batch // batch.group_size))
+    return PromptBatch(
+        prompts=batch.prompts[:groups],
+        group_size=batch.group_size,
+        tokens=batch.tokens[:groups],
+        viewmats=batch.viewmats[:groups],
+        sample_ids=batch.sample_ids[: groups * batch.group_size],
+        dynamic=False,
+    )
+
+
+@torch.no_grad()
+def _velocity(
+    policy: VideoPolicy, batch: PromptBatch, noise: Tensor, rows: slice, *, sigma: float, adapter: bool
+) -> Tensor:
+    embeds = batch.repeat(policy.encode_prompts(batch.prompts))
+    return policy.velocity(noise[rows], sigma, embeds[rows], adapter=adapter)
+
+
+@contextmanager
+def _moved(params: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, every parameter has seeded noise of size 0.02 added."""
+    own = [p.detach().clone() for p in params]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in params:
+            p.add_(0.02 * torch.randn(p.shape, generator=generator).to(p))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old in zip(params, own, strict=True):
+                p.copy_(old)
+
+
+def _ranks_agree(policy: VideoPolicy, config: TrainConfig) -> SelfTest:
+    windows = [sde_window(config.schedule, seed=config.seed, iteration=i) for i in range(NUM_WINDOWS)]
+    adapter = hashlib.sha256()
+    for name, value in sorted(policy.adapter_state().items()):
+        adapter.update(name.encode() + value.contiguous().numpy().tobytes())
+    mine = (windows, json.dumps(to_json(config), sort_keys=True), adapter.hexdigest())
+    other = sum(theirs != mine for theirs in distributed.gather_objects(mine))
+    return SelfTest(
+        "ranks_agree", float(other), 0.0,
+        "Ranks differ in their settings, their adapter, or which steps are stochastic: their gradients belong to "
+        "different problems.",
+    )  # fmt: skip
+
+
+def _adapter_off_is_base(before: Tensor, off: Tensor, on: Tensor) -> SelfTest:
+    # An adapter that does not act when on would pass the comparison, so its effect is asked for in the same test.
+    acts = not torch.equal(off, on)
+    return SelfTest(
+        "adapter_off_is_base", float((before - off).abs().max()) if acts else float("inf"), 0.0,
+        "With the adapter off the model is not its base: the KL has no anchor, and `before` in the study is wrong. "
+        "Infinity: the adapter does not act in the window at all.",
+    )  # fmt: skip
+
+
+def _log_prob_tests(policy: VideoPolicy, rollout: Rollout, rows: slice, config: TrainConfig) -> list[SelfTest]:
+    ratio_deviation, density_deviation = 0.0, 0.0
+    finite = rollout.finite[rows]
+    for s in range(len(rollout.steps)):
+        out = window_step(policy, rollout, index=s, rows=rows, config=config)  # with gradient, as in training
+        log_prob = out.log_prob.detach()
+        ratio = (log_prob - rollout.log_prob[rows, s]).double().exp()
+        std = out.std.double().view(-1, *[1] * (rollout.samples.ndim - 2))
+        density = Normal(out.prev_sample_mean.detach().double(), std).log_prob(rollout.prev_samples[s, rows].double())
+        ratio_deviation = max(ratio_deviation, _largest((ratio - 1.0)[finite]))
+        density_deviation = max(density_deviation, _largest((density.flatten(1).mean(1) - log_prob.double())[finite]))
+    return [
+        SelfTest(
+            "ratio_is_one", ratio_deviation, 1e-6,
+            "The update scores a sample otherwise than the rollout did, before any change of the policy: other batch "
+            "shape, kernels, precision or inputs. The clip then acts on noise.",
+        ),
+        SelfTest(
+            "log_prob_is_density", density_deviation, 1e-5,
+            "log_prob is not the log-density of the Gaussian that the step draws from: the gradient points elsewhere.",
+        ),
+    ]  # fmt: skip
+
+
+def _largest(values: Tensor) -> float:
+    """max |x|; NaN if any is, or if there are none."""
+    return float(values.abs().max()) if len(values) else float("nan")
+
+
+def _ema_moves(policy: VideoPolicy, config: TrainConfig) -> SelfTest:
+    params = policy.adapter_parameters()
+    ema = Ema(params, decay=config.update.ema_decay)
+    start = [s.clone() for s in ema.shadow]
+    with _moved(params):
+        ema.step()
+        deviation = max(
+            float((shadow - (old + (1.0 - ema.decay) * (p - old))).abs().max())
+            for shadow, old, p in zip(ema.shadow, start, params, strict=True)
+        )
+        still = all(torch.equal(shadow, old) for shadow, old in zip(ema.shadow, start, strict=True))
+    return SelfTest(
+        "ema_moves", float("inf") if still else deviation, 1e-6,
+        "The average of the adapter does not follow it, so evaluation and export would show the untrained model.",
+    )  # fmt: skip

@@ -1,0 +1,229 @@
+"""World-R1 training, from the command line to the report. Run it any of these ways:
+
+    torchrun worldr1/train.py                        # the embedded micro world, about 5 minutes on two cores
+    torchrun --nproc_per_node 2 worldr1/train.py     # more ranks, the same result
+    python worldr1/train.py --preset wan2.1-1.3b --help
+    python -m worldr1.train --resume
+
+Ctrl-C finishes the iteration, saves and prints how to go on. torchrun waits 30 s for that; with longer iterations start
+it as `torchrun --shutdown-timeout 600 ...`.
+"""
+
+if __name__ == "__main__":
+    # Only what a script must do before anything else is imported. Its own folder comes first on sys.path and would let
+    # `metrics` or `report` hide other packages; the folder above, which holds the package, takes its place. The command
+    # line then imports this file again, as the module worldr1.train, after the settings have been checked.
+    import sys
+    from pathlib import Path
+
+    if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+        sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from worldr1.cli import main
+
+    sys.exit(main())
+
+import time
+import webbrowser
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from worldr1 import checkpoint, distributed, evaluate
+from worldr1.advantage import group_advantage
+from worldr1.config import TrainConfig
+from worldr1.ema import Ema
+from worldr1.metrics import MetricsWriter, Progress, Stopwatch, reward_metrics
+from worldr1.models.base import VideoPolicy
+from worldr1.models.wan import load_policy
+from worldr1.noise import initial_noise
+from worldr1.prompts import held_out_batch, is_dynamic, prompt_batch, read_prompts
+from worldr1.report import write_report
+from worldr1.rewards import RewardStack, build_rewards
+from worldr1.rewards.base import load_judge
+from worldr1.rollout import generate, sample
+from worldr1.runtime import (
+    opening_line,
+    peak_memory_gib,
+    prepare_output_dir,
+    resume_command,
+    set_threads,
+    stop_on_signal,
+)
+from worldr1.schedule import euler_sigmas, sde_window
+from worldr1.selftest import run_self_tests
+from worldr1.update import Learner, NonFiniteGuard, check_window, learning_rate, make_optimizer, policy_step
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    iterations: int  # done in all, over resumed parts
+    interrupted: bool  # by Ctrl-C; saved
+    report: Path | None
+
+
+def train(config: TrainConfig) -> Outcome:
+    """Train, evaluate, report: the whole pipeline, in order.
+
+    Args:
+      config: Validated settings (config.validate).
+    Returns:
+      Outcome.
+    Raises:
+      ValueError: a setting that only shows to be wrong with the files at hand: prompts, model folders, resume.
+      RuntimeError: the environment: device, disk, judges that fail too often, gradients that stay NaN.
+    """
+    set_threads(config)
+    world = distributed.init(config.device)
+    try:
+        return _train(config, world)
+    finally:
+        distributed.shutdown()
+
+
+def _train(config: TrainConfig, world: distributed.World) -> Outcome:
+    prompts = {False: read_prompts(config.prompts)}
+    prompts[True] = read_prompts(config.dynamic_prompts) if config.phase.dynamic_iterations else []
+    held_out = read_prompts(config.eval_prompts) if config.evaluation.num_samples else []
+    evaluate.labels_of(held_out)  # now, not after hours of training
+    check_window(config)
+    output_dir = prepare_output_dir(config, world)
+    start_from = checkpoint.latest(output_dir) if config.resume else None
+    if start_from:
+        checkpoint.check_same_run(start_from, config)
+
+    torch.manual_seed(config.seed)
+    policy = load_policy(config.model, device=world.device)
+    policy.latent_shape(config.video)  # sizes that the model cannot make are found here
+    rewards = build_rewards(config, device=world.device)
+    params = policy.adapter_parameters()
+    distributed.broadcast(params)
+    learner = Learner(policy, make_optimizer(params, config.update), Ema(params, decay=config.update.ema_decay))
+    first = checkpoint.load(start_from, *learner) if start_from else 0
+
+    progress = Progress(max_iterations=config.max_iterations, enabled=world.is_main)
+    writer = MetricsWriter(output_dir, first_iteration=first, enabled=world.is_main)
+    try:
+        progress.say(opening_line(config, world, first=first, num_params=sum(p.numel() for p in params)))
+        if config.self_test and first < config.max_iterations:
+            with progress.stage("self-tests"):
+                tests = run_self_tests(policy, prompts=prompts[False], config=config)
+            progress.say("self-tests passed: " + ", ".join(f"{t.name} {t.deviation:.0e}" for t in tests))
+        done = _iterate(config, world, learner, rewards, prompts, first, writer, progress)
+        if done < config.max_iterations:
+            progress.say(f"stopped after {done} of {config.max_iterations} iterations, saved; go on with:")
+            progress.say(f"  {resume_command()}")
+            return Outcome(done, True, None)
+        return Outcome(done, False, _finish(config, world, learner, held_out, progress))
+    finally:
+        progress.close()
+        writer.close()
+
+
+def _iterate(
+    config: TrainConfig,
+    world: distributed.World,
+    learner: Learner,
+    rewards: RewardStack,
+    prompts: dict[bool, list[str]],
+    first: int,
+    writer: MetricsWriter,
+    progress: Progress,
+) -> int:
+    """The loop; returns the iterations done, fewer than asked for after Ctrl-C."""
+    sigmas = euler_sigmas(config.schedule.num_steps, config.schedule.shift)
+    latent_shape = learner.policy.latent_shape(config.video)
+    guard, iteration = NonFiniteGuard(), first
+    with stop_on_signal(progress) as stop:
+        while iteration < config.max_iterations:
+            watch = Stopwatch()
+            dynamic = is_dynamic(iteration, config.phase)
+            steps = sde_window(config.schedule, seed=config.seed, iteration=iteration)
+            lr = learning_rate(iteration, max_iterations=config.max_iterations, config=config.update)
+
+            batch = prompt_batch(
+                prompts[dynamic], config=config, iteration=iteration, dynamic=dynamic,
+                rank=world.rank, world_size=world.size,
+            )  # fmt: skip
+            with watch.stage("noise"), progress.stage("noise"):
+                noise = initial_noise(batch, latent_shape, config=config)  # [N, C, f, h, w]
+            with watch.stage("rollout"), progress.stage("rollout"):
+                rollout = sample(learner.policy, batch, noise, sigmas=sigmas, steps=steps, config=config)
+            with watch.stage("rewards"), progress.stage("rewards"):
+                scores = rewards.score(batch, rollout.video, finite=rollout.finite)
+            advantage = group_advantage(scores, group_size=batch.group_size, config=config.advantage)
+            with watch.stage("update"), progress.stage("update"):
+                update = policy_step(*learner, rollout, advantage, config=config, lr=lr)
+
+            metrics = {
+                "iteration": iteration, "phase": "dynamic" if dynamic else "main", "learning_rate": lr,
+                "window": list(steps), **reward_metrics(scores), **advantage.metrics(), **update,
+                "alarms": list(advantage.alarms),
+            }  # fmt: skip
+            iteration += 1
+            writer.write(metrics)
+            guard.check(metrics)
+            asked = distributed.any_rank(stop.asked)
+            if asked or iteration % config.checkpoint_every == 0 or iteration == config.max_iterations:
+                with watch.stage("checkpoint"), progress.stage("checkpoint"):
+                    if world.is_main:
+                        checkpoint.save(config.output_dir, *learner, iteration=iteration, config=config)
+                    distributed.barrier()
+            seconds = watch.finish()
+            writer.write_seconds(metrics["iteration"], seconds)
+            progress.iteration(metrics, seconds["total"])
+            if asked:
+                break
+    return iteration
+
+
+def _finish(
+    config: TrainConfig, world: distributed.World, learner: Learner, held_out: list[str], progress: Progress
+) -> Path | None:
+    """Export of the averaged adapter, the before/after study on held-out prompts, the report."""
+    policy, _, ema = learner
+    start = time.perf_counter()
+    with ema.applied():
+        if world.is_main:
+            policy.save_lora(config.output_dir / "adapter")
+        if held_out:
+            with progress.stage("evaluation"):
+                _study(config, world, policy, held_out)
+    progress.close()
+    if not world.is_main:
+        return None
+    page = write_report(config.output_dir)
+    progress.say(f"evaluation and report {time.perf_counter() - start:.0f} s, peak memory {peak_memory_gib():.1f} GiB")
+    progress.say(f"adapter: {config.output_dir / 'adapter'}\nreport:  {page}")
+    if config.open_report:
+        webbrowser.open(page.resolve().as_uri())
+    return page
+
+
+def _study(config: TrainConfig, world: distributed.World, policy: VideoPolicy, held_out: list[str]) -> None:
+    """Held-out videos at the same seeds without and with the adapter, spread over the ranks, judged on rank 0."""
+    batch = held_out_batch(held_out, config=config, rank=world.rank, world_size=world.size)
+    noise = initial_noise(batch, policy.latent_shape(config.video), config=config)
+    sigmas = euler_sigmas(config.schedule.num_steps, config.schedule.shift)
+    before, after = (
+        distributed.gather(
+            generate(
+                policy, batch.prompts, noise, sigmas=sigmas, guidance_scale=config.rollout.guidance_scale,
+                adapter=adapter, micro_batch=config.rollout.micro_batch,
+            )
+        )[: config.evaluation.num_samples]  # [n, F, 3, H, W]
+        for adapter in (False, True)
+    )  # fmt: skip
+    if not world.is_main:
+        return
+    # All ranks' prompts again, without their padding.
+    whole = held_out_batch(held_out, config=config, rank=0, world_size=1)
+    evaluator = load_judge(config.evaluation.evaluator, role="evaluator", device=world.device)
+    result = evaluate.study(
+        before, after, whole.prompts, whole.viewmats, evaluator=evaluator,
+        control=config.reward.control,
+    )  # fmt: skip
+    evaluate.write_study(
+        result, config.output_dir, videos_before=before, videos_after=after, viewmats_requested=whole.viewmats
+    )

@@ -1,0 +1,231 @@
+"""The policy update: a few clipped optimizer steps on the stochastic steps of one rollout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worldr1 import distributed
+from worldr1.advantage import Advantage
+from worldr1.config import TrainConfig, UpdateConfig
+from worldr1.datatypes import Rollout
+from worldr1.ema import Ema
+from worldr1.grpo import step_loss
+from worldr1.metrics import Metrics
+from worldr1.models.base import VideoPolicy
+from worldr1.rollout import batch_rows, reference_velocity, window_step
+from worldr1.schedule import euler_sigmas, step_weights
+
+MAX_NONFINITE_IN_A_ROW = 3
+"""So many iterations in a row without one finite gradient stop the run."""
+
+
+class Learner(NamedTuple):
+    """What an update changes, and a checkpoint holds."""
+
+    policy: VideoPolicy
+    optimizer: torch.optim.AdamW
+    ema: Ema
+
+
+def check_window(config: TrainConfig) -> None:
+    """Every step that may be drawn for training must have an adapter to train.
+
+    Raises:
+      ValueError: the adapter does not act at a step of window_range.
+    """
+    sigmas = euler_sigmas(config.schedule.num_steps, config.schedule.shift)
+    first, last = config.schedule.window_range
+    if sigmas[last - 1] < config.model.adapter_sigma_min:
+        acting = sum(s >= config.model.adapter_sigma_min for s in sigmas)
+        raise ValueError(
+            f"schedule.window_range must lie where the adapter acts (sigma >= {config.model.adapter_sigma_min}, "
+            f"model.adapter_sigma_min), got {(first, last)} whose step {last - 1} has sigma {sigmas[last - 1]:.3f}; "
+            f"end it at {acting} or lower adapter_sigma_min"
+        )
+
+
+def make_optimizer(params: Sequence[nn.Parameter], config: UpdateConfig) -> torch.optim.AdamW:
+    """AdamW on the adapter."""
+    return torch.optim.AdamW(params, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def learning_rate(iteration: int, *, max_iterations: int, config: UpdateConfig) -> float:
+    """Linear from learning_rate at iteration 0 to learning_rate * final_lr_fraction at the last one."""
+    share = iteration / max(1, max_iterations - 1)
+    return config.learning_rate * (1.0 - (1.0 - config.final_lr_fraction) * min(1.0, share))
+
+
+def policy_step(
+    policy: VideoPolicy,
+    optimizer: torch.optim.AdamW,
+    ema: Ema,
+    rollout: Rollout,
+    advantage: Advantage,
+    *,
+    config: TrainConfig,
+    lr: float,
+) -> Metrics:
+    """updates_per_rollout optimizer steps, each over all masked-in samples and all stochastic steps of the rollout.
+
+        L = mean_{samples, steps} w_step [max(-A ratio, -A clip(ratio, 1 - e, 1 + e)) + kl_beta KL(policy | base)]
+
+    The mean is over the samples of all ranks, so the gradient does not depend on how they are dealt. w_step evens out
+    the size of the gradient over the grid (schedule.step_weights) and weighs both parts. The micro-batches are those of
+    the rollout: another split would change log_prob in the last digits, and with it the ratio. The reference does not
+    change during the updates and is computed once. If no sample of any rank is left there is no update
+    (`skipped_updates`); a gradient that is not finite leaves parameters, optimizer and average as they are
+    (`nonfinite_updates`).
+
+    Every rank must call this.
+
+    Args:
+      policy: Its adapter is trained in place.
+      optimizer: Of the adapter's parameters, in the order of `ema.params`.
+      ema: Stepped once per optimizer step.
+      rollout: From `rollout.sample`, this rank's samples.
+      advantage: From `group_advantage` for the same samples.
+      config: update, schedule, rollout.
+      lr: Learning rate of this iteration.
+    Returns:
+      The figures of metrics.jsonl (see metrics.py), the same on all ranks.
+    """
+    params = ema.params
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    u, num_steps = config.update, len(rollout.steps)
+    weights = step_weights(rollout.sigmas, rollout.steps, config.schedule)
+    tally = _Tally(num_steps)
+    if advantage.num_active:
+        mask = advantage.mask.to(policy.device) & rollout.finite.to(policy.device)
+        rows_list = [r for r in batch_rows(len(mask), config.rollout.micro_batch) if bool(mask[r].any())]
+        references = _references(policy, rollout, rows_list, config) if u.kl_beta > 0 else None
+        # Each rank averages over the samples of all ranks; average_gradients divides by their number once more.
+        per_sample = distributed.world_size() / (advantage.num_active * num_steps)
+        for update in range(u.updates_per_rollout):
+            optimizer.zero_grad(set_to_none=True)
+            for k, rows in enumerate(rows_list):
+                for s in range(num_steps):
+                    _accumulate(
+                        policy, rollout, advantage, mask, s, rows, config=config,
+                        reference=references[k][s] if references else None,
+                        scale=weights[s] * per_sample, tally=tally, first=update == 0,
+                    )  # fmt: skip
+            distributed.average_gradients(params)
+            norm = torch.nn.utils.clip_grad_norm_(params, u.max_grad_norm)
+            if not bool(torch.isfinite(norm)):  # averaged, hence the same decision on all ranks
+                tally.nonfinite += 1
+                continue
+            optimizer.step()
+            ema.step()
+            tally.norms.append(float(norm))
+        optimizer.zero_grad(set_to_none=True)
+    return tally.metrics(rollout.steps, weights, has_reference=u.kl_beta > 0, planned=u.updates_per_rollout)
+
+
+class NonFiniteGuard:
+    """Counts iterations in a row whose gradients were all not finite."""
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+
+    def check(self, metrics: Metrics) -> None:
+        """Call once an iteration with the result of `policy_step`.
+
+        Raises:
+          RuntimeError: MAX_NONFINITE_IN_A_ROW such iterations in a row.
+        """
+        hopeless = metrics["nonfinite_updates"] > 0 and metrics["num_updates"] == 0
+        self.in_a_row = self.in_a_row + 1 if hopeless else 0
+        if self.in_a_row >= MAX_NONFINITE_IN_A_ROW:
+            raise RuntimeError(
+                f"policy_step: gradients must be finite, got NaN or infinity in {self.in_a_row} iterations in a row; "
+                "lower --update.learning-rate, or go back with --resume to the last checkpoint"
+            )
+
+
+def _references(
+    policy: VideoPolicy, rollout: Rollout, rows_list: Sequence[slice], config: TrainConfig
+) -> list[list[Tensor]]:
+    """Adapter-off velocities by micro-batch and step."""
+    return [
+        [reference_velocity(policy, rollout, index=s, rows=rows, config=config) for s in range(len(rollout.steps))]
+        for rows in rows_list
+    ]
+
+
+def _accumulate(
+    policy: VideoPolicy,
+    rollout: Rollout,
+    advantage: Advantage,
+    mask: Tensor,
+    index: int,
+    rows: slice,
+    *,
+    config: TrainConfig,
+    reference: Tensor | None,
+    scale: float,
+    tally: _Tally,
+    first: bool,
+) -> None:
+    """Adds one micro-batch's gradient at one step, and its figures."""
+    out = window_step(policy, rollout, index=index, rows=rows, config=config, velocity_ref=reference)
+    result = step_loss(
+        out.log_prob, rollout.log_prob[rows, index],
+        advantage=advantage.advantage.to(out.log_prob)[rows], mask=mask[rows], kl=out.kl,
+        clip_range=config.update.clip_range, kl_beta=config.update.kl_beta, scale=scale,
+    )  # fmt: skip
+    result.loss.backward()
+    tally.add(index, result.sums, result.max_deviation, first=first)
+
+
+class _Tally:
+    """Sums of one rank over updates, micro-batches and steps."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.sums = torch.zeros(num_steps, 6, dtype=torch.float64)  # rows of StepLoss.sums
+        self.max_deviation = self.first_deviation = 0.0
+        self.norms: list[float] = []
+        self.nonfinite = 0
+
+    def add(self, index: int, sums: Tensor, max_deviation: Tensor, *, first: bool) -> None:
+        self.sums[index] += sums.cpu()
+        self.max_deviation = max(self.max_deviation, float(max_deviation))
+        # Before the first optimizer step the policy is the one that sampled: the ratio must be 1 to the last digits.
+        if first:
+            self.first_deviation = max(self.first_deviation, float(max_deviation))
+
+    def metrics(self, steps: Sequence[int], weights: Sequence[float], *, has_reference: bool, planned: int) -> Metrics:
+        sums = distributed.gather(self.sums[None]).sum(0)  # [S, 6]
+        worst = distributed.gather(torch.tensor([[self.max_deviation, self.first_deviation]])).amax(0)
+        total = sums.sum(0)
+        count = float(total[0])
+
+        def mean(value: Tensor, over: float) -> float:
+            return float(value) / over if over else 0.0
+
+        out: Metrics = {
+            "ratio_mean": 1.0 + mean(total[1], count),
+            "ratio_max_deviation": float(worst[0]),
+            "ratio_first_deviation": float(worst[1]),
+            "clip_fraction": mean(total[2], count),
+            "approx_kl": mean(total[3], count),
+            "kl": mean(total[4], count) if has_reference else math.nan,
+            "grad_norm": sum(self.norms) / len(self.norms) if self.norms else math.nan,
+            "num_updates": len(self.norms),
+            "nonfinite_updates": self.nonfinite,
+            "skipped_updates": planned - len(self.norms) - self.nonfinite,
+        }
+        out["steps"] = {
+            str(step): {
+                "weight": weight,
+                "clip_fraction": mean(row[2], float(row[0])),
+                "kl": mean(row[4], float(row[0])) if has_reference else math.nan,
+            }
+            for step, weight, row in zip(steps, weights, sums, strict=True)
+        }
+        return out
