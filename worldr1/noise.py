@@ -112,7 +112,7 @@ def warped_noise(
 
 
 def _plan(viewmats: Tensor, camera: CameraConfig, height: int, width: int) -> Any:
-    """Transport plan of a trajectory; it depends on the flow alone, and a training set has few distinct trajectories."""
+    """Transport plan of a trajectory: it depends on the flow alone, and a training set has few distinct ones."""
     from worldr1_kernels.noise_transport import plan_transport
 
     lens = (camera.focal_ratio, camera.depth)
@@ -133,9 +133,7 @@ def _plan(viewmats: Tensor, camera: CameraConfig, height: int, width: int) -> An
     return plan
 
 
-def _normal(
-    shape: tuple[int, ...], *, seed: int, sample_ids: Tensor, purpose: int, device: torch.device
-) -> Tensor:
+def _normal(shape: tuple[int, ...], *, seed: int, sample_ids: Tensor, purpose: int, device: torch.device) -> Tensor:
     """N(0, 1) of [B, *shape], float32: one generator per sample, its seed the Philox image of (seed, id, purpose)."""
     check_seed("warped_noise", seed)
     ids = check_sample_ids("warped_noise", sample_ids, len(sample_ids), torch.device("cpu"))

@@ -50,7 +50,9 @@ def sample(
     if noise.ndim != 5 or len(noise) != num:
         raise ValueError(f"sample: noise must have shape [{num}, C, f, h, w], got {list(noise.shape)}")
     if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] > len(sigmas) - 3:
-        raise ValueError(f"sample: steps must rise within [0, {len(sigmas) - 3}] (the last step is an ODE), got {steps}")
+        raise ValueError(
+            f"sample: steps must rise within [0, {len(sigmas) - 3}] (the last step is never stochastic), got {steps}"
+        )
     scale = config.rollout.guidance_scale
     embeds = batch.repeat(policy.encode_prompts(batch.prompts))  # [N, L, D]
     negative = _negative(policy, num, scale)
@@ -236,7 +238,7 @@ def _window_velocities(
 def _draw(
     policy: VideoPolicy, rollout: Rollout, index: int, rows: slice, *, config: TrainConfig, sample_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A true draw of the step at `rollout.samples[index, rows]`, and its log-density: (prev_sample, log_prob [rows])."""
+    """A true draw of a stochastic step, and its log-density: (prev_sample [rows, ...], log_prob [rows])."""
     velocity, uncond = _window_velocities(policy, rollout, index, rows, config.rollout.guidance_scale, adapter=True)
     step = rollout.steps[index]
     out = sde_step(

@@ -64,7 +64,9 @@ def run(policy: WanPolicy, config: TrainConfig, noise: Tensor | None = None, ste
 
 
 @torch.no_grad()
-def guided(policy: WanPolicy, x: Tensor, sigma: float, prompts: list[str], scale: float, adapter: bool = True) -> Tensor:
+def guided(
+    policy: WanPolicy, x: Tensor, sigma: float, prompts: list[str], scale: float, adapter: bool = True
+) -> Tensor:
     v = policy.velocity(x, sigma, policy.encode_prompts(prompts), adapter=adapter)
     if scale == 1.0:
         return v
@@ -261,5 +263,3 @@ def test_bad_arguments_are_named(policy: WanPolicy, tiny_wan: Path) -> None:
         generate(policy, PROMPTS, make_noise(3), sigmas=SIGMAS)
     with pytest.raises(ValueError, match="generate: sigmas"):
         generate(policy, PROMPTS, make_noise(2), sigmas=SIGMAS[::-1])
-
-

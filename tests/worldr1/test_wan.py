@@ -202,9 +202,7 @@ def test_adapter_state_round_trip_and_refusals(policy: WanPolicy, tiny_wan: Path
         other.load_adapter_state({**state, name: state[name][:1]})
 
 
-def test_saved_lora_gives_the_same_velocity_in_the_pipeline_and_here(
-    tiny_wan: Path, tmp_path: Path
-) -> None:
+def test_saved_lora_gives_the_same_velocity_in_the_pipeline_and_here(tiny_wan: Path, tmp_path: Path) -> None:
     """alpha != rank: were it lost on the way, the reloaded update would be a third of the trained one."""
     from diffusers import WanPipeline
 

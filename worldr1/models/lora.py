@@ -123,7 +123,8 @@ def read_adapter(folder: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
     try:
         info = AdapterInfo(**json.loads((folder / ADAPTER_JSON).read_text(encoding="utf-8")))
     except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"read_adapter: {folder / ADAPTER_JSON} must hold rank, alpha, ffn and sigma_min: {error}") from error
+        text = f"read_adapter: {folder / ADAPTER_JSON} must hold rank, alpha, ffn and sigma_min: {error}"
+        raise ValueError(text) from error
     weights = load_file(str(folder / LORA_FILE))
     return info, {name.removeprefix(_PREFIX): value for name, value in weights.items()}
 

@@ -1,4 +1,4 @@
-"""Wan text-to-video models, from the 1 M parameters of the micro world to Wan2.1-14B: any diffusers `WanPipeline` folder."""
+"""Wan text-to-video models: any diffusers `WanPipeline` folder, from the micro world's 1 M parameters to Wan2.1-14B."""
 
 from __future__ import annotations
 
@@ -135,9 +135,7 @@ class WanPolicy:
         self.transformer = transformer.to(self.device)
         self.vae = vae.to(self.device)
         self.max_sequence_length = int(min(tokenizer.model_max_length, _MAX_SEQUENCE_LENGTH))
-        self._parameters = lora.add_lora(
-            transformer, rank=model.lora_rank, alpha=model.lora_alpha, ffn=model.lora_ffn
-        )
+        self._parameters = lora.add_lora(transformer, rank=model.lora_rank, alpha=model.lora_alpha, ffn=model.lora_ffn)
         self._switch = lora.LoraSwitch(transformer)
         self._embeds: dict[str, Tensor] = {}
         if model.gradient_checkpointing:
@@ -234,6 +232,4 @@ class WanPolicy:
 
     def save_lora(self, folder: Path) -> None:
         """Write the LoRA for `WanPipeline.load_lora_weights(folder)`, and adapter.json with its sigma range."""
-        lora.save_lora(
-            self.transformer, folder, sigma_min=self.model.adapter_sigma_min, ffn=self.model.lora_ffn
-        )
+        lora.save_lora(self.transformer, folder, sigma_min=self.model.adapter_sigma_min, ffn=self.model.lora_ffn)
