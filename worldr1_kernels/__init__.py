@@ -4,18 +4,34 @@ Useful alone: imports torch, numpy and the standard library only; Triton is impo
 `python -m worldr1_kernels` prints which backends are there and why.
 """
 
+from worldr1_kernels.rasterize import RasterizeOutput, rasterization, rasterize
 from worldr1_kernels.sde_step import GrpoLoss, SdeStepOutput, grpo_loss, ode_step, sde_step
-
-__all__ = [
-    "GrpoLoss",
-    "SdeStepOutput",
-    "grpo_loss",
-    "ode_step",
-    "sde_step",
-]
+from worldr1_kernels.se3 import (
+    TrajectoryError,
+    align_scale,
+    geodesic_distance,
+    path_length,
+    relative_poses,
+    trajectory_error,
+    trajectory_reward,
+)
 
 __version__ = "0.1.0"
 
-from worldr1_kernels.rasterize import RasterizeOutput, rasterization, rasterize
-
-__all__ = ["RasterizeOutput", "rasterization", "rasterize"]
+__all__ = [
+    "GrpoLoss",
+    "RasterizeOutput",
+    "SdeStepOutput",
+    "TrajectoryError",
+    "align_scale",
+    "geodesic_distance",
+    "grpo_loss",
+    "ode_step",
+    "path_length",
+    "rasterization",
+    "rasterize",
+    "relative_poses",
+    "sde_step",
+    "trajectory_error",
+    "trajectory_reward",
+]
