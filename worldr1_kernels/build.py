@@ -1,11 +1,11 @@
 """Builds the native modules: finds the compilers, writes build.ninja, runs ninja. Used by setup.py, never at import.
 
-Standard library only, and nothing from this package: setup.py loads this file by path, in an isolated environment without
-torch. The build folder lies in the source tree and is named by the interpreter's ABI tag, because pip's own temporary folder
-changes from run to run and would rebuild everything.
+Standard library only, and nothing from this package: setup.py loads this file by path, in an isolated environment
+without torch. The build folder lies in the source tree and is named by the interpreter's ABI tag, because pip's own
+temporary folder changes from run to run and would rebuild everything.
 
 Environment variables:
-  WORLDR1_BUILD: "auto" (default) builds the CUDA module where nvcc is found, "cpu" never does, "cuda" fails without nvcc.
+  WORLDR1_BUILD: "auto" (default) builds the CUDA module where nvcc is found, "cpu" never, "cuda" fails without nvcc.
   WORLDR1_CUDA_ARCHS: architectures for nvcc, separated by ";" or ",", e.g. "80;90a". Default "90a".
   CXX, CUDACXX, CUDA_HOME: the usual meaning.
 """
@@ -62,12 +62,10 @@ def find_nvcc(environment: Mapping[str, str]) -> str | None:
         if found is None:
             raise RuntimeError(f"build: CUDACXX must name an executable, got {named!r}")
         return found
-    folders = [Path(environment["CUDA_HOME"]) / "bin"] if environment.get("CUDA_HOME") else []
-    for folder in folders:
-        found = shutil.which("nvcc", path=str(folder))
-        if found:
-            return found
-    return shutil.which("nvcc", path=environment.get("PATH")) or shutil.which("nvcc", path=f"{CUDA_FOLDER}/bin")
+    home = environment.get("CUDA_HOME")
+    folders = [f"{home}/bin"] if home else []
+    folders += [environment.get("PATH", os.defpath), f"{CUDA_FOLDER}/bin"]
+    return next((found for folder in folders if (found := shutil.which("nvcc", path=folder))), None)
 
 
 def find_cxx(environment: Mapping[str, str]) -> str:
@@ -106,7 +104,11 @@ def _cpu_module(machine: str) -> Module:
             simd.append(("cpu/rasterize_simd.cpp", f"{' '.join(SIMD_FLAGS)} {flags}", "cxx"))
     else:
         simd = [("cpu/rasterize_simd.cpp", " ".join(SIMD_FLAGS), "cxx")]
-    plain = [("cpu/rasterize.cpp", "-O3", "cxx"), ("cpu/thread_pool.cpp", "-O2", "cxx"), ("bindings_cpu.cpp", "-O2", "cxx")]
+    plain = [
+        ("cpu/rasterize.cpp", "-O3", "cxx"),
+        ("cpu/thread_pool.cpp", "-O2", "cxx"),
+        ("bindings_cpu.cpp", "-O2", "cxx"),
+    ]
     return Module("_C_cpu", tuple(simd + plain), "link")
 
 
@@ -147,8 +149,8 @@ def build_folder(root: Path) -> Path:
 
 
 def _copy_headers(source: Path, target: Path) -> None:
-    """Copies headers whose content differs. In an isolated build their path and time change at every run: ninja must see
-    neither."""
+    """Copies headers whose content differs: in an isolated build their path and time change at every run, and ninja
+    would rebuild everything."""
     for header in sorted(source.rglob("*.h")):
         copy = target / header.relative_to(source)
         if not copy.exists() or not filecmp.cmp(header, copy, shallow=False):
@@ -174,8 +176,8 @@ def ninja_text(plan: Plan, root: Path, folder: Path) -> str:
         host = f"-ccbin {plan.cxx} -Xcompiler -fPIC,-fvisibility=hidden"
         lines += [
             "rule nvcc",
-            f"  command = {plan.nvcc} -O3 -std=c++17 --expt-relaxed-constexpr -lineinfo -Xptxas=-v {gencode} {host} $flags "
-            f"{includes} -MD -MF $out.d -c $in -o $out",
+            f"  command = {plan.nvcc} -O3 -std=c++17 --expt-relaxed-constexpr -lineinfo -Xptxas=-v {gencode} {host} "
+            f"$flags {includes} -MD -MF $out.d -c $in -o $out",
             "  deps = gcc",
             "  depfile = $out.d",
             "rule nvlink",

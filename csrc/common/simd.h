@@ -69,6 +69,10 @@ WR_INLINE f8 sqrt_of(f8 a) {
 WR_INLINE unsigned lane_bits(i8 mask) {
 #if defined(__AVX__)
   return (unsigned)_mm256_movemask_ps((__m256)mask);
+#elif defined(__SSE2__)
+  __m128 half[2];
+  std::memcpy(half, &mask, sizeof(half));
+  return (unsigned)(_mm_movemask_ps(half[0]) | (_mm_movemask_ps(half[1]) << 4));
 #else
   unsigned bits = 0;
   for (int i = 0; i < 8; ++i) bits |= (unsigned)(mask[i] & 1) << i;
