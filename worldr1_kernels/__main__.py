@@ -1,0 +1,45 @@
+"""`python -m worldr1_kernels`: versions, the backends that are here, and why the others are not."""
+
+import importlib.metadata
+import platform
+
+import torch
+
+from worldr1_kernels import __version__, _dispatch, _native
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _say(reason: str | None, detail: str = "") -> str:
+    return f"no: {reason}" if reason is not None else f"yes{detail}"
+
+
+def report() -> str:
+    """The text of the report: one line a fact. Runs nothing on a device."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    native = _native.cpu_unavailable()
+    detail = "" if native is not None else f" ({_native.cpu().instruction_set()}, {torch.get_num_threads()} threads)"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    rows = [
+        ("worldr1_kernels", __version__),
+        ("python", f"{platform.python_version()} on {platform.machine()}"),
+        ("torch", torch.__version__),
+        ("triton", _version("triton")),
+        ("GPU", ", ".join(gpus) or "none seen by torch"),
+        ("reference", "yes (torch, every device)"),
+        ("native, CPU", _say(native, detail)),
+        ("native, CUDA", _say(_native.cuda_unavailable())),
+        ("triton, CPU", _say(_dispatch.triton_unavailable(cpu), " (interpreter)")),
+        ("triton, CUDA", _say(_dispatch.triton_unavailable(cuda) if gpus else "no GPU")),
+        ("chosen", f"backend= argument, else {_dispatch.ENVIRONMENT_VARIABLE}, else the fastest that can run"),
+    ]
+    return "\n".join(f"{name:16} {value}" for name, value in rows)
+
+
+if __name__ == "__main__":
+    print(report())
