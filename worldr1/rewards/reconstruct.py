@@ -9,8 +9,8 @@ from worldr1.datatypes import GaussianScene
 from worldr1_kernels import rasterize
 
 EPS2D_PX2 = 0.1
-"""Variance added to a Gaussian on the screen. The usual 0.3 blurs pixel-sized Gaussians so much that a sharp frame scores
-below a soft one: in the micro world the truth, rendered from its own depth, loses 6 dB."""
+"""Variance added to a Gaussian on the screen. The usual 0.3 blurs pixel-sized Gaussians so much that a soft frame may
+score above a sharp one: in the micro world the truth, rendered from its own depth, loses 5 to 7 dB."""
 
 MAX_GAUSSIANS_PER_PIXEL = 5.0
 """A scene keeps at most this many Gaussians for each pixel of one frame; more are thinned at random positions."""

@@ -1,0 +1,47 @@
+"""Judges from their folders."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from worldr1.config import PhaseConfig, RewardConfig, TrainConfig
+from worldr1.microworld.networks import MicroAesthetic, MicroCritic, MicroGeo, MicroPerceptual
+from worldr1.rewards import build_rewards
+from worldr1.rewards.base import load_judge
+
+
+def test_embedded_judges_fill_their_roles_and_are_frozen():
+    stack = build_rewards(TrainConfig(), device="cpu")
+    assert isinstance(stack.reconstructor, MicroGeo) and isinstance(stack.critic, MicroCritic)
+    assert isinstance(stack.aesthetic, MicroAesthetic) and isinstance(stack.perceptual, MicroPerceptual)
+    judges = (stack.reconstructor, stack.critic, stack.aesthetic, stack.perceptual)
+    assert not any(p.requires_grad for judge in judges for p in judge.parameters())
+
+
+def test_only_the_judges_with_a_weight_are_loaded(tmp_path: Path):
+    nowhere = RewardConfig(
+        weight_recon=0, weight_meta=0, weight_gen=0, critic=tmp_path, aesthetic=tmp_path, perceptual=tmp_path
+    )
+    config = replace(TrainConfig(), reward=nowhere, phase=PhaseConfig(dynamic_iterations=0))
+    stack = build_rewards(config, device="cpu")
+    assert stack.critic is None and stack.aesthetic is None and stack.perceptual is None
+    with pytest.raises(ValueError, match="the aesthetic must be a folder with a config.json"):
+        build_rewards(replace(config, phase=PhaseConfig()), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "must be JSON"),
+        ("[]", "got None"),
+        (json.dumps({"architecture": "MicroCritic"}), "'MicroGeo' in config.json, got 'MicroCritic'"),
+        (json.dumps({"model_type": "qwen3_vl"}), "docs/rewards.md"),
+    ],
+)
+def test_a_folder_that_does_not_fill_the_role_is_refused(tmp_path: Path, text: str, message: str):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_judge(tmp_path, role="reconstructor", device=torch.device("cpu"))
