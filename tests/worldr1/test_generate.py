@@ -1,0 +1,159 @@
+"""The command that writes videos: settings, files, and that a trained adapter shows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from worldr1 import generate as command
+from worldr1.config import ModelConfig, NoiseConfig, ScheduleConfig, TrainConfig, VideoConfig, to_json
+from worldr1.models.wan import load_policy
+from worldr1.rollout import generate
+from worldr1.schedule import euler_sigmas
+
+PROMPT = "the camera pans left on a green floor"
+
+
+@pytest.fixture()
+def run_folder(tiny_wan: Path, tmp_path: Path) -> Path:
+    """What a training run leaves: config.json and an adapter that acts at high noise only."""
+    config = TrainConfig(
+        model=ModelConfig(path=tiny_wan, lora_rank=4, lora_alpha=12, adapter_sigma_min=0.6),
+        video=VideoConfig(height=16, width=24, num_frames=5, fps=5),
+        schedule=ScheduleConfig(num_steps=4, shift=2.0, window_range=(0, 2)),
+        noise=NoiseConfig(mode="plain"),
+    )
+    policy = load_policy(config.model, device="cpu")
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.adapter_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    policy.save_lora(tmp_path / "adapter")
+    (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
+    return tmp_path
+
+
+def read(path: Path) -> torch.Tensor:
+    import imageio.v3 as imageio
+
+    return torch.from_numpy(imageio.imread(path, index=None)).permute(0, 3, 1, 2).float() / 255  # [F, 3, H, W]
+
+
+def test_config_json_reads_back_as_the_settings_of_the_run(tmp_path: Path) -> None:
+    config = replace(TrainConfig(), seed=5, schedule=ScheduleConfig(window_range=(1, 5)), output_dir=Path("x/y"))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_json(config)))
+    assert command.read_run_config(file) == config
+
+
+@pytest.mark.parametrize("text", ["{", '{"sed": 1}', '{"video": {"hight": 2}}'])
+def test_a_broken_config_json_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="config.json"):
+        command.read_run_config(file)
+
+
+def test_adapter_video_is_that_of_the_sampler(run_folder: Path, tiny_wan: Path) -> None:
+    """gif at factor 1 of what rollout.generate gives for the run's settings, sigma range included."""
+    output = run_folder / "out.gif"
+    code = command.main(
+        ["--prompt", PROMPT, "--adapter", str(run_folder / "adapter"), "--output", str(output)]
+        + ["--upscale", "1", "--device", "cpu", "--seed", "4"]
+    )
+    assert code == 0
+    from worldr1.models.wan import load_adapted_policy
+    from worldr1.noise import initial_noise
+
+    settings = replace(command.read_run_config(run_folder / "config.json"), seed=4)
+    policy = load_adapted_policy(tiny_wan, run_folder / "adapter")
+    assert policy.model.adapter_sigma_min == 0.6
+    noise = initial_noise(command._batch([PROMPT], settings, device="cpu"), (4, 2, 4, 6), config=settings)
+    video = generate(policy, [PROMPT], noise, sigmas=euler_sigmas(4, 2.0))[0]
+    got = read(output)
+    assert got.shape == video.shape == (5, 3, 16, 24)
+    assert (got - video).abs().mean() < 0.02  # 256 colours
+
+
+def test_compare_shows_base_left_and_adapter_right(run_folder: Path) -> None:
+    arguments = ["--prompt", PROMPT, "--adapter", str(run_folder / "adapter"), "--upscale", "4", "--device", "cpu"]
+    both, alone, base = (run_folder / f"{n}.mp4" for n in ("both", "alone", "base"))
+    assert command.main([*arguments, "--compare", "--output", str(both)]) == 0
+    assert command.main([*arguments, "--output", str(alone)]) == 0
+    settings = command.read_run_config(run_folder / "config.json")
+    rest = [
+        "--height",
+        "16",
+        "--width",
+        "24",
+        "--num-frames",
+        "5",
+        "--num-steps",
+        "4",
+        "--noise",
+        "plain",
+        "--fps",
+        "5",
+    ]
+    assert settings.rollout.guidance_scale == 1.0
+    assert (
+        command.main(
+            ["--prompt", PROMPT, "--model", str(settings.model.path), "--output", str(base), "--upscale", "4"] + rest
+        )
+        == 0
+    )
+    left, right, video = read(base), read(alone), read(both)
+    gap = 4 * 4
+    assert video.shape == (5, 3, 64, 2 * 96 + gap)
+    assert (video[..., :96] - left).abs().mean() < 0.02
+    assert (video[..., 96 + gap :] - right).abs().mean() < 0.02
+    assert (left - right).abs().mean() > 0.03
+    assert float(video[..., 98 : 96 + gap - 2].min()) > 0.9
+
+
+def test_several_prompts_make_several_files(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = run_folder / "new" / "clip.gif"
+    arguments = ["--prompt", PROMPT, "a red ball", "--adapter", str(run_folder / "adapter"), "--output", str(output)]
+    assert command.main(arguments) == 0
+    files = sorted(output.parent.iterdir())
+    assert [f.name for f in files] == ["clip_0.gif", "clip_1.gif"]
+    assert read(files[0]).shape == (5, 3, 256, 384)  # enlarged 16 times
+    assert (read(files[0]) - read(files[1])).abs().mean() > 0.01
+    text = capsys.readouterr().out
+    assert "pan_left x1" in text and "at rest: a red ball" in text and "adapter: 2 video(s)" in text
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_written_video_reads_back(tmp_path: Path, suffix: str) -> None:
+    video = torch.rand(6, 3, 3, 5, generator=torch.Generator().manual_seed(0)).round()  # 0 or 1: exact in a palette
+    command.write_video(video, tmp_path / f"v{suffix}", fps=7)
+    factor = 86  # ceil(256 / 3)
+    got = read(tmp_path / f"v{suffix}")
+    assert got.shape == (6, 3, 3 * factor, 5 * factor)
+    centres = got[:, :, factor // 2 :: factor, factor // 2 :: factor]
+    assert (centres - video).abs().max() < (0.1 if suffix == ".mp4" else 0.01)
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (["--prompt", "a", "--output", "x.avi"], "must end in .mp4 or .gif"),
+        (["--prompt", "a", "--compare"], "needs --adapter"),
+        (["--prompt", "a", "--adapter", "/no/such"], "must be a folder"),
+        (["--prompt", "a", "--model", "/no/such"], "WanPipeline folder"),
+        (["--prompt", "a", "--num-steps", "0"], "num_steps"),
+        (["--prompt", "a", "--guidance-scale", "0.5"], "guidance_scale"),
+        (["--prompt"], "at least once"),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_is_loaded(
+    arguments: list[str], match: str, tiny_wan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", str(tiny_wan)]
+    assert command.main(arguments) == 2
+    assert match in capsys.readouterr().err

@@ -1,0 +1,285 @@
+"""Prompts -> video files, by the base model, a trained adapter, or both side by side.
+
+python -m worldr1.generate --prompt "Camera pan left. A red ball stands on a wooden floor." --adapter RUN/adapter \
+    --compare --output output.mp4
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+if typing.TYPE_CHECKING:
+    from torch import Tensor
+
+from worldr1.config import TrainConfig
+
+SMALLEST_SIDE = 256
+"""Videos below this height are enlarged by a whole factor, so that players show pixels and not a blur."""
+_GAP_PX = 4
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Generate videos with World-R1. What is left out comes from the run that made the adapter."""
+
+    prompt: tuple[str, ...]
+    """One video for each; camera words move the camera."""
+    adapter: Path | None = None
+    """Folder of a trained adapter (RUN/adapter); without it the base model is sampled."""
+    output: Path = Path("output.mp4")
+    """An .mp4 or .gif file; with several prompts the number of the prompt is added to its name."""
+    compare: bool = False
+    """Show the base model on the left and the adapter on the right, from the same noise."""
+    model: Path | None = None
+    """A diffusers WanPipeline folder; default: the one of the adapter's run, else the embedded micro world."""
+    seed: int = 0
+    """Seed of the initial noise."""
+    height: int | None = None
+    """Frame height in pixels."""
+    width: int | None = None
+    """Frame width in pixels."""
+    num_frames: int | None = None
+    """Frames, 4 k + 1."""
+    num_steps: int | None = None
+    """Steps of the Euler grid."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; 1 runs no unconditional pass."""
+    noise: Literal["transport", "plain"] | None = None
+    """How the initial noise is drawn."""
+    fps: int | None = None
+    """Frames per second of the file."""
+    upscale: int = 0
+    """Enlarge by this whole factor; 0 chooses one for small videos."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code: 0 done, 1 failed while running, 2 wrong settings."""
+    import tyro
+
+    config = tyro.cli(GenerateConfig, args=None if argv is None else list(argv), prog="python -m worldr1.generate")
+    try:
+        run(config)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (RuntimeError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(config: GenerateConfig) -> list[Path]:
+    """Generate and write the files, and say on stdout what was understood.
+
+    Args:
+      config: The settings.
+    Returns:
+      The files, one per prompt.
+    Raises:
+      ValueError: no prompt, an output that is not .mp4 or .gif, compare without an adapter, a missing folder, sizes
+        that the model cannot make. Before the model is loaded, where that can be known.
+      OSError: the output cannot be written.
+    """
+    files = output_files(config.output, len(config.prompt))
+    if config.compare and config.adapter is None:
+        raise ValueError("generate: --compare needs --adapter, there is nothing to compare the base model with")
+    settings = resolve(config)
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+
+    # Heavy imports after everything that can be wrong without them.
+    import torch
+
+    from worldr1.models.wan import load_adapted_policy, load_policy
+    from worldr1.motion import parse_motion
+    from worldr1.noise import initial_noise
+    from worldr1.rollout import generate
+    from worldr1.schedule import euler_sigmas
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("generate: --device cuda needs a CUDA device, torch sees none; use --device cpu")
+    device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if config.adapter is None:
+        policy = load_policy(settings.model, device=device)
+    else:
+        policy = load_adapted_policy(settings.model.path, config.adapter, dtype=settings.model.dtype, device=device)
+    for prompt in config.prompt:
+        motions = ", then ".join(f"{t.kind} x{t.magnitude:g}" for t in parse_motion(prompt)) or "at rest"
+        print(f"camera {motions}: {prompt}")
+    shape = policy.latent_shape(settings.video)
+    batch = _batch(config.prompt, settings, device=device)
+    noise = initial_noise(batch, shape, config=settings)
+    sigmas = euler_sigmas(settings.schedule.num_steps, settings.schedule.shift)
+    columns = []
+    for adapter in [False, True] if config.compare else [config.adapter is not None]:
+        start = time.perf_counter()
+        videos = generate(
+            policy,
+            list(config.prompt),
+            noise,
+            sigmas=sigmas,
+            guidance_scale=settings.rollout.guidance_scale,
+            adapter=adapter,
+            micro_batch=1 if settings.video.height * settings.video.width > 2**16 else 8,
+        )
+        columns.append(videos.cpu())
+        seconds = time.perf_counter() - start
+        print(f"{'adapter' if adapter else 'base model'}: {len(videos)} video(s) in {seconds:.1f} s")
+    for row, file in enumerate(files):
+        write_video(beside([c[row] for c in columns]), file, fps=settings.video.fps, upscale=config.upscale)
+        print(file)
+    return files
+
+
+def resolve(config: GenerateConfig) -> TrainConfig:
+    """The run's settings (or the defaults) with the command line laid over them.
+
+    Raises:
+      ValueError: unreadable config.json, or a folder that is not there.
+    """
+    settings = TrainConfig()
+    if config.adapter is not None:
+        if not config.adapter.is_dir():
+            raise ValueError(f"generate: --adapter must be a folder such as RUN/adapter, got {config.adapter}")
+        beside_it = config.adapter.resolve().parent / "config.json"
+        if beside_it.is_file():
+            settings = read_run_config(beside_it)
+    if config.model is not None:
+        settings = replace(settings, model=replace(settings.model, path=config.model))
+    if not settings.model.path.is_dir():
+        raise ValueError(f"generate: {settings.model.path} must be a WanPipeline folder, it is not there; give --model")
+
+    def laid_over(part: Any, **values: Any) -> Any:
+        return replace(part, **{k: v for k, v in values.items() if v is not None})
+
+    for name, value in (("num_steps", config.num_steps), ("fps", config.fps)):
+        if value is not None and value < 1:
+            raise ValueError(f"generate: {name} must be >= 1, got {value}")
+    if config.guidance_scale is not None and not config.guidance_scale >= 1:
+        raise ValueError(f"generate: guidance_scale must be >= 1, got {config.guidance_scale}")
+    return replace(
+        settings,
+        seed=config.seed,
+        video=laid_over(
+            settings.video, height=config.height, width=config.width, num_frames=config.num_frames, fps=config.fps
+        ),
+        schedule=laid_over(settings.schedule, num_steps=config.num_steps),
+        rollout=laid_over(settings.rollout, guidance_scale=config.guidance_scale),
+        noise=laid_over(settings.noise, mode=config.noise),
+    )
+
+
+def read_run_config(file: Path) -> TrainConfig:
+    """The settings that a run wrote to config.json.
+
+    Raises:
+      ValueError: not JSON, or names that this version does not know.
+    """
+    try:
+        return _from_json(TrainConfig, json.loads(file.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"generate: {file} must be the config.json of a run: {error}") from error
+
+
+def _from_json(cls: Any, values: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(values.keys() - hints.keys())
+    if unknown:
+        raise TypeError(f"{cls.__name__} has no {', '.join(unknown)}")
+    out = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            out[name] = _from_json(hints[name], value)
+        elif hints[name] is Path:
+            out[name] = Path(value)
+        else:
+            out[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**out)
+
+
+def _batch(prompts: Sequence[str], settings: TrainConfig, *, device: str) -> Any:
+    import torch
+
+    from worldr1.datatypes import PromptBatch
+    from worldr1.motion import parse_motion
+    from worldr1.trajectory import build_trajectory
+
+    tokens = [parse_motion(p) for p in prompts]
+    paths = [build_trajectory(t, settings.video.num_frames, settings.camera).float() for t in tokens]
+    return PromptBatch(
+        prompts=list(prompts),
+        group_size=1,
+        tokens=tokens,
+        viewmats=torch.stack(paths).to(device),
+        sample_ids=torch.arange(len(prompts)),
+        dynamic=False,
+    )
+
+
+def output_files(output: Path, count: int) -> list[Path]:
+    """output.mp4 for one prompt; output_0.mp4, output_1.mp4 ... for several."""
+    if count < 1:
+        raise ValueError("generate: --prompt must be given at least once")
+    if output.suffix.lower() not in (".mp4", ".gif"):
+        raise ValueError(f"generate: --output must end in .mp4 or .gif, got {output}")
+    if count == 1:
+        return [output]
+    width = len(str(count - 1))
+    return [output.with_name(f"{output.stem}_{i:0{width}d}{output.suffix}") for i in range(count)]
+
+
+def beside(videos: Sequence[Tensor]) -> Tensor:
+    """Videos [F, 3, H, W] of one size next to each other, a white line between them: [F, 3, H, sum of W + gaps]."""
+    import torch
+
+    parts = [videos[0]]
+    for video in videos[1:]:
+        parts += [torch.ones_like(video[..., :_GAP_PX]), video]
+    return torch.cat(parts, dim=-1)
+
+
+def write_video(video: Tensor, path: Path, *, fps: int, upscale: int = 0) -> None:
+    """Write a video file.
+
+    Args:
+      video: [F, 3, H, W] in [0, 1].
+      path: .mp4 (H.264) or .gif.
+      fps: Frames per second.
+      upscale: Whole factor of enlargement, nearest pixel; 0: the smallest that gives SMALLEST_SIDE rows.
+    Raises:
+      ValueError: another shape, suffix or fps < 1.
+      OSError: the file cannot be written.
+    """
+    import imageio.v2 as imageio
+
+    if video.ndim != 4 or video.shape[1] != 3:
+        raise ValueError(f"write_video: video must have shape [F, 3, H, W], got {list(video.shape)}")
+    if fps < 1:
+        raise ValueError(f"write_video: fps must be >= 1, got {fps}")
+    factor = upscale or max(1, -(-SMALLEST_SIDE // video.shape[2]))
+    frames = (video.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()  # [F, H, W, 3]
+    frames = frames.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    suffix = path.suffix.lower()
+    if suffix == ".gif":
+        imageio.mimwrite(str(path), list(frames.numpy()), format="GIF", duration=1000 / fps, loop=0)  # type: ignore[call-overload]
+    elif suffix == ".mp4":
+        height, width = (n - n % 2 for n in frames.shape[1:3])  # H.264 with subsampled colour takes even sizes only
+        writer = imageio.get_writer(str(path), fps=fps, codec="libx264", quality=9, macro_block_size=1)
+        with writer:
+            for frame in frames[:, :height, :width].contiguous().numpy():
+                writer.append_data(frame)
+    else:
+        raise ValueError(f"write_video: path must end in .mp4 or .gif, got {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
