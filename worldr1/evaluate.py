@@ -12,7 +12,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -431,7 +431,7 @@ def write_study(
     def pixels(video: Tensor) -> np.ndarray:
         return (torch.nan_to_num(video.float(), nan=0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
-    arrays = {
+    arrays: dict[str, Any] = {
         "before": pixels(videos_before),
         "after": pixels(videos_after),
         "prompts": np.array(result.prompts),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ MICRO_JUDGES = {
 FAILURES = (RuntimeError, ValueError, ArithmeticError, OSError)
 
 
-def load_judge(folder: Path, *, role: str, device: torch.device):
+def load_judge(folder: Path, *, role: str, device: torch.device) -> Any:
     """Open the judge of one role from its folder; config.json names the architecture.
 
     Args:
@@ -87,7 +87,7 @@ def load_judge(folder: Path, *, role: str, device: torch.device):
         )
     from worldr1.microworld import networks
 
-    classes = {
+    classes: dict[str, type[networks.FolderNetwork]] = {
         "MicroGeo": networks.MicroGeo,
         "MicroEvaluator": networks.MicroEvaluator,
         "MicroCritic": networks.MicroCritic,
