@@ -46,10 +46,10 @@ class CameraConfig:
 
 
 MICRO_CAMERA = CameraConfig(
-    push=2.0, move=2.0, pan_deg=28.0, orbit_deg=60.0, orbit_radius=5.0, pull_back=1.2, pull_side=0.8, pull_deg=14.0,
-    depth=5.0, focal_ratio=1.0, ease=0.0,
+    push=2.0, move=2.0, pan_deg=28.0, orbit_deg=60.0, orbit_radius=4.0, pull_back=1.2, pull_side=0.8, pull_deg=14.0,
+    depth=4.0, focal_ratio=0.8, ease=0.0,
 )
-"""The camera of the embedded micro world (9 frames at 32x32, objects about 5 units away)."""
+"""The camera of the embedded micro world (9 frames at 32x32, objects about 4 units away)."""
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,9 @@ class MicroGeo(FolderNetwork):
         width: int = 64,
         deep: int = 96,
         focal_ratio: float = 0.8,
-        key_frames: Sequence[int] = (0, 2, 4, 6, 8),
-        splat_px: float = 0.55,
-        half_opacity_confidence: float = 5.0,
+        key_frames: Sequence[int] = (0, 3, 5, 8),
+        splat_px: float = 0.3,
+        half_opacity_confidence: float = 2.0,
     ) -> None:
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
         self.num_frames, self.size, self.focal_ratio = num_frames, size, focal_ratio
@@ -122,8 +122,8 @@ def pixel_gaussians(
     *,
     viewmats: Tensor,
     K: Tensor,
-    splat_px: float = 0.55,
-    half_opacity_confidence: float = 5.0,
+    splat_px: float = 0.3,
+    half_opacity_confidence: float = 2.0,
 ) -> GaussianScene:
     """One isotropic Gaussian per pixel: unprojected along the ray through the pixel centre.
 
