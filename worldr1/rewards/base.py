@@ -79,7 +79,12 @@ def load_judge(folder: Path, *, role: str, device: torch.device) -> Any:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"load_judge: {path} must be JSON, got {error}") from error
-    found = config.get("architecture") if isinstance(config, dict) else None
+    config = config if isinstance(config, dict) else {}
+    if role == "critic" and config.get("model_type") == "qwen3_vl":
+        from worldr1.rewards.qwen import QwenCritic
+
+        return QwenCritic.from_pretrained(Path(folder), device=device)
+    found = config.get("architecture")
     if found != wanted:
         raise ValueError(
             f'load_judge: the {role} in {folder} must have "architecture": {wanted!r} in config.json, got {found!r}; '
