@@ -24,7 +24,8 @@ def report() -> str:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     native = _native.cpu_unavailable()
     detail = "" if native is not None else f" ({_native.cpu().instruction_set()}, {torch.get_num_threads()} threads)"
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [torch.cuda.get_device_name(i) for i in range(num_gpus)]
     rows = [
         ("worldr1_kernels", __version__),
         ("python", f"{platform.python_version()} on {platform.machine()}"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.library import Library
 
 NAMESPACE = "worldr1"
@@ -24,7 +25,7 @@ def define_op(
     fake: Callable[..., Any],
     *,
     dispatch_key: str = "CompositeExplicitAutograd",
-) -> Callable[..., Any]:
+) -> OpOverload:
     """Defines `worldr1::<name>`, registers its implementation and its fake kernel, returns the overload to call.
 
     Bind the result once at module level: `torch.ops.worldr1.x` costs an attribute look-up at each call.

@@ -5,6 +5,8 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+import torch
+
 _BUILD_HINT = "build it with `pip install -e .` (needs a C++17 compiler)"
 
 
@@ -16,6 +18,8 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
         return None, str(error)
 
 
+# Constant for torch.compile: it must not trace through an import.
+@torch.compiler.assume_constant_result
 def cpu_unavailable() -> str | None:
     """None when the C++ module for the CPU is importable, else the reason."""
     module, reason = _load("_C_cpu")
@@ -34,6 +38,7 @@ def cpu() -> Any:
     return module
 
 
+@torch.compiler.assume_constant_result
 def cuda_unavailable() -> str | None:
     """None when the CUDA module is built and sees a device, else the reason (not built, no driver, no device)."""
     module, reason = _load("_C_cuda")

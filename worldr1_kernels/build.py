@@ -79,7 +79,8 @@ def find_cxx(environment: Mapping[str, str]) -> str:
         found = shutil.which(candidate, path=environment.get("PATH"))
         if found:
             return found
-    raise RuntimeError(f"build: a C++17 compiler must be on PATH (tried {', '.join(candidates)}), install g++ or set CXX")
+    tried = ", ".join(candidates)
+    raise RuntimeError(f"build: a C++17 compiler must be on PATH (tried {tried}), install g++ or set CXX")
 
 
 def parse_archs(text: str) -> tuple[str, ...]:

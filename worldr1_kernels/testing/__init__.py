@@ -3,12 +3,15 @@
 from worldr1_kernels.testing.compare import assert_close_two_errors, two_errors
 from worldr1_kernels.testing.harness import check_compiles, check_gradients, check_op
 from worldr1_kernels.testing.inputs import generator, noncontiguous, normal, poison_empty, uniform
+from worldr1_kernels.testing.scenes import GaussianScene, gaussian_scene
 
 __all__ = [
+    "GaussianScene",
     "assert_close_two_errors",
     "check_compiles",
     "check_gradients",
     "check_op",
+    "gaussian_scene",
     "generator",
     "noncontiguous",
     "normal",

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
 
-def check_op(op: Callable[..., Any], args: Sequence[Any]) -> None:
+def check_op(op: OpOverload, args: Sequence[Any]) -> None:
     """Runs `torch.library.opcheck` on an op of `define_op`: the schema tells the truth about writes and aliases, the
     fake kernel agrees with the real one in shape, dtype and stride, AOT dispatch works. Tensors are detached first:
     these ops are called below autograd, gradients belong to the `autograd.Function` around them (see
