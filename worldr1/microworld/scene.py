@@ -177,7 +177,7 @@ def _draw_scene(caption: Caption, seed: int) -> dict[str, np.ndarray]:
     size = rng.uniform(0.68, 0.86) if caption.shape == "ball" else rng.uniform(0.56, 0.70)
     offset = rng.uniform(-0.35, 0.35, size=2)
     azimuth = rng.uniform(0.0, 2.0 * math.pi)
-    light = np.array([0.6 * math.cos(azimuth), -0.7, 0.3 * math.sin(azimuth) - 0.5])  # above, on the side of the camera
+    light = np.array([0.65 * math.cos(azimuth), -0.75, 0.45 * math.sin(azimuth) - 0.3])
     rest = floor_height - size
     centre = np.tile([offset[0], rest, MICRO_CAMERA.depth + offset[1]], (NUM_FRAMES, 1))  # [F, 3]
     colour = np.array(_OBJECT_RGB[caption.colour])
@@ -193,7 +193,7 @@ def _draw_scene(caption: Caption, seed: int) -> dict[str, np.ndarray]:
         "floor_height": np.array(floor_height),
         "floor_rgb": np.array(_FLOOR_RGB[caption.floor]) * rng.uniform(0.92, 1.06),
         "floor_is_wood": np.array(float(caption.floor == "wooden")),
-        "floor_phase": rng.uniform(0.0, 2.5, size=2),
+        "floor_phase": rng.uniform(0.0, 2.0, size=2),
         "floor_heading": np.array(rng.uniform(-0.35, 0.35)),
         "wall_rgb": np.array([0.60, 0.62, 0.66]) + tint,
         "wall_phase": rng.uniform(0.0, 2.0 * math.pi, size=2),
@@ -261,10 +261,10 @@ def _floor(scene: _Scene, origin: _Vector, direction: _Vector) -> tuple[Tensor, 
     cos, sin = scene.floor_heading.cos()[:, None, None], scene.floor_heading.sin()[:, None, None]
     phase_u, phase_v = scene.floor_phase[:, 0, None, None], scene.floor_phase[:, 1, None, None]
     u, v = cos * x + sin * z + phase_u, cos * z - sin * x + phase_v
-    wave_u, wave_v = torch.sin(2.5 * u), torch.sin(2.5 * v)
-    # Planks run across the view and alternate every 1.26 units; a slow wave along them keeps sideways motion visible.
+    wave_u, wave_v = torch.sin(math.pi * u), torch.sin(math.pi * v)
+    # Planks run across the view and alternate every unit; a slow wave along them keeps sideways motion visible.
     wood = scene.floor_is_wood[:, None, None]
-    pattern = torch.tanh(2.2 * torch.where(wood > 0.5, wave_v + 0.55 * wave_u, 1.6 * wave_u * wave_v))
+    pattern = torch.tanh(3.0 * torch.where(wood > 0.5, wave_v + 0.55 * wave_u, 1.6 * wave_u * wave_v))
     fade = 1.0 / (1.0 + (t / 6.5) ** 4)
     mix = (0.5 + 0.5 * pattern * fade)[:, :, None]  # [n, F, 1, P]
     light, dark = scene.floor_rgb[:, 0, None, :, None], scene.floor_rgb[:, 1, None, :, None]
@@ -286,7 +286,7 @@ def _wall(scene: _Scene, origin: _Vector, direction: _Vector) -> tuple[Tensor, T
     azimuth = torch.atan2(px + t * dx, pz + t * dz)
     y = oy + t * dy
     phase = scene.wall_phase[:, :, None, None]
-    bands = torch.tanh(1.5 * torch.sin(9.0 * azimuth + phase[:, 0]))
+    bands = torch.tanh(1.8 * torch.sin(9.0 * azimuth + phase[:, 0]))
     slow = torch.sin(2.0 * azimuth + phase[:, 1])
     tone = 0.92 + 0.17 * bands + 0.10 * slow - 0.05 * y.clamp(-4.0, 2.0)
     # The slow wave is also one of hue: half a turn of the room is told apart from the other half.
