@@ -13,6 +13,7 @@ from worldr1.config import CameraConfig, TrainConfig
 from worldr1.datatypes import PromptBatch
 from worldr1.flow import camera_flow
 from worldr1.trajectory import intrinsics
+from worldr1_kernels.noise_transport import TransportPlan, noise_transport, plan_transport
 from worldr1_kernels.philox import check_sample_ids, check_seed, philox4x32
 
 _STREAM_NOISE = 17 << 16
@@ -21,7 +22,7 @@ _FINE, _FRESH = 0, 1
 _CACHED_PIXELS = 64 * 2**20
 """Plans are kept up to this many flow pixels in all: hundreds at the micro world's size, none at Wan's (about 1 GB)."""
 
-_plans: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+_plans: OrderedDict[tuple[Any, ...], TransportPlan] = OrderedDict()
 
 
 def initial_noise(batch: PromptBatch, latent_shape: tuple[int, int, int, int], *, config: TrainConfig) -> Tensor:
@@ -85,8 +86,6 @@ def warped_noise(
     Raises:
       ValueError: shapes, frames or ranges other than the above; a camera step through the plane.
     """
-    from worldr1_kernels.noise_transport import noise_transport
-
     c, f, h, w = latent_shape
     frames = len(viewmats)
     if f < 2 or (frames - 1) % (f - 1):
@@ -111,10 +110,8 @@ def warped_noise(
     return (kept * moved + degradation * fresh) / math.hypot(kept, degradation)  # [B, C, f, h, w]
 
 
-def _plan(viewmats: Tensor, camera: CameraConfig, height: int, width: int) -> Any:
+def _plan(viewmats: Tensor, camera: CameraConfig, height: int, width: int) -> TransportPlan:
     """Transport plan of a trajectory: it depends on the flow alone, and a training set has few distinct ones."""
-    from worldr1_kernels.noise_transport import plan_transport
-
     lens = (camera.focal_ratio, camera.depth)
     key = (viewmats.detach().cpu().double().numpy().tobytes(), str(viewmats.device), lens, height, width)
     if key in _plans:

@@ -184,7 +184,7 @@ def test_decoding_is_that_of_the_pipeline(policy: WanPolicy, pipeline) -> None:
     ).frames  # fmt: skip
     video = policy.decode(latents)
     assert kept and video.shape == (2, 9, 3, 16, 16) and video.dtype == torch.float32
-    assert torch.equal(video, expected)
+    assert (video - expected).abs().max() < 1e-5  # another memory format on the CPU
     assert 0 <= float(video.min()) and float(video.max()) <= 1 and float(video.std()) > 0
 
 
