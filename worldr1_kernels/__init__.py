@@ -4,6 +4,7 @@ Useful alone: imports torch, numpy and the standard library only; Triton is impo
 `python -m worldr1_kernels` prints which backends are there and why.
 """
 
+from worldr1_kernels.noise_transport import TransportPlan, noise_transport, plan_transport
 from worldr1_kernels.rasterize import RasterizeOutput, rasterization, rasterize
 from worldr1_kernels.sde_step import GrpoLoss, SdeStepOutput, grpo_loss, ode_step, sde_step
 from worldr1_kernels.se3 import (
@@ -23,11 +24,14 @@ __all__ = [
     "RasterizeOutput",
     "SdeStepOutput",
     "TrajectoryError",
+    "TransportPlan",
     "align_scale",
     "geodesic_distance",
     "grpo_loss",
+    "noise_transport",
     "ode_step",
     "path_length",
+    "plan_transport",
     "rasterization",
     "rasterize",
     "relative_poses",
