@@ -84,8 +84,9 @@ def render_pool(num: int, *, seed: int, first_scene: int, dynamic: float = 0.12,
     )
 
 
+@lru_cache(maxsize=2)
 def held_out(num: int = 288, *, seed: int = 0) -> JudgeClips:
-    """Static clips of held-out scenes on the requested paths, in float32."""
+    """Static clips of held-out scenes on the requested paths, in float32. Remembered: not to be written to."""
     pool = render_pool(num, seed=1000 + seed, first_scene=HELD_OUT_SEEDS[0], dynamic=0.0, exact=1.0)
     return pool.batch(torch.arange(num))
 

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from worldr1.microworld.captions import NUM_CONTENTS, make_caption
+from worldr1.microworld.corrupt import KINDS as CORRUPTIONS
+from worldr1.microworld.corrupt import broken_views
 from worldr1.microworld.degrade import KINDS, degrade, shift
 from worldr1.microworld.judge_data import JudgeClips, content_labels, held_out, held_out_frames
 from worldr1.microworld.networks import (
     MicroAesthetic,
+    MicroCritic,
     MicroEvaluator,
     MicroGeo,
     MicroPerceptual,
@@ -103,3 +106,32 @@ def measure_aesthetic(network: MicroAesthetic) -> dict[str, float]:
         "pairs_right": float((clean > half).float().mean()),
         "prompt_right": float((clean > wrong).float().mean()),
     }
+
+
+@torch.no_grad()
+def measure_critic(network: MicroCritic, geo: MicroGeo, *, num: int = 144) -> dict[str, float]:
+    """Mean scores (expected digit / 9) of novel views of held-out scenes.
+
+    Returns:
+      whole: nothing broken; whole_std: their spread; half, full: all kinds at severity .5 and 1; pairs_right: share of
+      scenes that score higher whole than at severity .5; full_<kind>: one kind at severity 1.
+    """
+    clips = held_out(num)
+    kind = torch.arange(num) // 2 % len(CORRUPTIONS)  # true and recovered scenes of every kind
+
+    def score(severity: float) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        images = broken_views(
+            clips, geo, kind=kind, severity=torch.full((num,), severity), generator=generator, first_key=100_000
+        )
+        return network.digit_probs(images, [""] * num) @ torch.arange(10.0) / 9.0
+
+    whole, half, full = score(0.0), score(0.5), score(1.0)
+    figures = {
+        "whole": float(whole.mean()),
+        "whole_std": float(whole.std()),
+        "half": float(half.mean()),
+        "full": float(full.mean()),
+        "pairs_right": float((whole > half).float().mean()),
+    }
+    return figures | {f"full_{name}": float(full[kind == k].mean()) for k, name in enumerate(CORRUPTIONS)}

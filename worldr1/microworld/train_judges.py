@@ -16,16 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from worldr1.microworld.captions import NUM_CONTENTS, make_caption
+from worldr1.microworld.corrupt import critic_views
 from worldr1.microworld.degrade import KINDS, degrade, shift
 from worldr1.microworld.judge_data import JudgeClips, content_labels, mirror, render_pool, wear
 from worldr1.microworld.measure_judges import (
     measure_aesthetic,
     measure_classes,
+    measure_critic,
     measure_geometry,
     measure_perceptual,
 )
 from worldr1.microworld.networks import (
     MicroAesthetic,
+    MicroCritic,
     MicroEvaluator,
     MicroGeo,
     MicroPerceptual,
@@ -35,9 +38,11 @@ from worldr1.microworld.networks import (
 
 Log = Callable[[str], None]
 
-# First scene seeds of the reward's reconstructor, of the evaluator and of the image judges: disjoint.
-_GEO_SCENES, _EVALUATOR_SCENES, _JUDGE_SCENES = 200_000, 400_000, 600_000
-_LEARNING_RATE, _BATCH = 2e-3, 32
+# First scene seeds of the reward's reconstructor, the evaluator, the image judges and the critic: disjoint.
+_GEO_SCENES, _EVALUATOR_SCENES, _JUDGE_SCENES, _CRITIC_SCENES = 200_000, 400_000, 600_000, 800_000
+_LEARNING_RATE = 2e-3
+# Clips a step: twice the steps on half the clips take the poses from 11 to 1 degree in the same time.
+_BATCH = 16
 
 # What the perceptual distance of a frame and its fully degraded version shall be; two different scenes are 0.7 apart.
 _FULL_DISTANCE = {
@@ -55,7 +60,7 @@ _FULL_DISTANCE = {
 
 
 def microgeo(
-    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 6000, num_steps: int = 1000
+    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 6000, num_steps: int = 2400
 ) -> dict[str, float]:
     """Train the reconstructor of the rewards into assets/microgeo.
 
@@ -78,7 +83,7 @@ def microgeo(
 
 
 def evaluator(
-    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 6000, num_steps: int = 700
+    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 6000, num_steps: int = 1400
 ) -> dict[str, float]:
     """Train the independent evaluator into assets/microeval: another network, scenes and seed than those of MicroGeo.
 
@@ -173,6 +178,39 @@ def aesthetic(
     network.settings |= {"scale": network.scale, "offset": network.offset}
     network.save_pretrained(Path(assets) / "microaesthetic")
     return measure_aesthetic(MicroAesthetic.from_pretrained(Path(assets) / "microaesthetic"))
+
+
+def critic(
+    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 1000, num_rounds: int = 6, num_steps: int = 900
+) -> dict[str, float]:
+    """Train the critic into assets/microcritic: novel views of scenes broken to a known degree, graded 9 (whole) to 0.
+
+    Half of the scenes have true depth and poses, half those that assets/microgeo, which must be there, recovers from
+    worn clips; either is a 9 as it is.
+
+    Returns:
+      See `measure_critic`.
+    """
+    seed = seed + 4
+    torch.manual_seed(seed)
+    network = MicroCritic()
+    geo = MicroGeo.from_pretrained(Path(assets) / "microgeo")
+    pool = render_pool(num_clips, seed=seed, first_scene=_CRITIC_SCENES, dynamic=0.05, exact=0.7)
+    images, grades = critic_views(pool, geo, num_rounds=num_rounds, seed=seed)
+    log(f"critic: {len(images)} novel views")
+    generator = torch.Generator().manual_seed(seed)
+    digits = torch.arange(10.0)
+
+    def loss() -> Tensor:
+        index = torch.randint(len(images), (64,), generator=generator)
+        batch = images[index] + 0.02 * torch.randn(64, *images.shape[1:], generator=generator)
+        batch = batch.flip(-1) if torch.rand((), generator=generator) < 0.5 else batch
+        target = (-0.5 * ((digits - grades[index, None]) / 0.7).square()).softmax(dim=1)
+        return nn.functional.cross_entropy(_in_bfloat16(network, batch).float(), target)
+
+    _fit("critic", network, loss, num_steps=num_steps, log=log)
+    network.save_pretrained(Path(assets) / "microcritic")
+    return measure_critic(MicroCritic.from_pretrained(Path(assets) / "microcritic"), geo)
 
 
 def _changed(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -84,13 +84,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 class Residual(nn.Module):
-    """x + conv(silu(conv(silu(x)))), 3x3, starting as the identity."""
+    """x + gain * conv(silu(conv(silu(x)))), 3x3."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        self.gain = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.gain = nn.Parameter(torch.full((channels, 1, 1), 0.3))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(nn.functional.silu(x))
