@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class AdapterInfo:
     sigma_min: float  # the adapter acts where sigma >= this
 
 
-def add_lora(transformer: nn.Module, *, rank: int, alpha: int, ffn: bool, seed: int = 0) -> list[nn.Parameter]:
+def add_lora(transformer: Any, *, rank: int, alpha: int, ffn: bool, seed: int = 0) -> list[nn.Parameter]:
     """Freeze `transformer` and put a LoRA on its attention projections (and feed-forward layers, if `ffn`).
 
     A starts as Kaiming uniform from a generator of its own, so that it is the same on every rank whatever was drawn
@@ -64,7 +65,7 @@ def add_lora(transformer: nn.Module, *, rank: int, alpha: int, ffn: bool, seed: 
 class LoraSwitch:
     """Turns the LoRA layers of a model off for the length of a block."""
 
-    def __init__(self, transformer: nn.Module) -> None:
+    def __init__(self, transformer: Any) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         self._layers = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
@@ -86,7 +87,7 @@ class LoraSwitch:
                 layer.enable_adapters(True)
 
 
-def save_lora(transformer: nn.Module, folder: Path, *, sigma_min: float, ffn: bool) -> None:
+def save_lora(transformer: Any, folder: Path, *, sigma_min: float, ffn: bool) -> None:
     """Write the adapter as `WanPipeline.load_lora_weights` takes it, and its sigma range beside it.
 
     The peft configuration goes into the file's metadata: without it, alpha is lost and the scaling reloads as 1.
@@ -129,7 +130,7 @@ def read_adapter(folder: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
     return info, {name.removeprefix(_PREFIX): value for name, value in weights.items()}
 
 
-def load_lora(transformer: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_lora(transformer: Any, weights: dict[str, Tensor]) -> None:
     """Copy weights from `read_adapter` into the transformer's LoRA.
 
     Raises:
@@ -139,7 +140,7 @@ def load_lora(transformer: nn.Module, weights: dict[str, Tensor]) -> None:
     load_parameters(own, {name.replace(".weight", f".{_NAME}.weight"): value for name, value in weights.items()})
 
 
-def lora_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
+def lora_parameters(transformer: Any) -> dict[str, nn.Parameter]:
     """The LoRA's parameters by name, in module order."""
     return {name: p for name, p in transformer.named_parameters() if ".lora_" in name}
 

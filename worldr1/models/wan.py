@@ -41,7 +41,7 @@ def load_policy(model: ModelConfig, *, device: torch.device | str) -> WanPolicy:
 
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[model.dtype]
 
-    def read(cls: Any, name: str, precision: torch.dtype) -> nn.Module:
+    def read(cls: Any, name: str, precision: torch.dtype) -> Any:
         return cls.from_pretrained(folder / name, local_files_only=True, dtype=precision).eval().requires_grad_(False)
 
     with _no_progress_bars():
@@ -132,9 +132,9 @@ class WanPolicy:
         self,
         *,
         tokenizer: Any,
-        text_encoder: nn.Module,
-        transformer: nn.Module,
-        vae: nn.Module,
+        text_encoder: Any,
+        transformer: Any,
+        vae: Any,
         model: ModelConfig,
         device: torch.device | str,
     ) -> None:
