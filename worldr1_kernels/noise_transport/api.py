@@ -1,0 +1,104 @@
+"""Public functions of noise transport: `plan_transport`, `noise_transport`."""
+
+from typing import Literal
+
+import torch
+
+from worldr1_kernels._checks import check_dtype, check_finite, check_shape, check_tensor
+from worldr1_kernels._dispatch import always_available, resolve_backend
+from worldr1_kernels.noise_transport.ops import PROBES, noise_transport_op
+from worldr1_kernels.noise_transport.plan import TransportPlan, build_plan
+from worldr1_kernels.philox import check_sample_ids, check_seed
+
+Backend = Literal["auto", "reference", "triton", "native"]
+
+
+def plan_transport(flow: torch.Tensor, *, residual_carry: bool = False, backend: Backend = "auto") -> TransportPlan:
+    """Works out where each pixel of noise goes along an optical flow; random numbers and samples play no part.
+
+    Args:
+      flow: Forward flow (dx, dy), field f from frame f to f + 1, read at the pixel that is left. Shape [F-1, 2, H, W],
+        float32 or float64. Unit: pixels. F = 1 (no field) is allowed: nothing moves.
+      residual_carry: Add what rounding leaves of a field to the next one, at each pixel: a constant flow then keeps its
+        mean speed (0.3 px a frame is no motion otherwise).
+      backend: Implementation; only "auto" may pick another.
+    Returns:
+      TransportPlan on the flow's device. `plan.density` [F, H, W] is the density of the noise. Compute the flow in
+      float64 where plans must agree between machines: a value that rounds the other way moves another pixel.
+    Raises:
+      ValueError: shape; an image without pixels; not finite.
+      TypeError: not a float32 or float64 tensor.
+      RuntimeError: the backend chosen by name is not available.
+    """
+    op = "plan_transport"
+    sizes = check_shape(op, "flow", flow, ("F-1", 2, "H", "W"))
+    check_dtype(op, "flow", flow, (torch.float32, torch.float64))
+    if sizes["H"] < 1 or sizes["W"] < 1:
+        raise ValueError(f"{op}: flow must have H >= 1 and W >= 1, got {list(flow.shape)}")
+    check_finite(op, "flow", flow)
+    resolve_backend(op, backend, flow.device, {"reference": always_available})
+    return build_plan(flow.detach(), residual_carry=residual_carry)
+
+
+def noise_transport(
+    noise: torch.Tensor,
+    plan_or_flow: TransportPlan | torch.Tensor,
+    *,
+    seed: int,
+    sample_ids: torch.Tensor | None = None,
+    capture: Literal["all"] | int = "all",
+    reduce: int = 1,
+    backend: Backend = "auto",
+) -> torch.Tensor:
+    """Moves white noise along a flow so that every frame is again exactly white, and follows the motion.
+
+        copy            q'(t) = q(s)                                        one pixel to one pixel: bit for bit
+        expansion       q'(t) = q(s) / sqrt(n) + Z_t - mean_group Z         one pixel to n
+        contraction     q'(t) = sum w_s X_s / sqrt(sum w_s^2)               several to one; w: density
+        fresh           q'(t) = Z_t                                         from outside the frame
+
+    Args:
+      noise: N(0, 1) of the first frame, shape [B, C, H, W], float32 or float64.
+      plan_or_flow: A plan, or a flow [F-1, 2, H, W] in pixels to make one from. A plan can be kept and shared.
+      seed: Key of the random numbers, in [0, 2^63); counter (pixel, frame, sample id, channel): the result for a sample
+        does not depend on the batch it is in.
+      sample_ids: Integer [B] in [0, 2^32). Default 0..B-1.
+      capture: Frames to return: "all", or every `capture`-th from the first (F' = (F - 1) // capture + 1).
+      reduce: r: each r x r block is summed and divided by r, which keeps unit variance; divides H and W.
+      backend: Implementation; only "auto" may pick another.
+    Returns:
+      [B, C, F', H/r, W/r], dtype of noise. Not differentiable. The density is `plan.density[::capture]`.
+    Raises:
+      ValueError: shapes; plan and noise of another size or device; H or W not divisible by reduce; seed, sample_ids,
+        capture or reduce out of range; flow not finite; noise that requires a gradient.
+      TypeError: dtypes.
+      RuntimeError: the backend chosen by name is not available.
+    Source: Chang et al., ICLR 2024; Deng et al., ICLR 2025; Burgert et al., CVPR 2025. See README.md.
+    """
+    op = "noise_transport"
+    sizes = check_shape(op, "noise", noise, ("B", "C", "H", "W"))
+    check_dtype(op, "noise", noise, (torch.float32, torch.float64))
+    if noise.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: noise must not require a gradient (the transport is not differentiable), detach it")
+    check_seed(op, seed)
+    ids = check_sample_ids(op, sample_ids, sizes["B"], noise.device)
+    stride = 1 if capture == "all" else capture
+    for name, value in (("capture", stride), ("reduce", reduce)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{op}: {name} must be an int >= 1{' or all' if name == 'capture' else ''}, got {value!r}")
+    if sizes["H"] % reduce or sizes["W"] % reduce:
+        raise ValueError(f"{op}: reduce must divide H and W, got reduce {reduce} for {list(noise.shape)}")
+    if isinstance(plan_or_flow, TransportPlan):
+        plan = plan_or_flow
+    else:
+        check_tensor(op, "plan_or_flow", plan_or_flow)
+        check_shape(op, "flow", plan_or_flow, ("F-1", 2, "H", "W"), sizes=sizes)
+        plan = plan_transport(plan_or_flow)
+    if (plan.height, plan.width) != (sizes["H"], sizes["W"]):
+        raise ValueError(
+            f"{op}: noise must have the size of the plan, {plan.height} x {plan.width}, got {list(noise.shape)}"
+        )
+    if plan.source.device != noise.device:
+        raise ValueError(f"{op}: plan must be on {noise.device} like noise, got {plan.source.device}: use plan.to(...)")
+    chosen = resolve_backend(op, backend, noise.device, PROBES)
+    return noise_transport_op(noise, plan.tensors(), ids, seed, stride, reduce, chosen)
