@@ -117,7 +117,8 @@ def _check_choices(args: list[str]) -> None:
     """A wrong word where only some are allowed: name the nearest. The parser would only list them."""
     choices = {f"--{name.replace('_', '-')}": typing.get_args(kind) for name, _, kind in _leaves(TrainConfig())
                if typing.get_origin(kind) is typing.Literal}  # fmt: skip
-    pairs = [tuple(a.split("=", 1)) if "=" in a else (a, b) for a, b in zip(args, [*args[1:], ""], strict=True)]
+    following = [*args[1:], ""]
+    pairs = [a.split("=", 1) if "=" in a else (a, b) for a, b in zip(args, following, strict=False)]
     for flag, value in pairs:
         allowed = choices.get(flag.replace("_", "-"))
         if allowed and value not in allowed:

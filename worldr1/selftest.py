@@ -170,7 +170,7 @@ def _ema_moves(policy: VideoPolicy, config: TrainConfig) -> SelfTest:
     params = policy.adapter_parameters()
     ema = Ema(params, decay=config.update.ema_decay)
     start = [s.clone() for s in ema.shadow]
-    with _moved(params):
+    with _moved(params), torch.no_grad():
         ema.step()
         deviation = max(
             float((shadow - (old + (1.0 - ema.decay) * (p - old))).abs().max())

@@ -97,6 +97,7 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     policy = load_policy(config.model, device=world.device)
     policy.latent_shape(config.video)  # sizes that the model cannot make are found here
     rewards = build_rewards(config, device=world.device)
+    evaluator = load_judge(config.evaluation.evaluator, role="evaluator", device=world.device) if held_out else None
     params = policy.adapter_parameters()
     distributed.broadcast(params)
     learner = Learner(policy, make_optimizer(params, config.update), Ema(params, decay=config.update.ema_decay))
@@ -115,7 +116,7 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
             progress.say(f"stopped after {done} of {config.max_iterations} iterations, saved; go on with:")
             progress.say(f"  {resume_command()}")
             return Outcome(done, True, None)
-        return Outcome(done, False, _finish(config, world, learner, held_out, progress))
+        return Outcome(done, False, _finish(config, world, learner, evaluator, held_out, progress))
     finally:
         progress.close()
         writer.close()
@@ -179,7 +180,12 @@ def _iterate(
 
 
 def _finish(
-    config: TrainConfig, world: distributed.World, learner: Learner, held_out: list[str], progress: Progress
+    config: TrainConfig,
+    world: distributed.World,
+    learner: Learner,
+    evaluator: evaluate.Evaluator | None,
+    held_out: list[str],
+    progress: Progress,
 ) -> Path | None:
     """Export of the averaged adapter, the before/after study on held-out prompts, the report."""
     policy, _, ema = learner
@@ -187,9 +193,9 @@ def _finish(
     with ema.applied():
         if world.is_main:
             policy.save_lora(config.output_dir / "adapter")
-        if held_out:
+        if evaluator is not None:
             with progress.stage("evaluation"):
-                _study(config, world, policy, held_out)
+                _study(config, world, policy, evaluator, held_out)
     progress.close()
     if not world.is_main:
         return None
@@ -201,7 +207,13 @@ def _finish(
     return page
 
 
-def _study(config: TrainConfig, world: distributed.World, policy: VideoPolicy, held_out: list[str]) -> None:
+def _study(
+    config: TrainConfig,
+    world: distributed.World,
+    policy: VideoPolicy,
+    evaluator: evaluate.Evaluator,
+    held_out: list[str],
+) -> None:
     """Held-out videos at the same seeds without and with the adapter, spread over the ranks, judged on rank 0."""
     batch = held_out_batch(held_out, config=config, rank=world.rank, world_size=world.size)
     noise = initial_noise(batch, policy.latent_shape(config.video), config=config)
@@ -219,7 +231,6 @@ def _study(config: TrainConfig, world: distributed.World, policy: VideoPolicy, h
         return
     # All ranks' prompts again, without their padding.
     whole = held_out_batch(held_out, config=config, rank=0, world_size=1)
-    evaluator = load_judge(config.evaluation.evaluator, role="evaluator", device=world.device)
     result = evaluate.study(
         before, after, whole.prompts, whole.viewmats, evaluator=evaluator,
         control=config.reward.control,

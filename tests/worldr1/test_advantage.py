@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+
+from worldr1.advantage import group_advantage
+from worldr1.config import AdvantageConfig
+from worldr1.datatypes import RewardOutput
+
+
+def rewards(values, *, valid=None, **terms):
+    values = torch.tensor(values)
+    breakdown = {k: torch.tensor(v) for k, (v, _) in terms.items()}
+    weights = {k: w for k, (_, w) in terms.items()}
+    good = torch.tensor(valid) if valid is not None else torch.ones(len(values), dtype=torch.bool)
+    return RewardOutput(reward=torch.where(good, values, torch.nan), valid=good, breakdown=breakdown, weights=weights)
+
+
+def test_group_std_by_hand():
+    got = group_advantage(rewards([1.0, 3.0, 0.0, 0.5]), group_size=2, config=AdvantageConfig(std="group"))
+    expected = [-1 / 1.0001, 1 / 1.0001, -0.25 / 0.2501, 0.25 / 0.2501]
+    assert torch.allclose(got.advantage, torch.tensor(expected), atol=1e-6)
+    assert torch.allclose(got.group_std, torch.tensor([1.0, 0.25], dtype=torch.float64))
+    assert "with G = 2" in got.alarms[0]
+
+
+def test_global_std_by_hand():
+    values = [1.0, 3.0, 0.0, 0.5]
+    got = group_advantage(rewards(values), group_size=2, config=AdvantageConfig(std="global"))
+    std = torch.tensor(values, dtype=torch.float64).std(correction=0)
+    expected = torch.tensor([-1.0, 1.0, -0.25, 0.25], dtype=torch.float64) / (std + 1e-4)
+    assert torch.allclose(got.advantage.double(), expected, atol=1e-6)
+    assert math.isclose(got.metrics()["advantage_abs"], float(expected.abs().mean()), rel_tol=1e-6)
+
+
+def test_each_term_is_normalised_before_it_is_weighed():
+    # The second term has 1,000 times the variance; with weights 3 and 4 the first still counts 3 / 5.
+    a, b = [0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1000.0, 1000.0]
+    total = [x + y for x, y in zip(a, b, strict=True)]
+    got = group_advantage(rewards(total, a=(a, 3.0), b=(b, 4.0)), group_size=4, config=AdvantageConfig())
+    za, zb = torch.tensor([-1.0, 1.0, -1.0, 1.0]), torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    assert torch.allclose(got.advantage, (3 * za + 4 * zb) / 5, atol=1e-3)
+    together = group_advantage(
+        rewards(total, a=(a, 3.0), b=(b, 4.0)), group_size=4, config=AdvantageConfig(normalize_each=False)
+    )
+    assert torch.allclose(together.advantage, zb, atol=2e-3), "without it the large term is all there is"
+
+
+def test_a_term_of_weight_zero_is_left_out():
+    got = group_advantage(
+        rewards([0.0, 1.0], a=([0.0, 1.0], 1.0), b=([math.nan, 5.0], 0.0)), group_size=2, config=AdvantageConfig()
+    )
+    assert got.mask.all() and got.advantage[1] > 0.9
+
+
+def test_invalid_samples_leave_the_statistics():
+    clean = group_advantage(rewards([1.0, 2.0, 4.0]), group_size=3, config=AdvantageConfig())
+    masked = group_advantage(
+        rewards([1.0, 2.0, 4.0, 1e9], valid=[True, True, True, False]), group_size=4, config=AdvantageConfig()
+    )
+    assert torch.equal(masked.advantage[:3], clean.advantage) and masked.advantage[3] == 0
+    assert masked.mask.tolist() == [True, True, True, False] and masked.num_active == 3
+
+
+def test_a_nan_reward_marked_valid_is_masked_all_the_same():
+    output = RewardOutput(reward=torch.tensor([1.0, math.nan, 2.0]), valid=torch.ones(3, dtype=torch.bool))
+    got = group_advantage(output, group_size=3, config=AdvantageConfig())
+    assert got.mask.tolist() == [True, False, True] and torch.isfinite(got.advantage).all()
+
+
+def test_dead_and_nearly_empty_groups_are_dropped():
+    got = group_advantage(
+        rewards([5.0, 5.0, 1.0, 2.0, 7.0, 8.0], valid=[True, True, True, True, True, False]),
+        group_size=2, config=AdvantageConfig(),
+    )  # fmt: skip
+    assert got.mask.tolist() == [False, False, True, True, False, False]
+    assert got.num_dropped_groups == 2 and got.num_active == 2
+    assert got.group_std[0] == 0 and math.isnan(got.group_std[2])
+
+
+def test_all_groups_dropped_says_so():
+    got = group_advantage(rewards([1.0, 1.0, 2.0, 2.0]), group_size=2, config=AdvantageConfig())
+    assert got.num_active == 0 and not got.advantage.any()
+    assert any("no update" in alarm for alarm in got.alarms)
+
+
+def test_alarm_at_a_small_spread():
+    got = group_advantage(rewards([1.0, 1.0005, 0.0, 1.0]), group_size=2, config=AdvantageConfig())
+    assert got.mask.all() and got.alarms == ("1 of 2 groups teach almost nothing: reward std below 0.001",)
+
+
+def test_clip():
+    values = [0.0] * 99 + [1.0]
+    got = group_advantage(rewards(values), group_size=100, config=AdvantageConfig(clip=5.0))
+    assert got.advantage.max() == 5.0
+
+
+def test_advantages_of_a_group_sum_to_zero():
+    values = torch.randn(24, generator=torch.Generator().manual_seed(0)).tolist()
+    got = group_advantage(rewards(values), group_size=8, config=AdvantageConfig())
+    assert got.advantage.view(3, 8).sum(1).abs().max() < 1e-5
+
+
+def test_size_must_be_whole_groups():
+    with pytest.raises(ValueError, match="multiple of group_size 3, got 4"):
+        group_advantage(rewards([1.0, 2.0, 3.0, 4.0]), group_size=3, config=AdvantageConfig())

@@ -1,0 +1,124 @@
+import errno
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from fakes import fake_config, fake_iteration, fake_learner
+
+from worldr1 import checkpoint
+from worldr1.config import UpdateConfig
+
+
+def equal_tensors(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_resume_is_exact(tmp_path):
+    config = fake_config(max_iterations=4)
+    straight = fake_learner(config)
+    figures = [fake_iteration(straight, config, iteration=i) for i in range(4)]
+
+    first = fake_learner(config)
+    for i in range(2):
+        fake_iteration(first, config, iteration=i)
+    checkpoint.save(tmp_path, *first, iteration=2, config=config)
+    torch.rand(7)  # torch's generator moves on in between
+    second = fake_learner(config, seed=5)  # other start values: all must come from the checkpoint
+    second.policy.base.copy_(first.policy.base)
+    found = checkpoint.latest(tmp_path)
+    assert checkpoint.load(found, *second) == 2
+    assert equal_tensors(first.ema.shadow, second.ema.shadow)
+    assert equal_tensors(first.ema.params, second.ema.params)
+    resumed = [fake_iteration(second, config, iteration=i) for i in (2, 3)]
+    assert json.dumps(resumed) == json.dumps(figures[2:])
+    assert equal_tensors(straight.ema.params, second.ema.params)
+    assert equal_tensors(straight.ema.shadow, second.ema.shadow)
+
+
+def test_torch_generator_is_restored(tmp_path):
+    config = fake_config()
+    learner = fake_learner(config)
+    torch.manual_seed(3)
+    folder = checkpoint.save(tmp_path, *learner, iteration=0, config=config)
+    expected = torch.rand(3)
+    checkpoint.load(folder, *learner)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_old_checkpoints_go_and_unfinished_ones_do_not_count(tmp_path):
+    config = fake_config(keep_checkpoints=2)
+    learner = fake_learner(config)
+    (tmp_path / "checkpoints" / ".unfinished_iteration_000099").mkdir(parents=True)
+    for i in (1, 2, 3):
+        checkpoint.save(tmp_path, *learner, iteration=i, config=config)
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if not p.name.startswith("."))
+    assert names == ["iteration_000002", "iteration_000003"]
+    assert checkpoint.latest(tmp_path).name == "iteration_000003"
+    assert checkpoint.latest(tmp_path / "nowhere") is None
+
+
+def _full_disk_file(tensors, path):
+    Path(path).write_bytes(b"half a fi")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _full_disk_safetensors(tensors, path):
+    Path(path).write_bytes(b"half a fi")
+    raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("fail", [_full_disk_file, _full_disk_safetensors])
+def test_disk_full_leaves_the_older_checkpoint(tmp_path, monkeypatch, fail):
+    config = fake_config()
+    learner = fake_learner(config)
+    old = checkpoint.save(tmp_path, *learner, iteration=1, config=config)
+    before = {p.name: p.read_bytes() for p in old.iterdir()}
+    fake_iteration(learner, config, iteration=0)
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(RuntimeError, match="No space left on device.*newest whole checkpoint is .*iteration_000001"):
+        checkpoint.save(tmp_path, *learner, iteration=2, config=config)
+    assert checkpoint.latest(tmp_path) == old
+    assert {p.name: p.read_bytes() for p in old.iterdir()} == before
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["iteration_000001"]
+
+
+def test_our_own_mistakes_are_not_called_a_full_disk(tmp_path, monkeypatch):
+    def wrong(tensors, path):
+        raise TypeError("a bug")
+
+    config = fake_config()
+    monkeypatch.setattr(safetensors.torch, "save_file", wrong)
+    with pytest.raises(TypeError, match="a bug"):
+        checkpoint.save(tmp_path, *fake_learner(config), iteration=1, config=config)
+
+
+def test_changed_settings_are_named(tmp_path):
+    config = fake_config()
+    folder = checkpoint.save(tmp_path, *fake_learner(config), iteration=1, config=config)
+    checkpoint.check_same_run(folder, replace(config, max_iterations=999, resume=True, checkpoint_every=3))
+    changed = replace(config, seed=3, update=UpdateConfig(learning_rate=0.5, ema_decay=0.5))
+    with pytest.raises(ValueError) as caught:
+        checkpoint.check_same_run(folder, changed)
+    text = str(caught.value)
+    assert "seed: 0 -> 3" in text and "update.learning_rate: 0.01 -> 0.5" in text and "ema_decay" not in text
+
+
+def test_damaged_checkpoints_are_errors_of_the_user(tmp_path):
+    config = fake_config()
+    learner = fake_learner(config)
+    folder = checkpoint.save(tmp_path, *learner, iteration=1, config=config)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "tensors.safetensors").write_bytes(b"x" * 50)
+    with pytest.raises(ValueError, match="tensors.safetensors"):
+        checkpoint.load(copy, *learner)
+    (copy / "state.json").write_text('{"format": 0}')
+    with pytest.raises(ValueError, match="format 1, got 0"):
+        checkpoint.load(copy, *learner)
+    (copy / "state.json").unlink()
+    with pytest.raises(ValueError, match="state.json"):
+        checkpoint.load(copy, *learner)

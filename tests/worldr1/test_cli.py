@@ -1,0 +1,86 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worldr1 import cli
+from worldr1.config import TrainConfig
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_no_flags_are_the_defaults():
+    assert cli.parse([]) == TrainConfig()
+
+
+def test_nested_flags():
+    config = cli.parse([
+        "--max-iterations", "3", "--seed=7", "--output-dir", "x/y", "--reward.control", "permuted", "--resume",
+        "--schedule.window-range", "1", "3", "--update.learning_rate", "0.5", "--model.path", "m",
+    ])  # fmt: skip
+    assert (config.max_iterations, config.seed, config.output_dir) == (3, 7, Path("x/y"))
+    assert config.reward.control == "permuted" and config.resume and config.schedule.window_range == (1, 3)
+    assert config.update.learning_rate == 0.5 and config.model.path == Path("m")
+    assert config.rollout == TrainConfig().rollout
+
+
+@pytest.mark.parametrize("spelling", [["--preset", "wan2.1-1.3b"], ["--preset=wan2.1-1.3b"]])
+def test_flags_are_laid_over_a_preset(spelling):
+    config = cli.parse([*spelling, "--rollout.group-size", "16"])
+    assert config.rollout.group_size == 16 and config.rollout.prompts_per_iteration == 48
+    assert config.video.width == 832
+
+
+def test_a_preset_without_its_paths_names_the_flags():
+    with pytest.raises(ValueError, match="--prompts --dynamic-prompts --model.path --reward.reconstructor"):
+        cli.check_paths(cli.parse(["--preset", "wan2.1-14b"]))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--preset", "micor"], "got 'micor'; the nearest is 'micro'"),
+        (["--preset"], "--preset must be followed by"),
+        (["--reward.control", "permutd"], "got 'permutd'; the nearest is 'permuted'"),
+        (["--schedule.sde_type=Flow"], "got 'Flow'; the nearest is 'flow'"),
+        (["--rollout.group-size", "2"], "rollout.group_size must be >= 4, got 2"),
+    ],
+)
+def test_wrong_values_name_the_nearest_and_exit_2(args, message, capsys):
+    assert cli.main(args) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [(["--rollout.grup-size", "4"], "--rollout.group-size"), (["--seed", "four"], "--seed")],
+)
+def test_wrong_flags_are_explained(args, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(args)
+    assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_other_ranks_keep_quiet(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        cli.main(["--rollout.grup-size", "4"])
+    assert cli.main(["--preset", "x"]) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_documents_every_field_without_torch():
+    code = (
+        "import sys, runpy; sys.argv = ['train.py', '--help']\n"
+        "try: runpy.run_path('worldr1/train.py', run_name='__main__')\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    got = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert got.returncode == 0, got.stderr
+    text = " ".join(got.stdout.replace("│", " ").split())
+    for flag, words in (("--reward.control", "The gain must vanish"), ("--preset", "wan2.1-14b")):
+        assert flag in text and words in text
+    for name, _, _ in cli._leaves(TrainConfig()):
+        assert f"--{name.replace('_', '-')}" in text, name

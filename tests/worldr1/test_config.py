@@ -1,0 +1,97 @@
+import ast
+import dataclasses
+import inspect
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from worldr1 import config as config_module
+from worldr1.config import RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, to_json, validate
+from worldr1.presets import PRESETS, REQUIRED, preset
+
+
+@pytest.fixture
+def good(tmp_path):
+    """A configuration whose folders exist."""
+    default = TrainConfig()
+    return replace(
+        default,
+        model=replace(default.model, path=tmp_path),
+        reward=replace(
+            default.reward, reconstructor=tmp_path, critic=tmp_path, aesthetic=tmp_path, perceptual=tmp_path
+        ),
+        evaluation=replace(default.evaluation, evaluator=tmp_path),
+    )
+
+
+def test_defaults_are_valid(good):
+    validate(good)
+    validate(good, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_iterations": -1}, "max_iterations must be >= 0, got -1"),
+        ({"rollout": RolloutConfig(group_size=2)}, "group_size must be >= 4, got 2; --rollout.allow-small-group"),
+        ({"rollout": RolloutConfig(micro_batch=5)}, "micro_batch must divide the 32 samples of a rank, got 5"),
+        ({"schedule": ScheduleConfig(window_range=(0, 8))}, "window_range must satisfy .*got \\(0, 8\\)"),
+        ({"schedule": ScheduleConfig(window_size=9)}, "window_size must be in \\[1, 4\\]"),
+        ({"schedule": ScheduleConfig(noise_level=float("nan"))}, "noise_level must be in"),
+        ({"update": UpdateConfig(clip_range=0.0)}, "clip_range must be > 0"),
+        ({"update": UpdateConfig(ema_decay=1.0)}, "ema_decay must be in"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_bad_values_say_what_must_hold(good, changes, message):
+    with pytest.raises(ValueError, match=message):
+        validate(replace(good, **changes))
+
+
+def test_all_findings_at_once(good):
+    with pytest.raises(ValueError) as caught:
+        validate(replace(good, max_iterations=-1, seed=-2), world_size=3)
+    assert str(caught.value).count("\n  - ") == 3
+
+
+def test_missing_folders_are_named(good):
+    with pytest.raises(ValueError, match="model.path must be a diffusers WanPipeline folder, got /nowhere"):
+        validate(replace(good, model=replace(good.model, path=Path("/nowhere"))))
+
+
+def test_every_field_is_documented():
+    """--help shows the string under a field; a field without one would be shown bare."""
+    tree = ast.parse(inspect.getsource(config_module))
+    for node in tree.body:
+        if not (isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(getattr(config_module, node.name))):
+            continue
+        assert ast.get_docstring(node), node.name
+        for item, below in zip(node.body, [*node.body[1:], None], strict=True):
+            # A field that is itself a group of settings shows that class's docstring.
+            is_field = isinstance(item, ast.AnnAssign) and not ast.unparse(item.annotation).endswith("Config")
+            if is_field:
+                documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                assert documented, f"{node.name}.{ast.unparse(item.target)} has no documentation"
+
+
+def test_json_is_plain_and_complete():
+    plain = json.loads(json.dumps(to_json(TrainConfig())))
+    assert plain["schedule"]["window_range"] == [0, 4] and plain["output_dir"] == "runs/micro"
+    assert set(plain) == {f.name for f in dataclasses.fields(TrainConfig)}
+
+
+def test_presets():
+    assert preset("micro") == TrainConfig()
+    for name in PRESETS:
+        assert isinstance(preset(name), TrainConfig)
+    wan = preset("wan2.1-1.3b")
+    assert (wan.schedule.num_steps, wan.schedule.shift, wan.rollout.group_size) == (20, 3.0, 8)
+    assert (wan.video.height, wan.video.width, wan.video.num_frames) == (480, 832, 81)
+    assert wan.model.path == REQUIRED and wan.model.lora_alpha == 2 * wan.model.lora_rank == 64
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ValueError, match="got 'wan-1.3b'; the nearest is 'wan2.1-1.3b'"):
+        preset("wan-1.3b")

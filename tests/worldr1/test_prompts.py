@@ -1,0 +1,107 @@
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from fakes import PROMPTS, fake_config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worldr1.config import EvaluationConfig, PhaseConfig, RolloutConfig
+from worldr1.prompts import HELD_OUT_IDS, held_out_batch, is_dynamic, iterations_before, prompt_batch, read_prompts
+
+
+def batch_of(iteration=0, rank=0, world_size=1, dynamic=False, **changes):
+    return prompt_batch(
+        PROMPTS, config=fake_config(**changes), iteration=iteration, dynamic=dynamic, rank=rank, world_size=world_size
+    )
+
+
+def test_group_size_is_exact_from_the_first_iteration():
+    for iteration in range(5):
+        batch = batch_of(iteration)
+        assert len(batch.prompts) == 4 and batch.group_size == 4 and len(batch.sample_ids) == 16
+        assert batch.viewmats.shape == (4, 9, 4, 4)
+        repeated = batch.repeat(torch.arange(4))
+        assert repeated.tolist() == [k for k in range(4) for _ in range(4)]
+
+
+def test_sample_ids_are_unique_over_iterations_and_ranks():
+    ids = [i for it in range(6) for rank in range(2) for i in batch_of(it, rank, 2).sample_ids.tolist()]
+    assert ids == list(range(6 * 16))
+
+
+def test_ranks_together_hold_what_one_rank_holds():
+    for iteration in range(4):
+        whole = batch_of(iteration)
+        parts = [batch_of(iteration, rank, 2) for rank in range(2)]
+        assert whole.prompts == parts[0].prompts + parts[1].prompts
+        assert torch.equal(whole.sample_ids, torch.cat([p.sample_ids for p in parts]))
+        assert torch.equal(whole.viewmats, torch.cat([p.viewmats for p in parts]))
+
+
+def test_epochs_are_without_replacement():
+    # 4 prompts an iteration from 6: after 3 iterations two whole epochs.
+    drawn = [p for iteration in range(3) for p in batch_of(iteration).prompts]
+    assert set(Counter(drawn[:6]).values()) == {1} and set(Counter(drawn).values()) == {2}
+    assert drawn[:6] != drawn[6:], "each epoch is shuffled anew"
+
+
+def test_order_depends_on_the_seed_and_the_phase_only():
+    assert batch_of(seed=0).prompts == batch_of(seed=0).prompts
+    assert any(batch_of(i, seed=0).prompts != batch_of(i, seed=1).prompts for i in range(3))
+    # A dynamic iteration in between does not consume main prompts.
+    phase = PhaseConfig(main_iterations=1, dynamic_iterations=1)
+    assert batch_of(2, phase=phase).prompts == batch_of(1, phase=PhaseConfig(1, 0)).prompts
+
+
+@given(st.integers(0, 500), st.integers(1, 9), st.integers(0, 5))
+def test_phase_counts(iteration, main, dynamic):
+    phase = PhaseConfig(main, dynamic)
+    for kind in (False, True):
+        counted = sum(is_dynamic(i, phase) == kind for i in range(iteration))
+        assert iterations_before(iteration, phase, dynamic=kind) == counted
+
+
+def test_more_prompts_than_the_file_holds():
+    batch = batch_of(rollout=RolloutConfig(group_size=4, prompts_per_iteration=14, micro_batch=8))
+    assert set(Counter(batch.prompts).values()) <= {2, 3} and len(batch.prompts) == 14
+
+
+def test_prompts_that_do_not_divide_among_ranks():
+    with pytest.raises(ValueError, match="multiple of 3 ranks, got 4"):
+        batch_of(world_size=3)
+
+
+def test_held_out_batch_shares_and_ids():
+    config = replace(fake_config(), evaluation=EvaluationConfig(num_samples=13))
+    whole = held_out_batch(PROMPTS, config=config, rank=0, world_size=1)
+    parts = [held_out_batch(PROMPTS, config=config, rank=r, world_size=2) for r in range(2)]
+    assert [len(p.prompts) for p in parts] == [7, 7]
+    assert (parts[0].prompts + parts[1].prompts)[:13] == whole.prompts
+    assert torch.cat([p.sample_ids for p in parts])[:13].tolist() == list(range(HELD_OUT_IDS, HELD_OUT_IDS + 13))
+    assert max(Counter(whole.prompts).values()) - min(Counter(whole.prompts).values()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "at least one prompt"),
+        (b"\n  \n", "at least one prompt"),
+        (b"fine\nM\xe9lange\n", "byte 0xe9 in line 2"),
+        (None, "No such file"),
+    ],
+    ids=["empty", "blank", "latin1", "missing"],
+)
+def test_bad_prompt_files(tmp_path, content, message):
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(path)
+
+
+def test_prompt_file_with_bom_crlf_and_blank_lines(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\n\r\n  zw\xc3\xb6lf  \n")
+    assert read_prompts(path) == ["one", "zwölf"]

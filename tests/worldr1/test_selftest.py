@@ -1,0 +1,89 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from fakes import PROMPTS, FakePolicy, fake_config
+
+from worldr1 import selftest
+from worldr1.config import ModelConfig, ScheduleConfig
+from worldr1.ema import Ema
+from worldr1.models.wan import load_policy
+from worldr1.selftest import run_self_tests
+
+
+@pytest.mark.parametrize("sde_type", ["flow", "linear", "dance", "cps"])
+def test_all_pass_and_the_policy_is_as_before(sde_type):
+    policy = FakePolicy()
+    before = policy.adapter_state()
+    config = fake_config(schedule=ScheduleConfig(sde_type=sde_type))
+    tests = {t.name: t for t in run_self_tests(policy, prompts=PROMPTS, config=config)}
+    assert set(tests) == {"ranks_agree", "adapter_off_is_base", "ratio_is_one", "log_prob_is_density", "ema_moves"}
+    assert tests["ratio_is_one"].deviation <= 1e-6 and tests["log_prob_is_density"].deviation <= 1e-5
+    assert all(torch.equal(v, before[k]) for k, v in policy.adapter_state().items())
+
+
+def test_all_pass_on_a_wan_model(tiny_wan):
+    policy = load_policy(ModelConfig(path=tiny_wan, lora_rank=4), device="cpu")
+    config = fake_config()
+    tests = run_self_tests(policy, prompts=PROMPTS, config=config)
+    assert max(t.deviation for t in tests if t.name == "ratio_is_one") <= 1e-6
+
+
+class ForgetsTheSwitch(FakePolicy):
+    def velocity(self, sample, sigma, prompt_embeds, *, adapter=True):
+        return super().velocity(sample, sigma, prompt_embeds, adapter=True)
+
+
+class RoundsWithoutGradient(FakePolicy):
+    """Half precision in the rollout, full in training."""
+
+    def velocity(self, sample, sigma, prompt_embeds, *, adapter=True):
+        out = super().velocity(sample, sigma, prompt_embeds, adapter=adapter)
+        return out if torch.is_grad_enabled() else out.bfloat16().float()
+
+
+class NeverAdapts(FakePolicy):
+    def velocity(self, sample, sigma, prompt_embeds, *, adapter=True):
+        return super().velocity(sample, sigma, prompt_embeds, adapter=adapter) if not adapter else (
+            super().velocity(sample, sigma, prompt_embeds, adapter=False) + 0 * self.bias.sum()
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        (ForgetsTheSwitch(), "adapter_off_is_base"),
+        (NeverAdapts(), "adapter_off_is_base"),
+        (RoundsWithoutGradient(), "ratio_is_one"),
+    ],
+    ids=["no-switch", "no-effect", "bf16-rollout"],
+)
+def test_a_fault_is_named(policy, name):
+    before = policy.adapter_state()
+    with pytest.raises(RuntimeError, match=f"self-test {name}: "):
+        run_self_tests(policy, prompts=PROMPTS, config=fake_config())
+    assert all(torch.equal(v, before[k]) for k, v in policy.adapter_state().items())
+
+
+def test_a_wrong_density_is_named(monkeypatch):
+    true_step = selftest.window_step
+
+    def shifted(*args, **kwargs):
+        out = true_step(*args, **kwargs)
+        return out._replace(prev_sample_mean=out.prev_sample_mean + 0.1)
+
+    monkeypatch.setattr(selftest, "window_step", shifted)
+    with pytest.raises(RuntimeError, match="self-test log_prob_is_density"):
+        run_self_tests(FakePolicy(), prompts=PROMPTS, config=fake_config())
+
+
+def test_a_still_average_is_named(monkeypatch):
+    monkeypatch.setattr(Ema, "step", lambda self: None)
+    with pytest.raises(RuntimeError, match="self-test ema_moves: .*got inf"):
+        run_self_tests(FakePolicy(), prompts=PROMPTS, config=fake_config())
+
+
+def test_an_odd_micro_batch():
+    config = fake_config()
+    config = replace(config, rollout=replace(config.rollout, micro_batch=2))
+    assert len(run_self_tests(FakePolicy(), prompts=PROMPTS, config=config)) == 5

@@ -1,0 +1,191 @@
+"""The whole loop, from settings to report, on an untrained Wan folder and the embedded judges."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from worldr1 import cli, train
+from worldr1.config import (
+    EvaluationConfig,
+    ModelConfig,
+    NoiseConfig,
+    PhaseConfig,
+    RolloutConfig,
+    ScheduleConfig,
+    TrainConfig,
+    validate,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def small(tiny_wan, tmp_path) -> TrainConfig:
+    """4 iterations of 8 videos; the last is dynamic."""
+    return TrainConfig(
+        max_iterations=4,
+        output_dir=tmp_path / "run",
+        checkpoint_every=2,
+        keep_checkpoints=9,
+        num_threads=1,
+        model=ModelConfig(path=tiny_wan, lora_rank=4, adapter_sigma_min=0.65),
+        noise=NoiseConfig(mode="plain"),
+        schedule=ScheduleConfig(num_steps=6, window_range=(0, 3)),
+        rollout=RolloutConfig(group_size=4, prompts_per_iteration=2, micro_batch=8),
+        phase=PhaseConfig(main_iterations=3, dynamic_iterations=1),
+        evaluation=EvaluationConfig(num_samples=0),
+    )
+
+
+def lines(folder: Path) -> list[str]:
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.fixture
+def finished(small) -> TrainConfig:
+    validate(small)
+    outcome = train.train(small)
+    assert outcome.iterations == 4 and not outcome.interrupted and outcome.report.is_file()
+    return small
+
+
+def test_a_run_leaves_what_it_should(finished):
+    folder = finished.output_dir
+    rows = [json.loads(line) for line in lines(folder)]
+    assert [r["iteration"] for r in rows] == [0, 1, 2, 3]
+    assert [r["phase"] for r in rows] == ["main", "main", "main", "dynamic"]
+    assert set(rows[0]["terms"]) == {"traj", "recon", "meta", "gen"} and set(rows[3]["terms"]) == {"gen"}
+    for row in rows:
+        assert row["ratio_first_deviation"] <= 1e-6 and row["num_updates"] == 2 and row["valid_fraction"] == 1
+        assert 0 < row["grad_norm"] and len(row["window"]) == 2
+    assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["iteration_000002", "iteration_000004"]
+    weights = load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
+    assert max(float(v.abs().max()) for k, v in weights.items() if "lora_B" in k) > 0
+    assert json.loads((folder / "config.json").read_text())["max_iterations"] == 4
+    assert len((folder / "timings.jsonl").read_text().splitlines()) == 4
+
+
+def test_same_seed_same_lines_and_resume_is_exact(finished, tmp_path, monkeypatch, capsys):
+    again = replace(finished, output_dir=tmp_path / "again")
+    true_step, calls = train.policy_step, []
+
+    def interrupted_in_the_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return true_step(*args, **kwargs)
+
+    monkeypatch.setattr(train, "policy_step", interrupted_in_the_second)
+    outcome = train.train(again)
+    assert outcome.interrupted and outcome.iterations == 2
+    assert lines(again.output_dir) == lines(finished.output_dir)[:2]
+    assert "--resume" in capsys.readouterr().out
+    # A run that died later leaves a line beyond its last checkpoint.
+    with open(again.output_dir / "metrics.jsonl", "a") as file:
+        file.write('{"iteration": 2, "reward": 0}\n')
+    assert train.train(replace(again, resume=True)).iterations == 4
+    assert lines(again.output_dir) == lines(finished.output_dir)
+    name = "checkpoints/iteration_000004/tensors.safetensors"
+    mine, other = load_file(again.output_dir / name), load_file(finished.output_dir / name)
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[k], other[k]) for k in mine if k != "torch_rng")
+
+
+def test_resume_with_other_settings_is_refused(finished):
+    with pytest.raises(ValueError, match="seed: 0 -> 5"):
+        train.train(replace(finished, resume=True, seed=5))
+    assert len(lines(finished.output_dir)) == 4
+
+
+def test_a_new_run_moves_the_old_one_aside(finished, capsys):
+    old = lines(finished.output_dir)
+    train.train(replace(finished, max_iterations=1))
+    assert len(lines(finished.output_dir)) == 1
+    assert lines(finished.output_dir.with_name("run.old1")) == old
+    assert "is now" in capsys.readouterr().out
+
+
+def test_resume_without_a_checkpoint(small):
+    with pytest.raises(ValueError, match="must hold a checkpoint.*start without --resume"):
+        train.train(replace(small, resume=True))
+
+
+def test_bad_input_is_named_before_anything_is_loaded(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "load_policy", lambda *a, **k: pytest.fail("the model was loaded"))
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    with pytest.raises(ValueError, match="at least one prompt"):
+        train.train(replace(small, prompts=empty))
+    other = tmp_path / "other.txt"
+    other.write_text("A cat plays the piano.\n")
+    with pytest.raises(ValueError, match="caption"):
+        train.train(replace(small, eval_prompts=other, evaluation=EvaluationConfig(num_samples=4)))
+    with pytest.raises(ValueError, match="output_dir must be a folder that can be written"):
+        train.train(replace(small, output_dir=empty / "run"))
+    with pytest.raises(ValueError, match="window_range must lie where the adapter acts"):
+        train.train(replace(small, schedule=ScheduleConfig(num_steps=6, window_range=(0, 5))))
+
+
+def test_nan_latents_are_masked(small, monkeypatch):
+    """One sample with a NaN start: it has no reward and no say, the run goes on."""
+    true_noise = train.initial_noise
+
+    def one_bad(*args, **kwargs):
+        noise = true_noise(*args, **kwargs).clone()
+        noise[1] = torch.nan
+        return noise
+
+    monkeypatch.setattr(train, "initial_noise", one_bad)
+    train.train(replace(small, max_iterations=1))
+    row = json.loads(lines(small.output_dir)[0])
+    assert row["valid_fraction"] == 7 / 8 and row["num_updates"] == 2 and row["grad_norm"] > 0
+
+
+def test_too_many_failures_stop_the_run(small, monkeypatch):
+    true_noise = train.initial_noise
+    monkeypatch.setattr(train, "initial_noise", lambda *a, **k: true_noise(*a, **k) * torch.nan)
+    with pytest.raises(RuntimeError, match="8 of 8"):
+        train.train(replace(small, self_test=False))
+
+
+def test_study_and_report(small):
+    config = replace(small, max_iterations=1, evaluation=EvaluationConfig(num_samples=5))
+    train.train(config)
+    study = json.loads((config.output_dir / "evaluation" / "study.json").read_text())
+    assert study["num_samples"] == 5 and study["gates"]
+    page = (config.output_dir / "report.html").read_text()
+    assert "obedience" in page and "The run stopped" not in page
+
+
+def test_ctrl_c_from_the_shell(small):
+    """The script itself: exit code 130 after saving, and the command that it prints works."""
+    flags = [
+        "--max-iterations", "200", "--output-dir", str(small.output_dir), "--model.path", str(small.model.path),
+        "--noise.mode", "plain", "--rollout.group-size", "4", "--rollout.prompts-per-iteration", "2",
+        "--rollout.micro-batch", "8", "--evaluation.num-samples", "0", "--num-threads", "1",
+    ]  # fmt: skip
+    command = [sys.executable, "worldr1/train.py", *flags]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = small.output_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.is_file() and metrics.read_text().count("\n")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == cli.EXIT_INTERRUPTED, out
+    assert "Traceback" not in out and "--resume" in out
+    done = len(lines(small.output_dir))
+    assert 0 < done < 200
+    assert (small.output_dir / "checkpoints" / f"iteration_{done:06d}" / "state.json").is_file()
