@@ -1,0 +1,229 @@
+"""The page of a run: says what the files say, escapes what they say, and does with what is there."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic_run import make_run, write_study
+
+from worldr1.report import write_report
+from worldr1.report.__main__ import main
+from worldr1.report.load import load_run
+from worldr1.report.page import choose_rows, figure, outcome
+from worldr1.report.plots import Curve, reward_curve, top_view, wilson
+from worldr1.report.sheets import encode_clip, encode_pairs
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run") / "micro")
+
+
+@pytest.fixture(scope="module")
+def html(run_dir: Path) -> str:
+    return write_report(run_dir).read_text(encoding="utf-8")
+
+
+def test_first_line_states_gain_error_and_gates(html: str) -> None:
+    heading = re.search(r"<h1>(.*?)</h1>", html, re.S)[1]
+    assert heading == (
+        "Obedience to the camera rose: 0.583 to 0.906 (+0.323 ± 0.034, 9.5 s.e.) on 192 held-out samples; "
+        "8 of 9 gate(s) hold."
+    )
+
+
+def test_every_gate_has_its_verdict(html: str) -> None:
+    table = html[html.index('id="gates"') : html.index('id="sheet"')]
+    assert table.count("✓ passed") == 8 and table.count("✗ not passed") == 1
+    assert "&gt;= 0.20 and &gt; 4 s.e." in table
+
+
+def test_page_needs_nothing_outside_itself(html: str) -> None:
+    assert len(html.encode()) < 4_000_000
+    loaded = re.findall(r'(?:src|href|srcset|action)="([^"]*)"', html)
+    assert {uri.split(",")[0][:9] for uri in loaded if not uri.startswith("#")} <= {"data:imag", "data:"}
+    urls = set(re.findall(r"https?://[^\s\"'<]*", html))
+    assert all(url.startswith("http://www.w3.org/") for url in urls)  # names of XML namespaces, never fetched
+    assert "@import" not in html and re.search(r"url\((?!#)", html) is None
+
+
+def test_no_id_is_used_twice(html: str) -> None:
+    ids = re.findall(r'\sid="([^"]*)"', html)
+    assert len(ids) > 5 and len(ids) == len(set(ids))
+
+
+def test_all_parts_are_there(html: str, run_dir: Path) -> None:
+    for part in ("gates", "sheet", "curves", "motions", "measures", "run"):
+        assert f'<h2 id="{part}"' in html
+    assert html.count('class="anim') == 18 and html.count('class="strip') == 18
+    assert html.count("<svg ") == 5 + 9 + 1  # total and four terms, a path for each sample, the bars
+    assert "2.50 s an iteration" in html and "80 of 80" in html
+    assert re.search(r'<tr class="changed"><td><code>seed</code></td><td><code>7</code> \(changed\)', html)
+
+
+def test_same_files_give_the_same_page(run_dir: Path, html: str) -> None:
+    assert write_report(run_dir).read_text(encoding="utf-8") == html
+
+
+def test_hostile_words_stay_words(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", num_samples=2)
+    evil = "</h3><script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{ & \x00\x1b \u202e 'quote' \"q\""
+    with np.load(run / "evaluation" / "samples.npz") as archive:
+        arrays = dict(archive)
+    arrays["prompts"] = np.array([evil, "Camera pan left."])
+    np.savez(run / "evaluation" / "samples.npz", **arrays)
+    write_study(run, per_motion={evil: {"num": 3, "before": 0.1, "after": 0.2}}, control="permuted")
+    line = {"iteration": 0, "reward": 1.0, "terms": {evil: {"mean": 0.5, "stderr": 0.1}}}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (run / "environment.json").write_text(json.dumps({evil: evil}))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert html.count("<script>") == 1 and "<img src=x" not in html and "onerror=alert(2)>" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "Control run, rewards shuffled inside each group" in html
+
+
+def test_a_run_cut_short_still_has_a_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", num_samples=2)
+    for name in ("evaluation/study.json", "evaluation/samples.npz", "environment.json", "timings.jsonl"):
+        (run / name).unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(lines[:12]) + '\n{"iteration": 12, "rew')  # power cut
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "The run stopped after 12 of 80 iterations." in html
+    assert "metrics.jsonl: 1 damaged line(s) left out." in html
+    assert "No before/after study: 12 iterations trained, and no gain is claimed." in html
+    assert 'id="gates"' not in html and 'id="sheet"' not in html and html.count("<svg ") == 5
+
+
+@pytest.mark.parametrize("name", ["config.json", "evaluation/study.json", "evaluation/samples.npz", "metrics.jsonl"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe[", b"[1, 2]", b'{"gates": 3, "metrics": [], "per_motion": null}'])
+def test_damaged_files_are_named_not_fatal(tmp_path: Path, name: str, content: bytes) -> None:
+    run = make_run(tmp_path / "run", num_samples=1)
+    (run / name).write_bytes(content)
+    missing = load_run(run).missing
+    if content.startswith(b"{"):  # an object, but of the wrong things: the page must cope
+        assert "<h1>" in write_report(run).read_text(encoding="utf-8")
+    if not (content.startswith(b"{") and name.endswith(("config.json", "study.json"))):
+        assert any(Path(name).name in line for line in missing)
+
+
+def test_a_line_written_twice_counts_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", num_samples=1)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"iteration": 3, "reward": 99.0}) + "\n")
+    rows = load_run(run).metrics
+    assert [row["iteration"] for row in rows] == list(range(80)) and rows[3]["reward"] == 99.0
+
+
+@pytest.mark.parametrize(
+    ("gain", "stderr", "words"),
+    [
+        (0.3, 0.03, "rose"),
+        (-0.3, 0.03, "fell"),
+        (0.04, 0.03, "did not change beyond chance"),
+        (0.0, 0.0, "did not change"),
+    ],
+)
+def test_outcome_never_oversells(tmp_path: Path, gain: float, stderr: float, words: str) -> None:
+    run = make_run(tmp_path / "run", num_samples=1)
+    write_study(run, metrics={"obedience": {"before": 0.5, "after": 0.5 + gain, "gain": gain, "stderr": stderr}})
+    assert f"the camera {words}" in outcome(load_run(run))[0]
+
+
+def test_outcome_turns_green_only_when_every_gate_holds(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", num_samples=1)
+    assert outcome(load_run(run))[1] == "mixed"
+    gates = [{"name": "g", "label": "g", "value": 1.0, "threshold": ">= 0", "passed": True}]
+    write_study(run, gates=gates)
+    assert outcome(load_run(run))[1] == "good"
+    write_study(run, gates=gates, control="permuted")
+    assert outcome(load_run(run))[1] == "none"
+
+
+def test_sheet_takes_the_first_of_each_motion() -> None:
+    prompts = ["Camera pan left. A.", "Camera pan left. B.", "Camera push in. C.", "no camera", "Camera push in. D."]
+    assert choose_rows(prompts, 4) == [0, 2, 3, 1]
+    assert choose_rows(prompts, 2) == [0, 2]
+    assert choose_rows([], 9) == []
+
+
+def test_small_clips_are_exact() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (9, 3, 32, 32), dtype=np.uint8)
+    clip = encode_clip(frames, fps=8)
+    strip = np.asarray(_opened(clip.strip))  # [32, 9 * 32, 3]
+    np.testing.assert_array_equal(strip, np.concatenate(list(frames.transpose(0, 2, 3, 1)), axis=1))
+    animation = _opened(clip.animation)
+    assert animation.n_frames == 9 and animation.size == (32, 32)
+    animation.seek(4)
+    np.testing.assert_array_equal(np.asarray(animation.convert("RGB")), frames[4].transpose(1, 2, 0))
+
+
+def test_large_clips_are_thinned_and_keep_their_time() -> None:
+    frames = np.zeros((81, 3, 96, 416), np.uint8)
+    frames[:, 0] = np.linspace(0, 255, 81).astype(np.uint8)[:, None, None]
+    animation = _opened(encode_clip(frames, fps=16).animation)
+    assert animation.size == (208, 48) and animation.n_frames == 17
+    seconds = 0.0
+    for i in range(animation.n_frames):
+        animation.seek(i)
+        animation.load()
+        seconds += animation.info["duration"] / 1000
+    assert abs(seconds - (81 / 16 + 0.7)) < 0.1
+
+
+def test_rows_stop_at_the_budget() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (6, 5, 3, 32, 32), dtype=np.uint8)
+    one = sum(len(c.animation) + len(c.strip) for pair in encode_pairs(frames[:1], frames[:1], fps=8) for c in pair)
+    assert len(list(encode_pairs(frames, frames, fps=8, max_bytes=int(3.5 * one)))) == 3
+    assert len(list(encode_pairs(frames, frames, fps=8, max_bytes=1))) == 1
+    with pytest.raises(ValueError, match=r"encode_pairs: before and after must be \[n, F, 3, H, W\], got"):
+        list(encode_pairs(frames, frames[:, :, :1], fps=8))
+
+
+def test_wilson_interval_by_hand() -> None:
+    low, high = wilson(0.5, 10)  # centre .5, half 1.96 / 1.38416 * sqrt(.025 + .009604)
+    assert abs(low - 0.23659) < 1e-4 and abs(high - 0.76341) < 1e-4
+    assert wilson(0.0, 5)[0] == 0.0 and wilson(1.0, 5)[1] == 1.0
+
+
+def test_figures_take_colours_from_the_page_and_survive_gaps() -> None:
+    n = 1000
+    mean = np.sin(np.arange(n) / 50)
+    mean[100:140] = np.nan
+    svg = reward_curve(Curve("S & <b>", np.arange(n, dtype=float), mean, np.full(n, 0.1)), np.arange(n) % 100 > 90)
+    assert re.search(r"#0\d0\d0\d", svg) is None and "var(--curve)" in svg and "var(--phase)" in svg
+    assert 'aria-label="S &amp; &lt;b&gt; by' in svg and len(svg) < 60_000
+    still = np.tile(np.eye(4), (9, 1, 1))
+    assert "var(--asked)" in top_view([("requested", "#070707", still)], "at rest")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.1234, "0.123"), (27.63, "27.6"), (3, "3"), (None, ""), (float("nan"), "not finite"), (4e-5, "4.0e-05")],
+)
+def test_figures_as_text(value: object, text: str) -> None:
+    assert figure(value) == text
+
+
+def test_command_prints_the_page_or_one_line_of_error(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run_dir)]) == 0
+    assert capsys.readouterr().out.strip() == str(run_dir / "report.html")
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "report: run_dir must be the output_dir of a run, got" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 2
+    assert "with none of them" in capsys.readouterr().err
+
+
+def _opened(uri: str) -> Image.Image:
+    kind, data = uri.split(",", 1)
+    assert kind == "data:image/webp;base64"
+    return Image.open(io.BytesIO(base64.b64decode(data)))

@@ -1,0 +1,120 @@
+"""The files of a run directory, read with tolerance: a run that stopped early has a page too."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run directory holds. A file absent or damaged leaves its field empty and a sentence in `missing`."""
+
+    path: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    metrics: list[dict[str, Any]]  # one an iteration, in order
+    timings: list[dict[str, Any]]
+    study: dict[str, Any]
+    samples: dict[str, np.ndarray]  # before, after uint8 [n, F, 3, H, W]; prompts [n]; viewmats [n, F, 4, 4]
+    missing: list[str] = field(default_factory=list)
+
+
+def load_run(run_dir: Path) -> RunFiles:
+    """Read a run directory.
+
+    Args:
+      run_dir: `output_dir` of a run.
+    Returns:
+      RunFiles; `missing` says in whole sentences what could not be read.
+    Raises:
+      ValueError: run_dir is not a folder, or holds no file of a run at all.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise ValueError(f"report: run_dir must be the output_dir of a run, got {run_dir} (no such folder)")
+    missing: list[str] = []
+    config = _json(run_dir / "config.json", "settings", missing)
+    metrics = _jsonl(run_dir / "metrics.jsonl", "reward curves", missing)
+    timings = _jsonl(run_dir / "timings.jsonl", "times", missing)
+    environment = _json(run_dir / "environment.json", "versions of the machine", missing)
+    study = _json(run_dir / "evaluation" / "study.json", "before/after figures and gates", missing)
+    samples = _samples(run_dir / "evaluation" / "samples.npz", missing)
+    if not (config or metrics or study or samples):
+        raise ValueError(
+            f"report: run_dir must hold config.json, metrics.jsonl or evaluation/, got {run_dir} with none of them"
+        )
+    asked = config.get("max_iterations")
+    done = len(metrics)
+    if isinstance(asked, int) and done < asked:
+        missing.append(f"The run stopped after {done} of {asked} iterations.")
+    return RunFiles(run_dir, config, environment, metrics, timings, study, samples, missing)
+
+
+def number(value: Any) -> float:
+    """A JSON value as a float; NaN where it is not a number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _json(path: Path, what: str, missing: list[str]) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        missing.append(f"No {path.name}: the {what} are not shown.")
+        return {}
+    except (OSError, ValueError) as error:
+        missing.append(f"{path.name} cannot be read ({error}): the {what} are not shown.")
+        return {}
+    if not isinstance(found, dict):
+        missing.append(f"{path.name} does not hold an object: the {what} are not shown.")
+        return {}
+    return found
+
+
+def _jsonl(path: Path, what: str, missing: list[str]) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        missing.append(f"No {path.name}: the {what} are not shown.")
+        return []
+    rows: dict[int, dict[str, Any]] = {}
+    damaged = 0
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            damaged += bool(line.strip())
+            continue
+        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
+            rows[row["iteration"]] = row  # a resumed run may repeat an iteration: the later line holds
+    if damaged:
+        missing.append(f"{path.name}: {damaged} damaged line(s) left out.")
+    if not rows:
+        missing.append(f"{path.name} holds no iteration: the {what} are not shown.")
+    return [rows[k] for k in sorted(rows)]
+
+
+def _samples(path: Path, missing: list[str]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        missing.append(f"No evaluation/{path.name}: the videos and trajectories are not shown.")
+        return {}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        missing.append(f"evaluation/{path.name} cannot be read ({error}): the videos and trajectories are not shown.")
+        return {}
+    before, after = arrays.get("before"), arrays.get("after")
+    ok = before is not None and after is not None and before.dtype == np.uint8 and before.shape == after.shape
+    if not ok or before is None or before.ndim != 5 or before.shape[2] != 3 or 0 in before.shape:
+        missing.append(
+            f"evaluation/{path.name} must hold before and after, uint8 [n, F, 3, H, W]: no videos are shown."
+        )
+        return {}
+    return arrays
