@@ -5,12 +5,9 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-import torch
-
 _BUILD_HINT = "build it with `pip install -e .` (needs a C++17 compiler)"
 
 
-@functools.cache
 def _load(name: str) -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(f"worldr1_kernels.{name}"), ""
@@ -18,12 +15,16 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
         return None, str(error)
 
 
-# Constant for torch.compile: it must not trace through an import.
-@torch.compiler.assume_constant_result
+# At import, not at the first call: torch.compile traces the functions below and cannot trace an import. It only maps
+# a small library.
+_CPU, _CPU_REASON = _load("_C_cpu")
+
+
 def cpu_unavailable() -> str | None:
     """None when the C++ module for the CPU is importable, else the reason."""
-    module, reason = _load("_C_cpu")
-    return None if module is not None else f"worldr1_kernels._C_cpu cannot be imported ({reason}); {_BUILD_HINT}"
+    if _CPU is not None:
+        return None
+    return f"worldr1_kernels._C_cpu cannot be imported ({_CPU_REASON}); {_BUILD_HINT}"
 
 
 def cpu() -> Any:
@@ -32,20 +33,27 @@ def cpu() -> Any:
     Raises:
       RuntimeError: it is not built.
     """
-    module, _ = _load("_C_cpu")
-    if module is None:
+    if _CPU is None:
         raise RuntimeError(f"worldr1_kernels: {cpu_unavailable()}")
-    return module
+    return _CPU
 
 
-@torch.compiler.assume_constant_result
-def cuda_unavailable() -> str | None:
-    """None when the CUDA module is built and sees a device, else the reason (not built, no driver, no device)."""
+@functools.cache
+def _load_cuda() -> tuple[ModuleType | None, str]:
     module, reason = _load("_C_cuda")
     if module is None:
-        return f"worldr1_kernels._C_cuda is not built ({reason})"
+        return None, f"worldr1_kernels._C_cuda is not built ({reason})"
     count, why = module.device_count()
-    return None if count > 0 else f"worldr1_kernels._C_cuda is built, but there is no device: {why}"
+    if count == 0:
+        return None, f"worldr1_kernels._C_cuda is built, but there is no device: {why}"
+    return module, ""
+
+
+def cuda_unavailable() -> str | None:
+    """None when the CUDA module is built and sees a device, else the reason: not built, no driver, no device. The
+    first call asks the driver."""
+    module, reason = _load_cuda()
+    return None if module is not None else reason
 
 
 def cuda() -> Any:
@@ -54,7 +62,7 @@ def cuda() -> Any:
     Raises:
       RuntimeError: it is not built, or there is no device.
     """
-    reason = cuda_unavailable()
-    if reason is not None:
+    module, reason = _load_cuda()
+    if module is None:
         raise RuntimeError(f"worldr1_kernels: {reason}")
-    return _load("_C_cuda")[0]
+    return module
