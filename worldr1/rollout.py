@@ -43,7 +43,7 @@ def sample(
       Rollout. A sample whose latent stopped being finite is marked in `finite`, and holds zeros instead.
     Raises:
       ValueError: noise of another shape, steps out of range or order, a shared prefix with noise that differs inside
-        a group.
+        a group, or a stochastic step at which the adapter does not act.
     """
     _check_grid("sample", sigmas)
     num = batch.num_samples
@@ -52,6 +52,11 @@ def sample(
     if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] > len(sigmas) - 3:
         raise ValueError(
             f"sample: steps must rise within [0, {len(sigmas) - 3}] (the last step is never stochastic), got {steps}"
+        )
+    if sigmas[steps[-1]] < config.model.adapter_sigma_min:
+        raise ValueError(
+            f"sample: the adapter must act at every stochastic step, got sigma {sigmas[steps[-1]]:.3f} at step "
+            f"{steps[-1]}, below model.adapter_sigma_min {config.model.adapter_sigma_min}; lower it or the window_range"
         )
     scale = config.rollout.guidance_scale
     embeds = batch.repeat(policy.encode_prompts(batch.prompts))  # [N, L, D]

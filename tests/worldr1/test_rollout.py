@@ -257,6 +257,8 @@ def test_bad_arguments_are_named(policy: WanPolicy, tiny_wan: Path) -> None:
     for steps in ((), (3, 2), (2, 2), (5,), (-1,)):
         with pytest.raises(ValueError, match="sample: steps"):
             run(policy, config, steps=steps)
+    with pytest.raises(ValueError, match="adapter must act at every stochastic step"):
+        run(policy, replace(config, model=replace(config.model, adapter_sigma_min=0.7)))
     with pytest.raises(ValueError, match="sample: noise"):
         run(policy, config, make_noise(7))
     with pytest.raises(ValueError, match="generate: noise"):
