@@ -104,9 +104,7 @@ def normalized(density: torch.Tensor) -> torch.Tensor:
     return (density / (tree_sum(density) / density.numel()) + 1e-5) ** 0.9999
 
 
-def advance(
-    shift: torch.Tensor, density: torch.Tensor, width: int
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def advance(shift: torch.Tensor, density: torch.Tensor, width: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """One frame of the plan.
 
     Args:
