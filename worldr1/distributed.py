@@ -95,9 +95,11 @@ def gather(x: Tensor) -> Tensor:
     if not dist.is_initialized():
         return x
     flat = x.contiguous().to(torch.uint8) if x.dtype == torch.bool else x.contiguous()  # gloo gathers no bool
+    if dist.get_backend() == "nccl":  # which moves nothing that lies on the CPU
+        flat = flat.cuda()
     parts = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, flat)
-    return torch.cat(parts).to(x.dtype)
+    return torch.cat(parts).to(x)
 
 
 def gather_objects(value: Any) -> list[Any]:

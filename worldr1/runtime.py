@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from worldr1 import distributed
+from worldr1 import checkpoint, distributed
 from worldr1.config import TrainConfig, to_json
 from worldr1.metrics import Progress
 
@@ -28,24 +28,25 @@ SAME_PRESS_SECONDS = 1.0
 
 
 def set_threads(config: TrainConfig) -> None:
-    """Set torch's CPU threads of this rank: config.num_threads, or the usable cores shared among this machine's ranks.
+    """Set torch's CPU threads of this rank: config.num_threads, else OMP_NUM_THREADS, else the cores over the ranks.
 
-    One thread by default would waste idle cores; spinning ones would waste busy cores, hence OMP_WAIT_POLICY in cli.py.
+    torchrun sets OMP_NUM_THREADS to 1 when it starts several ranks.
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    threads = config.num_threads or max(1, len(os.sched_getaffinity(0)) // ranks)
-    torch.set_num_threads(threads)
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    shared = max(1, len(os.sched_getaffinity(0)) // ranks)
+    torch.set_num_threads(config.num_threads or (int(named) if named.isdecimal() and int(named) else shared))
 
 
-def prepare_output_dir(config: TrainConfig, world: distributed.World) -> Path:
+def prepare_output_dir(config: TrainConfig, world: distributed.World) -> Path | None:
     """Make the run's folder on rank 0, check that it can be written, and write config.json and environment.json.
 
     Without --resume a run that is already there is moved aside, never overwritten.
 
     Returns:
-      The folder.
+      With --resume, the checkpoint to go on from; else None.
     Raises:
-      ValueError: it cannot be made or written; with --resume, it holds no checkpoint.
+      ValueError: it cannot be made or written; with --resume, it holds no checkpoint or one of other settings.
     """
     folder, error = Path(config.output_dir), ""
     if world.is_main:
@@ -57,18 +58,19 @@ def prepare_output_dir(config: TrainConfig, world: distributed.World) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
-            if config.resume and not any((folder / "checkpoints").glob("iteration_*")):
-                error = f"--resume: output_dir must hold a checkpoint, got {folder} without one; start without --resume"
-            else:
-                _write_json(folder / "config.json", to_json(config))
-                _write_json(folder / "environment.json", environment(world))
+            if config.resume:
+                checkpoint.check_same_run(_newest(folder), config)
+            _write_json(folder / "config.json", to_json(config))
+            _write_json(folder / "environment.json", environment(world))
+        except ValueError as problem:
+            error = str(problem)
         except OSError as problem:
             why = problem.strerror or problem
             error = f"output_dir must be a folder that can be written, got {folder} ({why}); choose --output-dir"
     error = distributed.gather_objects(error)[0]
     if error:
         raise ValueError(error)
-    return folder
+    return _newest(folder) if config.resume else None
 
 
 def environment(world: distributed.World) -> dict[str, object]:
@@ -153,6 +155,13 @@ def stop_on_signal(progress: Progress) -> Iterator[Stop]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _newest(folder: Path) -> Path:
+    found = checkpoint.latest(folder)
+    if not found:
+        raise ValueError(f"--resume: {folder} must hold a checkpoint, got a folder without one; start without --resume")
+    return found
 
 
 def _free_name(folder: Path) -> Path:

@@ -86,12 +86,12 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     prompts = {False: read_prompts(config.prompts)}
     prompts[True] = read_prompts(config.dynamic_prompts) if config.phase.dynamic_iterations else []
     held_out = read_prompts(config.eval_prompts) if config.evaluation.num_samples else []
-    evaluate.labels_of(held_out)  # now, not after hours of training
+    try:
+        evaluate.labels_of(held_out)  # now, not after hours of training
+    except ValueError as error:
+        raise ValueError(f"{config.eval_prompts}: {error}; --evaluation.num-samples 0 leaves the study out") from error
     check_window(config)
-    output_dir = prepare_output_dir(config, world)
-    start_from = checkpoint.latest(output_dir) if config.resume else None
-    if start_from:
-        checkpoint.check_same_run(start_from, config)
+    start_from = prepare_output_dir(config, world)
 
     torch.manual_seed(config.seed)
     policy = load_policy(config.model, device=world.device)
@@ -104,7 +104,7 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     first = checkpoint.load(start_from, *learner) if start_from else 0
 
     progress = Progress(max_iterations=config.max_iterations, enabled=world.is_main)
-    writer = MetricsWriter(output_dir, first_iteration=first, enabled=world.is_main)
+    writer = MetricsWriter(config.output_dir, first_iteration=first, enabled=world.is_main)
     try:
         progress.say(opening_line(config, world, first=first, num_params=sum(p.numel() for p in params)))
         if config.self_test and first < config.max_iterations:

@@ -30,12 +30,11 @@ from worldr1.config import (
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def small(tiny_wan, tmp_path) -> TrainConfig:
+def settings(tiny_wan: Path, output_dir: Path) -> TrainConfig:
     """4 iterations of 8 videos; the last is dynamic."""
     return TrainConfig(
         max_iterations=4,
-        output_dir=tmp_path / "run",
+        output_dir=output_dir,
         checkpoint_every=2,
         keep_checkpoints=9,
         num_threads=1,
@@ -53,11 +52,18 @@ def lines(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def finished(small) -> TrainConfig:
-    validate(small)
-    outcome = train.train(small)
+def small(tiny_wan, tmp_path) -> TrainConfig:
+    return settings(tiny_wan, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_wan, tmp_path_factory) -> TrainConfig:
+    """A finished run, for reading only."""
+    config = settings(tiny_wan, tmp_path_factory.mktemp("finished") / "run")
+    validate(config)
+    outcome = train.train(config)
     assert outcome.iterations == 4 and not outcome.interrupted and outcome.report.is_file()
-    return small
+    return config
 
 
 def test_a_run_leaves_what_it_should(finished):
@@ -106,18 +112,22 @@ def test_resume_with_other_settings_is_refused(finished):
     with pytest.raises(ValueError, match="seed: 0 -> 5"):
         train.train(replace(finished, resume=True, seed=5))
     assert len(lines(finished.output_dir)) == 4
+    assert json.loads((finished.output_dir / "config.json").read_text())["seed"] == 0
 
 
-def test_a_new_run_moves_the_old_one_aside(finished, capsys):
-    old = lines(finished.output_dir)
-    train.train(replace(finished, max_iterations=1))
-    assert len(lines(finished.output_dir)) == 1
-    assert lines(finished.output_dir.with_name("run.old1")) == old
+def test_a_new_run_moves_the_old_one_aside(small, capsys):
+    for folder in (small.output_dir, small.output_dir.with_name("run.old1")):
+        folder.mkdir()
+        (folder / "config.json").write_text(folder.name)
+    train.train(replace(small, max_iterations=1))
+    assert json.loads((small.output_dir / "config.json").read_text())["max_iterations"] == 1
+    assert (small.output_dir.with_name("run.old2") / "config.json").read_text() == "run"
+    assert (small.output_dir.with_name("run.old1") / "config.json").read_text() == "run.old1"
     assert "is now" in capsys.readouterr().out
 
 
 def test_resume_without_a_checkpoint(small):
-    with pytest.raises(ValueError, match="must hold a checkpoint.*start without --resume"):
+    with pytest.raises(ValueError, match="must hold a checkpoint, .*start without --resume"):
         train.train(replace(small, resume=True))
 
 
@@ -129,7 +139,7 @@ def test_bad_input_is_named_before_anything_is_loaded(small, tmp_path, monkeypat
         train.train(replace(small, prompts=empty))
     other = tmp_path / "other.txt"
     other.write_text("A cat plays the piano.\n")
-    with pytest.raises(ValueError, match="caption"):
+    with pytest.raises(ValueError, match="--evaluation.num-samples 0 leaves the study out"):
         train.train(replace(small, eval_prompts=other, evaluation=EvaluationConfig(num_samples=4)))
     with pytest.raises(ValueError, match="output_dir must be a folder that can be written"):
         train.train(replace(small, output_dir=empty / "run"))
