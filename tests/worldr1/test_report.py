@@ -35,7 +35,7 @@ def test_first_line_states_gain_error_and_gates(html: str) -> None:
     heading = re.search(r"<h1>(.*?)</h1>", html, re.S)[1]
     assert heading == (
         "Obedience to the camera rose: 0.583 to 0.906 (+0.323 ± 0.034, 9.5 s.e.) on 192 held-out samples; "
-        "8 of 9 gate(s) hold."
+        "8 of 9 gates hold."
     )
 
 

@@ -90,7 +90,7 @@ def outcome(run: RunFiles) -> tuple[str, str]:
     spread = f" ± {figure(stderr)}, {abs(ratio):.1f} s.e." if math.isfinite(ratio) else ""
     text = f"{prefix}obedience to the camera {verb}: {figure(before)} to {figure(after)} ({gain:+.3f}{spread}){size}"
     if verdicts:
-        text += f"; {passed} of {len(verdicts)} gate(s) hold."
+        text += f"; {passed} of {len(verdicts)} gates hold."
     mood = "none" if prefix else "good" if verdicts and passed == len(verdicts) else "mixed"
     return text[0].upper() + text[1:], mood
 
@@ -233,7 +233,7 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
     if seconds and math.isfinite(sum(seconds)):
         facts.append(("training time", f"{sum(seconds):.0f} s, {sum(seconds) / len(seconds):.2f} s an iteration"))
     if math.isfinite(number(run.study.get("seconds"))):
-        facts.append(("evaluation time", f"{number(run.study['seconds']):.0f} s"))
+        facts.append(("judging time", f"{number(run.study['seconds']):.0f} s"))
     for name, value in run.environment.items():
         shown = " ".join(str(v) for v in value) if isinstance(value, list) else figure(value)
         facts.append((name.replace("_", " "), shown))

@@ -1,0 +1,67 @@
+# `make train` and `make test` need Python 3.11+, a C++ compiler and git; everything else goes into .venv.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+VENV ?= .venv
+# The release that everything is tested with. TORCH_INDEX_URL, where set, is where pip looks for it: on a machine without
+# a GPU, set it to the CPU index that PyTorch's installation page names, or pip may bring the CUDA libraries (gigabytes).
+TORCH ?= torch==2.13.0
+TORCH_INDEX_URL ?=
+# Ranks of `make train`, and what is passed on to the command that a target runs.
+NPROC ?= 1
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+BUILT_FROM := pyproject.toml setup.py worldr1_kernels/build.py $(wildcard csrc/*.* csrc/*/*.*)
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev train test test-slow lint bench clean distclean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo '  ARGS="..." is handed on, e.g. make train ARGS="--seed 1 --max-iterations 20"'
+
+install: $(VENV)/.installed  ## create .venv and install the project (editable); nothing is done twice
+install-dev: $(VENV)/.installed-dev  ## the same with the tools of the tests
+
+train: $(VENV)/.installed  ## train the embedded micro world and print where the report is
+	$(BIN)/torchrun --nproc_per_node $(NPROC) worldr1/train.py $(ARGS)
+
+test: $(VENV)/.installed-dev  ## all fast tests
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.installed-dev  ## tests that take more than about 20 seconds
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy worldr1 worldr1_kernels
+
+bench: $(VENV)/.installed-dev  ## profile the hot paths against named peers
+	$(BIN)/python -m pytest bench/ $(ARGS)
+
+clean:  ## remove what builds and tools leave; .venv and runs/ stay
+	rm -rf build ./*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis worldr1_kernels/*.so $(VENV)/.installed*
+	find worldr1 worldr1_kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer must be on the path; name it with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: | $(BIN)/python
+	@if [ -z "$(TORCH_INDEX_URL)" ] && ! command -v nvidia-smi >/dev/null; then \
+	  echo "no NVIDIA driver found: if pip is about to fetch CUDA libraries, stop it and set TORCH_INDEX_URL (README)"; fi
+	$(PIP) install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(BUILT_FROM)
+	$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -e ".[dev]"
+	@touch $@

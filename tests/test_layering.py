@@ -1,0 +1,198 @@
+"""Imports go down the layers, no module hides one of Python's, and importing is cheap and without effect."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# From the bottom up. A module may import from its own layer and from those above it in this list, never from below it.
+LAYERS = (
+    ("worldr1_kernels",),
+    ("worldr1.datatypes", "worldr1.config", "worldr1.distributed", "worldr1.metrics"),
+    ("worldr1.prompts", "worldr1.motion", "worldr1.trajectory", "worldr1.flow", "worldr1.noise", "worldr1.schedule"),
+    ("worldr1.models",),
+    ("worldr1.microworld.captions", "worldr1.microworld.scene", "worldr1.microworld.networks"),
+    ("worldr1.rollout", "worldr1.rewards"),
+    ("worldr1.advantage", "worldr1.grpo", "worldr1.ema"),
+    (
+        "worldr1.update",
+        "worldr1.evaluate",
+        "worldr1.generate",
+        "worldr1.checkpoint",
+        "worldr1.selftest",
+        "worldr1.presets",
+        "worldr1.report",
+        "worldr1.runtime",
+    ),
+    ("worldr1.microworld",),  # the rest of it makes the embedded weights: it may use everything that does not train
+    ("worldr1.train", "worldr1.cli"),
+)
+BLIND = ({"worldr1.rollout", "worldr1.rewards"}, {"worldr1.update", "worldr1.evaluate"})
+KERNELS_MAY_IMPORT = {"torch", "triton", "numpy", "worldr1_kernels"} | set(sys.stdlib_module_names)
+KERNEL_TESTING_MAY_IMPORT = {"pytest", "hypothesis"}
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Dotted name -> file, of a whole package."""
+    out = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        out[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return out
+
+
+MODULES = modules("worldr1") | modules("worldr1_kernels")
+
+
+def imports(name: str, *, at_import_only: bool = False) -> set[str]:
+    """Dotted names that a module imports; those inside functions and the main guard too, unless at_import_only."""
+    found: set[str] = set()
+    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+
+    def walk(node: ast.AST) -> None:
+        inner = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
+            isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+        )
+        if at_import_only and inner:
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            for alias in node.names:
+                deeper = f"{base}.{alias.name}"
+                found.add(deeper if deeper in MODULES else base)
+        for child in ast.iter_child_nodes(node):
+            walk(child)
+
+    walk(ast.parse(MODULES[name].read_text(encoding="utf-8")))
+    return found
+
+
+def layer_of(name: str) -> int | None:
+    """Rank of a module: that of the longest entry of LAYERS that contains it."""
+    best, rank = "", None
+    for i, names in enumerate(LAYERS):
+        for entry in names:
+            if (name == entry or name.startswith(entry + ".")) and len(entry) > len(best):
+                best, rank = entry, i
+    return rank
+
+
+def noun(name: str) -> str:
+    """worldr1.rewards.base -> worldr1.rewards."""
+    return ".".join(name.split(".")[:2])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down(name: str) -> None:
+    rank = layer_of(name)
+    if name in ("worldr1", "worldr1.microworld"):
+        assert not {i for i in imports(name) if i.startswith("worldr1")}, f"{name} must import nothing of the project"
+        return
+    assert rank is not None, f"{name} is in no layer: add it to LAYERS"
+    for other in imports(name):
+        if other.split(".")[0] not in ("worldr1", "worldr1_kernels") or other == "worldr1":
+            continue
+        its = layer_of(other)
+        assert its is not None and its <= rank, f"{name} climbs to {other}"
+        for pair in BLIND:
+            assert not ({noun(name), noun(other)} == pair), f"{name} must not know {other}"
+
+
+def test_the_walk_sees_what_it_should() -> None:
+    assert layer_of("worldr1.rewards.base") == layer_of("worldr1.rollout") == 5
+    assert layer_of("worldr1.microworld.networks.geo") == 4
+    assert layer_of("worldr1.microworld.train_vae") == 8 and layer_of("worldr1.nothing") is None
+    assert "worldr1.train" in imports("worldr1.cli") and "worldr1.train" not in imports(
+        "worldr1.cli", at_import_only=True
+    )
+    assert "worldr1.datatypes" in imports("worldr1.motion", at_import_only=True)
+    assert len(MODULES) > 50
+
+
+def test_no_cycle_at_import() -> None:
+    edges = {name: {o for o in imports(name, at_import_only=True) if o in MODULES and o != name} for name in MODULES}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"cycle: {' -> '.join([*trail[trail.index(name) :], name])}"
+        if name not in done:
+            for other in sorted(edges[name]):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    # A package's __init__ and the modules that it gathers know each other by construction; walk the modules.
+    for package in [n for n in MODULES if MODULES[n].name == "__init__.py"]:
+        for name in MODULES:
+            if name.startswith(package + "."):
+                edges[name].discard(package)
+    for name in MODULES:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("worldr1_kernels")])
+def test_kernels_stand_alone(name: str) -> None:
+    allowed = KERNELS_MAY_IMPORT | (KERNEL_TESTING_MAY_IMPORT if ".testing" in name else set())
+    if name == "worldr1_kernels.build":  # runs inside pip's build, never at run time
+        allowed = allowed | {"pybind11", "ninja"}
+    assert {other.split(".")[0] for other in imports(name)} <= allowed
+
+
+def test_no_module_hides_one_of_pythons() -> None:
+    # `torchrun worldr1/train.py` puts this folder first on the path.
+    inside = {path.stem for path in (ROOT / "worldr1").rglob("*.py")} | {p.name for p in (ROOT / "worldr1").iterdir()}
+    assert not inside & set(sys.stdlib_module_names) - {"__main__", "__init__"}
+
+
+def test_tests_mirror_no_package_into_the_path() -> None:
+    # tests/worldr1 must stay a plain folder: an __init__.py there would hide the package.
+    assert not (ROOT / "tests" / "worldr1" / "__init__.py").exists() and not (ROOT / "tests" / "__init__.py").exists()
+
+
+def newly_imported(statement: str, after: str = "pass") -> dict:
+    """What a fresh interpreter has after `statement`, beyond what `after` brought, and whether anything was changed."""
+    code = f"""
+import json, logging, os, sys
+{after}
+had, environment, path = set(sys.modules), dict(os.environ), list(sys.path)
+{statement}
+print(json.dumps(dict(
+    new=sorted({{name.split(".")[0] for name in set(sys.modules) - had}}),
+    untouched=(environment == dict(os.environ) and path == sys.path and not logging.getLogger().handlers),
+    cuda="torch" in sys.modules and sys.modules["torch"].cuda.is_initialized(),
+)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_importing_the_kernels_is_light() -> None:
+    found = newly_imported("import worldr1_kernels", after="import torch, numpy")
+    heavy = {"triton", "diffusers", "transformers", "peft", "gsplat", "scipy", "matplotlib", "worldr1"}
+    assert not heavy & set(found["new"])
+    assert found["untouched"] and not found["cuda"]
+
+
+def test_the_command_line_answers_without_torch() -> None:
+    found = newly_imported("import worldr1.cli, worldr1.config, worldr1.presets")
+    assert not {"torch", "diffusers", "transformers", "numpy"} & set(found["new"])
+    assert found["untouched"]
+
+
+def test_importing_the_trainer_changes_nothing() -> None:
+    found = newly_imported("import worldr1.train")
+    assert not {"diffusers", "transformers", "triton", "ray"} & set(found["new"])  # their turn comes with the model
+    assert found["untouched"] and not found["cuda"]
