@@ -1,32 +1,34 @@
-"""The gates before reinforcement learning: is there something to elicit, and can the evaluator be believed?
-
-python -m worldr1.microworld.gates
-"""
+"""The gates before reinforcement learning: is there a base to elicit from, and judges that can tell?"""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from worldr1.config import EMBEDDED, ModelConfig, TrainConfig
-from worldr1.datatypes import PromptBatch
-from worldr1.microworld.captions import all_captions
-from worldr1.microworld.judge_data import JudgeClips, content_labels, held_out
-from worldr1.microworld.measure_judges import measure_classes, measure_geometry
-from worldr1.microworld.networks import MicroEvaluator
-from worldr1.microworld.scene import trajectory_of
+from worldr1.config import ModelConfig
+from worldr1.microworld.captions import COLOURS, FLOORS, MOTIONS, NUM_CONTENTS, SHAPES, Caption, make_caption, split_captions
+from worldr1.microworld.dataset import held_out_clips
+from worldr1.microworld.scene import EVALUATION_SEEDS, render_clips
+from worldr1.microworld.train_vae import measure_psnr
 
-_CHUNK = 32
+NUM_STEPS, SHIFT = 8, 2.0
+_LIMITS = {
+    "vae_psnr_db": (27.0, float("inf")),
+    "decoded_truth_motion": (0.99, 1.0),
+    "decoded_truth_content": (0.99, 1.0),
+    "decoded_truth_rotation_deg": (0.0, 0.5),
+    "base_obedience": (0.45, 0.65),
+    "base_content": (0.98, 1.0),
+}
 
 
-class BaseGate(NamedTuple):
-    """One condition on the embedded weights: low <= value <= high."""
+class Gate(NamedTuple):
+    """One gate: its figure, the closed range it must lie in, and whether it does."""
 
     name: str
     value: float
@@ -35,164 +37,120 @@ class BaseGate(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether the value lies between the bounds; a NaN does not."""
         return self.low <= self.value <= self.high
 
-    def __str__(self) -> str:
-        bounds = f">= {self.low:g}" if self.high == float("inf") else f"{self.low:g} .. {self.high:g}"
-        return f"{'passed' if self.passed else 'FAILED'}  {self.name}: {self.value:.3f} (must be {bounds})"
 
-
-def before_rl(
-    assets: Path = EMBEDDED, *, num_samples: int = 288, sheet: Path | None = None, log: Callable[[str], None] = print
-) -> list[BaseGate]:
-    """Measure the gates on held-out scenes and on samples of the base model, and print them.
-
-    Base samples are drawn as the default run draws them (its grid and its kind of initial noise), and once more from
-    plain noise for comparison: each of the static captions equally often.
+def measure_gates(assets: Path, *, num_samples: int = 192, seed: int = 0) -> list[Gate]:
+    """Measure every gate with the independent evaluator on scenes and captions kept for it.
 
     Args:
       assets: Folder with microwan and microeval.
-      num_samples: Samples of the base model, a multiple of the 144 captions for a fair mean.
-      sheet: Where to write a contact sheet of base samples (PNG), if anywhere.
-      log: Takes lines of text.
+      num_samples: Videos drawn from the base, on held-out captions, and true clips sent through the autoencoder.
+      seed: Of the noise.
     Returns:
-      The gates, in the order printed.
-    Raises:
-      ValueError: a model folder is missing.
+      The gates in the order of a build: autoencoder, evaluator on decoded truth, base.
     """
+    from worldr1.microworld.networks import MicroEvaluator, rotation_error
     from worldr1.models.wan import load_policy
 
-    evaluator = MicroEvaluator.from_pretrained(Path(assets) / "microeval")
     policy = load_policy(ModelConfig(path=Path(assets) / "microwan"), device="cpu")
-    truth = held_out()
-    decoded = replace(truth, video=decode_truth(policy.vae, truth.video))
-    mse = (decoded.video - truth.video).square().flatten(1).mean(1)
-    classes, geometry = measure_classes(evaluator, decoded), measure_geometry(evaluator, decoded)
-    gates = [
-        BaseGate("VAE, PSNR on held-out clips, dB", float((-10.0 * mse.log10()).mean()), 27.0, float("inf")),
-        BaseGate("evaluator, motion class on decoded truth", classes["motion"], 0.99, 1.0),
-        BaseGate("evaluator, rotation error on decoded truth, degrees", geometry["rotation_deg"], 0.0, 0.5),
-    ]
-    figures = {}
-    modes: tuple[Literal["transport", "plain"], ...] = ("transport", "plain")
-    for mode in modes:
-        video, clips = base_samples(policy, mode=mode, num_samples=num_samples)
-        motion, contents = _classified(evaluator, video)
-        right = motion == clips.motion
-        content = torch.stack([contents[k] == label for k, label in content_labels(clips.content).items()]).all(0)
-        figures[mode] = (float(right.float().mean()), float(content.float().mean()))
-        log(f"base from {mode} noise: obedience {figures[mode][0]:.3f}, content {figures[mode][1]:.3f}")
-        if sheet is not None and mode == "transport":
-            write_sheet(video, Path(sheet))
-    obedience, content_share = figures[TrainConfig().noise.mode]
-    gates.append(BaseGate("base, obedience of the camera", obedience, 0.45, 0.65))
-    gates.append(BaseGate("base, content", content_share, 0.98, 1.0))
-    for gate in gates:
-        log(str(gate))
-    return gates
+    evaluator = MicroEvaluator.from_pretrained(Path(assets) / "microeval")
+    _, held_out = split_captions()
+    captions = [held_out[i % len(held_out)] for i in range(num_samples)]
+
+    truth = render_clips(captions, list(EVALUATION_SEEDS[:num_samples]))
+    decoded = autoencode(policy.vae, truth.video)
+    motion, content = judge(evaluator, decoded, captions)
+    recovered = torch.cat([evaluator.infer(part).viewmats for part in decoded.split(32)])
+    rotation = rotation_error(recovered, truth.viewmats)[:, 1:].mean().rad2deg()
+
+    video = sample_base(policy, captions, seed=seed)
+    obeyed, kept = judge(evaluator, video, captions)
+    values = {
+        "vae_psnr_db": measure_psnr(policy.vae, held_out_clips(128)),
+        "decoded_truth_motion": float(motion.mean()),
+        "decoded_truth_content": float(content.mean()),
+        "decoded_truth_rotation_deg": float(rotation),
+        "base_obedience": float(obeyed.mean()),
+        "base_content": float(kept.mean()),
+    }
+    return [Gate(name, values[name], *_LIMITS[name]) for name in _LIMITS]
+
+
+def judge(evaluator: Any, video: Tensor, captions: list[Caption]) -> tuple[Tensor, Tensor]:
+    """Whether each video shows the motion of its caption, and the share of colour, shape and floor that it shows.
+
+    Returns:
+      (motion, content): [N] float, 0 or 1, and 0 to 1 in thirds.
+    """
+    parts = [evaluator.classify(part) for part in video.split(32)]
+    motion = torch.cat([m.argmax(1) for m, _ in parts])
+    asked = {
+        "colour": [COLOURS.index(c.colour) for c in captions],
+        "shape": [SHAPES.index(c.shape) for c in captions],
+        "floor": [FLOORS.index(c.floor) for c in captions],
+    }
+    right = [torch.cat([c[name].argmax(1) for _, c in parts]) == torch.tensor(asked[name]) for name in asked]
+    obeyed = motion == torch.tensor([c.motion_index for c in captions])
+    return obeyed.float(), torch.stack(right).float().mean(0)
 
 
 @torch.no_grad()
-def decode_truth(vae: Any, video: Tensor) -> Tensor:
-    """What the autoencoder makes of videos [N, F, 3, H, W] in [0, 1]: encoded to the mean and decoded."""
+def autoencode(vae: Any, video: Tensor) -> Tensor:
+    """Video [N, F, 3, H, W] in [0, 1] through the encoder's mean and the decoder."""
     out = []
-    for part in video.split(_CHUNK):
-        pixels = part.transpose(1, 2) * 2.0 - 1.0  # [n, 3, F, H, W]
-        latents = vae.encode(pixels).latent_dist.mode()
-        out.append((vae.decode(latents).sample.transpose(1, 2) * 0.5 + 0.5).clamp(0.0, 1.0))
-    return torch.cat(out)
+    for part in video.split(32):
+        mean = vae.encode(part.transpose(1, 2) * 2.0 - 1.0).latent_dist.mean
+        out.append(vae.decode(mean, return_dict=False)[0].transpose(1, 2) * 0.5 + 0.5)
+    return torch.cat(out).clamp(0.0, 1.0)
 
 
-def base_samples(
-    policy: Any, *, mode: Literal["transport", "plain"], num_samples: int, seed: int = 0
-) -> tuple[Tensor, JudgeClips]:
-    """Samples of the base model for the static captions in turn, and what they should show.
-
-    Args:
-      policy: A VideoPolicy.
-      mode: Kind of initial noise: "transport" or "plain".
-      num_samples: N.
-      seed: Of the noise.
-    Returns:
-      video [N, F, 3, H, W] in [0, 1]; the requested viewmats, motion and content (video and depth are empty).
-    """
-    from worldr1.noise import initial_noise
+def sample_base(policy: Any, captions: list[Caption], *, seed: int) -> Tensor:
+    """Videos [N, F, 3, H, W] of the base from plain noise: Euler, 8 steps, shift 2, no guidance, no adapter."""
+    from worldr1.config import VideoConfig
     from worldr1.rollout import generate
     from worldr1.schedule import euler_sigmas
 
-    base = TrainConfig()
-    config = replace(base, seed=seed, noise=replace(base.noise, mode=mode))
-    captions = all_captions()
-    chosen = [captions[i % len(captions)] for i in range(num_samples)]
-    prompts = [c.text for c in chosen]
-    viewmats = torch.stack([trajectory_of(c) for c in chosen])
-    batch = PromptBatch(
-        prompts=prompts,
-        group_size=1,
-        tokens=[() for _ in prompts],
-        viewmats=viewmats,
-        sample_ids=torch.arange(num_samples, dtype=torch.int64),
-        dynamic=False,
-    )
-    noise = initial_noise(batch, policy.latent_shape(config.video), config=config)
-    sigmas = euler_sigmas(config.schedule.num_steps, config.schedule.shift)
-    video = generate(policy, prompts, noise, sigmas=sigmas, adapter=False, micro_batch=_CHUNK)
-    requested = JudgeClips(
-        video=torch.empty(0),
-        depth=torch.empty(0),
-        viewmats=viewmats,
-        motion=torch.tensor([c.motion_index for c in chosen]),
-        content=torch.tensor([c.content_index for c in chosen]),
-    )
-    return video, requested
+    shape = policy.latent_shape(VideoConfig())
+    noise = torch.randn(len(captions), *shape, generator=torch.Generator().manual_seed(seed))
+    texts = [c.text for c in captions]
+    return generate(policy, texts, noise, sigmas=euler_sigmas(NUM_STEPS, SHIFT), adapter=False, micro_batch=32)
 
 
-def write_sheet(video: Tensor, path: Path, *, rows: int = 9, scale: int = 3) -> None:
-    """A contact sheet: one row per motion with all frames of two samples side by side.
+def write_contact_sheet(assets: Path, path: Path, *, seed: int = 0, log: Callable[[str], None] = print) -> None:
+    """Write a picture of base samples: for each motion one row of truth and two rows of samples, 9 frames each.
 
     Args:
-      video: Shape [N, F, 3, H, W] in [0, 1], captions in the order of `all_captions`.
-      path: A .png file; its folder is made.
-      rows: Motions shown.
-      scale: Enlargement, whole pixels.
+      assets: Folder with microwan.
+      path: PNG to write.
+      seed: Of the noise.
+      log: Takes one line.
     """
-    from PIL import Image
+    from worldr1.models.wan import load_policy
 
-    per_motion = max(1, min(len(video), len(all_captions())) // rows)
-    strips = []
-    for row in range(rows):
-        first = row * per_motion + row % max(1, per_motion // 2)  # another content in each row
-        pair = [_strip(video[min(k, len(video) - 1)]) for k in (first, first + per_motion // 2)]
-        gap = torch.ones(3, pair[0].shape[1], 4)
-        strips.append(torch.cat([pair[0], gap, pair[1]], dim=2))
-    sheet = (torch.cat(strips, dim=1) * 255.0).round().to(torch.uint8)
-    pixels = sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2).permute(1, 2, 0).numpy()
+    policy = load_policy(ModelConfig(path=Path(assets) / "microwan"), device="cpu")
+    captions = [make_caption(m, (5 * i + 2) % NUM_CONTENTS) for i, m in enumerate(MOTIONS)]
+    truth = render_clips(captions, list(EVALUATION_SEEDS[: len(captions)])).video
+    first, second = (sample_base(policy, captions, seed=seed + k) for k in (0, 1))
+    _draw_sheet(path, captions, torch.stack([truth, first, second], dim=1))
+    log(f"contact sheet: {path}")
+
+
+def _draw_sheet(path: Path, captions: list[Caption], videos: Tensor) -> None:
+    """Draw [rows, 3 (truth, sample, sample), F, 3, H, W] with the captions as titles."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = 3
+    figure = Figure(figsize=(13.0, 6.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(-(-len(captions) // columns), columns)
+    for axis, caption, clip in zip(axes.flat, captions, videos, strict=False):
+        lines = [np.concatenate(list(line.clamp(0, 1).permute(0, 2, 3, 1).numpy()), axis=1) for line in clip]
+        axis.imshow(np.concatenate(lines, axis=0), interpolation="nearest")
+        axis.set_title(caption.text, fontsize=7)
+        middles = [(i + 0.5) * clip.shape[-2] for i in range(len(lines))]
+        axis.set_yticks(middles, ["truth", "base", "base"], fontsize=7)
+        axis.set_xticks([])
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-def _strip(video: Tensor) -> Tensor:
-    """[F, 3, H, W] -> frames side by side, [3, H, F W]."""
-    return video.permute(1, 2, 0, 3).flatten(2)
-
-
-def _classified(evaluator: MicroEvaluator, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Motion class [N] and content classes [N] of videos."""
-    results = [evaluator.classify(part) for part in video.split(_CHUNK)]
-    motion = torch.cat([m for m, _ in results]).argmax(1)
-    return motion, {name: torch.cat([c[name] for _, c in results]).argmax(1) for name in results[0][1]}
-
-
-def main() -> int:
-    """Command line: 0 if every gate is passed."""
-    parser = argparse.ArgumentParser(prog="python -m worldr1.microworld.gates", description=before_rl.__doc__)
-    parser.add_argument("--assets", type=Path, default=EMBEDDED, help="folder with microwan and microeval")
-    parser.add_argument("--num-samples", type=int, default=288, help="samples of the base model")
-    parser.add_argument("--sheet", type=Path, default=None, help="write a contact sheet of base samples here (.png)")
-    args = parser.parse_args()
-    return 0 if all(g.passed for g in before_rl(args.assets, num_samples=args.num_samples, sheet=args.sheet)) else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    figure.savefig(path, metadata={"Software": None})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,6 +104,25 @@ def content_labels(content: Tensor) -> dict[str, Tensor]:
     shape = content // len(FLOORS) % len(SHAPES)
     colour = content // (len(FLOORS) * len(SHAPES)) % len(COLOURS)
     return {"colour": colour, "shape": shape, "floor": floor}
+
+
+@torch.no_grad()
+def decode_truth(vae: Any, video: Tensor) -> Tensor:
+    """What the autoencoder makes of videos [N, F, 3, H, W] in [0, 1]: encoded to the mean and decoded."""
+    out = []
+    for part in video.split(16):
+        pixels = part.transpose(1, 2) * 2.0 - 1.0  # [n, 3, F, H, W]
+        latents = vae.encode(pixels).latent_dist.mode()
+        out.append((vae.decode(latents).sample.transpose(1, 2) * 0.5 + 0.5).clamp(0.0, 1.0))
+    return torch.cat(out)
+
+
+def through_vae(pool: JudgeClips, vae: Any, num: int) -> JudgeClips:
+    """The pool with its first `num` videos as the autoencoder gives them back: what a perfect base model would make."""
+    video = pool.video.clone()
+    for rows in torch.arange(min(num, len(pool))).split(96):
+        video[rows] = (decode_truth(vae, video[rows].float() / 255.0) * 255.0).round().to(torch.uint8)
+    return replace(pool, video=video)
 
 
 def mirror(clips: JudgeClips) -> JudgeClips:

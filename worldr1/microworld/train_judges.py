@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from worldr1.microworld.captions import NUM_CONTENTS, make_caption
 from worldr1.microworld.corrupt import critic_views
 from worldr1.microworld.degrade import KINDS, degrade, shift
-from worldr1.microworld.judge_data import JudgeClips, content_labels, mirror, render_pool, wear
+from worldr1.microworld.judge_data import JudgeClips, content_labels, mirror, render_pool, through_vae, wear
 from worldr1.microworld.measure_judges import (
     measure_aesthetic,
     measure_classes,
@@ -70,6 +70,7 @@ def microgeo(
     torch.manual_seed(seed)
     network = MicroGeo()
     pool = render_pool(num_clips, seed=seed, first_scene=_GEO_SCENES)
+    pool = _some_decoded(pool, assets, log)
     batches = _clip_batches(pool, seed=seed)
 
     def loss() -> Tensor:
@@ -94,6 +95,7 @@ def evaluator(
     torch.manual_seed(seed)
     network = MicroEvaluator()
     pool = render_pool(num_clips, seed=seed, first_scene=_EVALUATOR_SCENES, exact=0.6)
+    pool = _some_decoded(pool, assets, log)
     batches = _clip_batches(pool, seed=seed)
     cross_entropy = nn.CrossEntropyLoss(ignore_index=-1, label_smoothing=0.02)
 
@@ -236,6 +238,18 @@ def _geometry_loss(clips: JudgeClips, log_depth: Tensor, log_error: Tensor, pose
     depth = (error * (-log_error).exp() + log_error).mean()
     difference = (poses - viewmats_to_poses(clips.viewmats)).abs()
     return 0.2 * depth + 6.0 * difference[..., :3].mean() + 2.0 * difference[..., 3:].mean()
+
+
+def _some_decoded(pool: JudgeClips, assets: Path, log: Log) -> JudgeClips:
+    """A quarter of the clips as the autoencoder gives them back, where assets/microwan/vae is there already."""
+    folder = Path(assets) / "microwan" / "vae"
+    if not folder.is_dir():
+        log(f"no {folder}: learning from rendered clips alone")
+        return pool
+    from diffusers import AutoencoderKLWan
+
+    vae = AutoencoderKLWan.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+    return through_vae(pool, vae, len(pool) // 4)
 
 
 def _clip_batches(pool: JudgeClips, *, seed: int) -> Iterator[JudgeClips]:
