@@ -11,8 +11,8 @@ import torch
 
 from worldr1.config import EMBEDDED
 from worldr1.microworld import degrade as frames
-from worldr1.microworld.captions import MOTIONS
-from worldr1.microworld.gates import BaseGate, write_sheet
+from worldr1.microworld.captions import MOTIONS, all_captions, make_caption
+from worldr1.microworld.gates import Gate, judge
 from worldr1.microworld.judge_data import JudgeClips, blur, content_labels, held_out, mirror, render_pool, wear
 from worldr1.microworld.measure_judges import (
     measure_aesthetic,
@@ -34,7 +34,7 @@ from worldr1.microworld.networks import (
     rotation_error,
     viewmats_to_poses,
 )
-from worldr1.microworld.scene import HELD_OUT_SEEDS
+from worldr1.microworld.scene import HELD_OUT_SEEDS, render_clips
 from worldr1.rewards.trajectory import trajectory_term
 
 ALL = {
@@ -241,11 +241,11 @@ def test_pools_are_reproducible_and_other_paths_start_at_rest():
     assert 0 < int((first.motion < 0).sum()) < 24
 
 
-def test_gates_and_sheet(tmp_path):
-    inf = float("inf")
-    assert BaseGate("a", 27.5, 27.0, inf).passed and not BaseGate("a", float("nan"), 27.0, inf).passed
-    assert str(BaseGate("psnr", 26.0, 27.0, inf)) == "FAILED  psnr: 26.000 (must be >= 27)"
-    from PIL import Image
-
-    write_sheet(torch.rand(144, 9, 3, 8, 8), tmp_path / "new" / "sheet.png", scale=2)
-    assert Image.open(tmp_path / "new" / "sheet.png").size == (2 * (2 * 72 + 4), 2 * 9 * 8)
+def test_gates_judge_motion_and_content(evaluator, clips):
+    assert Gate("a", 27.5, 27.0, math.inf).passed and not Gate("a", math.nan, 27.0, math.inf).passed
+    captions = [c for c in all_captions() if c.motion == "pan_left"][:8]
+    truth = render_clips(captions, HELD_OUT_SEEDS[:8]).video
+    obeyed, content = judge(evaluator, truth, captions)
+    assert obeyed.tolist() == [1.0] * 8 and content.mean() > 0.95
+    others = [make_caption("pan_right", c.content_index) for c in captions]
+    assert judge(evaluator, truth, others)[0].tolist() == [0.0] * 8

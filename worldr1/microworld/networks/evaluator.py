@@ -1,7 +1,7 @@
 """MicroEvaluator: the independent judge of the before/after study, which no reward ever sees.
 
-It answers the same questions as MicroGeo and also names the motion and the content of a clip, by another route: every
-frame is compared with the first one by shared weights, and the frames exchange features by temporal shifts.
+It answers the same questions as MicroGeo and also names the motion and the content of a clip, by another network:
+patches of 4 x 4 pixels in time are the tokens of a bottleneck ResNet that stays at a quarter of the resolution.
 """
 
 from __future__ import annotations
@@ -14,28 +14,18 @@ from worldr1.microworld.networks.folder import FolderNetwork, check_video
 from worldr1.microworld.networks.geo import pinhole, pixel_gaussians, poses_to_viewmats
 
 
-class _Shifted(nn.Module):
-    """Residual block of two 3x3 convolutions, a quarter of whose input channels come from the frames around.
+class _Bottleneck(nn.Module):
+    """Residual block: 1x1 down, 3x3, 1x1 up, with ReLU before each (He et al., 2016)."""
 
-    Of the first channels, an eighth are those of the frame before and an eighth those of the frame after (Lin et al.,
-    TSM, 2019); at the ends they are zero.
-    """
-
-    def __init__(self, channels: int, frames: int) -> None:
+    def __init__(self, channels: int, narrow: int) -> None:
         super().__init__()
-        self.frames, self.fold = frames, channels // 8
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        self.gain = nn.Parameter(torch.full((channels, 1, 1), 0.1))
+        self.down = nn.Conv2d(channels, narrow, 1)
+        self.mix = nn.Conv2d(narrow, narrow, 3, padding=1)
+        self.up = nn.Conv2d(narrow, channels, 1)
+        self.gain = nn.Parameter(torch.full((channels, 1, 1), 0.3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [N F, C, h, w]."""
-        clips, k = x.relu().unflatten(0, (-1, self.frames)), self.fold  # [N, F, C, h, w]
-        edge = torch.zeros_like(clips[:, :1, :k])
-        before = torch.cat([edge, clips[:, :-1, :k]], dim=1)
-        after = torch.cat([clips[:, 1:, k : 2 * k], edge], dim=1)
-        h = torch.cat([before, after, clips[:, :, 2 * k :]], dim=2).flatten(0, 1)
-        return x + self.gain * self.second(self.first(h).relu())
+        return x + self.gain * self.up(self.mix(self.down(x.relu()).relu()).relu())
 
 
 class MicroEvaluator(FolderNetwork):
@@ -44,9 +34,9 @@ class MicroEvaluator(FolderNetwork):
     Args:
       num_frames: F, frames of a clip.
       size: Height and width in pixels.
-      width: Channels at half resolution.
-      deep: Channels at a quarter of the resolution.
-      num_blocks: Blocks with a temporal shift.
+      width: Channels of a token.
+      narrow: Channels inside a block.
+      num_blocks: Blocks.
       num_motions: Classes of camera motion.
       contents: Content head -> number of its classes.
       focal_ratio: Focal length as a multiple of the image width.
@@ -57,9 +47,9 @@ class MicroEvaluator(FolderNetwork):
         *,
         num_frames: int = 9,
         size: int = 32,
-        width: int = 32,
-        deep: int = 96,
-        num_blocks: int = 2,
+        width: int = 144,
+        narrow: int = 96,
+        num_blocks: int = 4,
         num_motions: int = 9,
         contents: dict[str, int] | None = None,
         focal_ratio: float = 0.8,
@@ -67,19 +57,16 @@ class MicroEvaluator(FolderNetwork):
         contents = contents or {"colour": 4, "shape": 2, "floor": 2}
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
         self.num_frames, self.size, self.focal_ratio = num_frames, size, focal_ratio
-        self.stem = nn.Conv2d(96, deep, 3, padding=1)
-        self.place = nn.Parameter(torch.zeros(1, deep, size // 4, size // 4))
-        self.blocks = nn.ModuleList([_Shifted(deep, num_frames) for _ in range(num_blocks)])
-        self.squeeze = nn.Conv2d(deep, 8, 1)
-        token = 8 * (size // 4) ** 2
-        self.frame_token = nn.Linear(token, 96)
-        self.clip_token = nn.Linear(96 * num_frames, 160)
-        self.pose = nn.Sequential(nn.ReLU(), nn.Linear(256, 96), nn.ReLU(), nn.Linear(96, 6))
-        self.motion = nn.Sequential(nn.ReLU(), nn.Linear(160, num_motions))
-        self.content = nn.ModuleDict({name: nn.Linear(2 * deep, count) for name, count in contents.items()})
-        self.up = nn.ConvTranspose2d(deep, width, 2, stride=2)
-        self.detail = nn.Conv2d(12, width, 3, padding=1)
-        self.dense = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 8, 1))
+        side = size // 4
+        self.stem = nn.Conv2d(48 * num_frames, width, 1)
+        self.place = nn.Parameter(torch.zeros(width, side, side))
+        self.blocks = nn.Sequential(*[_Bottleneck(width, narrow) for _ in range(num_blocks)])
+        self.squeeze = nn.Conv2d(width, 12, 1)
+        self.clip = nn.Sequential(nn.Linear(12 * side * side, 160), nn.ReLU())
+        self.pose = nn.Linear(160, 6 * (num_frames - 1))
+        self.motion = nn.Linear(160, num_motions)
+        self.content = nn.ModuleDict({name: nn.Linear(2 * width, count) for name, count in contents.items()})
+        self.dense = nn.Conv2d(width, 32 * num_frames, 1)
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """The raw outputs, for training.
@@ -91,24 +78,14 @@ class MicroEvaluator(FolderNetwork):
           motion logits [N, num_motions]; content logits by head [N, k].
         """
         check_video("MicroEvaluator", video, num_frames=self.num_frames, size=self.size)
-        num = video.shape[0]
-        frames = 3.0 * (video - 0.5)
-        pairs = torch.cat([frames, frames[:, :1].expand_as(frames)], dim=2).flatten(0, 1)  # [N F, 6, H, W]
-        x = self.stem(nn.functional.pixel_unshuffle(pairs, 4)) + self.place  # [N F, deep, H/4, W/4]
-        for block in self.blocks:
-            x = block(x)
-        x = x.relu()
-        per_frame = self.frame_token(self.squeeze(x).flatten(1)).unflatten(0, (num, self.num_frames))  # [N, F, 96]
-        clip = self.clip_token(per_frame.flatten(1).relu())  # [N, 160]
-        both = torch.cat([per_frame[:, 1:], clip[:, None].expand(-1, self.num_frames - 1, -1)], dim=-1)
-        poses = self.pose(both)  # [N, F - 1, 6]
-        flat = x.unflatten(0, (num, self.num_frames))
-        pooled = torch.cat([flat.mean((1, 3, 4)), flat.amax((1, 3, 4))], dim=-1)  # [N, 2 deep]
+        patches = nn.functional.pixel_unshuffle(3.0 * (video.flatten(1, 2) - 0.5), 4)  # [N, 48 F, H/4, W/4]
+        x = self.blocks(self.stem(patches) + self.place).relu()  # [N, width, H/4, W/4]
+        clip = self.clip(self.squeeze(x).flatten(1))  # [N, 160]
+        poses = self.pose(clip).unflatten(1, (self.num_frames - 1, 6))
+        pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)  # [N, 2 width]
         contents = {name: head(pooled) for name, head in self.content.items()}
-        detail = self.detail(nn.functional.pixel_unshuffle(frames.flatten(0, 1), 2))  # [N F, width, H/2, W/2]
-        dense = self.dense(self.up(x) + detail)
-        dense = nn.functional.pixel_shuffle(dense, 2).unflatten(0, (num, self.num_frames))  # [N, F, 2, H, W]
-        log_depth, log_error = dense.unbind(2)
+        dense = nn.functional.pixel_shuffle(self.dense(x), 4).unflatten(1, (2, self.num_frames))  # [N, 2, F, H, W]
+        log_depth, log_error = dense.unbind(1)
         return 1.6 + log_depth, log_error.clamp(-5.0, 1.0) - 2.0, poses, self.motion(clip), contents
 
     @torch.no_grad()
