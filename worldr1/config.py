@@ -92,7 +92,7 @@ class NoiseConfig:
 
     mode: Literal["transport", "plain"] = "transport"
     """`transport` moves Gaussian noise along the camera's optical flow; `plain` ignores the camera."""
-    flow_scale: int = 16
+    flow_scale: int = 8
     """Transport runs on a grid this many times finer than the latent, then is reduced with unit variance."""
     degradation: float = 0.35
     """Share of fresh noise mixed into the transported noise (variance preserving); 1 is plain noise."""
@@ -149,7 +149,7 @@ class RewardConfig:
     control: Literal["none", "permuted", "random"] = "none"
     """A control experiment: rewards shuffled inside each group, or replaced by noise. The gain must vanish."""
     reconstructor: Path = EMBEDDED / "microgeo"
-    """Folder of the reconstructor (embedded, or a Depth Anything 3 folder)."""
+    """Folder of the reconstructor."""
     critic: Path = EMBEDDED / "microcritic"
     """Folder of the critic (embedded, or a Qwen3-VL folder)."""
     aesthetic: Path = EMBEDDED / "microaesthetic"
@@ -250,7 +250,7 @@ class TrainConfig:
     """CPU threads per rank; 0 shares the cores among the ranks."""
     open_report: bool = False
     """Open report.html in a browser at the end."""
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(adapter_sigma_min=0.65))
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(adapter_sigma_min=0.7))
     video: VideoConfig = field(default_factory=VideoConfig)
     camera: CameraConfig = MICRO_CAMERA
     noise: NoiseConfig = field(default_factory=NoiseConfig)
