@@ -57,11 +57,10 @@ def measure_classes(network: MicroEvaluator, clips: JudgeClips | None = None) ->
 
 
 @torch.no_grad()
-def measure_perceptual(network: MicroPerceptual) -> dict[str, float]:
+def measure_perceptual(network: MicroPerceptual, *, num: int = 288) -> dict[str, float]:
     """Mean distances of held-out frames to themselves shifted, blurred, made noisy, and to frames of other scenes."""
-    images, _ = held_out_frames()
+    images, _ = held_out_frames(num)
     generator = torch.Generator().manual_seed(0)
-    num = len(images)
     none = torch.zeros(num, dtype=torch.int64)
     out = {}
     for pixels in (1, 2, 4, 8):
@@ -77,7 +76,7 @@ def measure_perceptual(network: MicroPerceptual) -> dict[str, float]:
 
 
 @torch.no_grad()
-def measure_aesthetic(network: MicroAesthetic) -> dict[str, float]:
+def measure_aesthetic(network: MicroAesthetic, *, num: int = 288) -> dict[str, float]:
     """Scores of held-out frames.
 
     Returns:
@@ -85,7 +84,7 @@ def measure_aesthetic(network: MicroAesthetic) -> dict[str, float]:
       of pairs in which the clean frame beats its version of severity .5, over all kinds; prompt_right: share in which
       the frame scores higher under its own prompt than under another's.
     """
-    images, content = held_out_frames()
+    images, content = held_out_frames(num)
     generator = torch.Generator().manual_seed(0)
     kind = torch.arange(len(images)) % len(KINDS)
     captions = [make_caption("fixed", k).text for k in range(NUM_CONTENTS)]

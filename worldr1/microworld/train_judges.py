@@ -84,7 +84,7 @@ def microgeo(
 
 
 def evaluator(
-    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 6000, num_steps: int = 1400
+    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 6000, num_steps: int = 3000
 ) -> dict[str, float]:
     """Train the independent evaluator into assets/microeval: another network, scenes and seed than those of MicroGeo.
 
@@ -241,7 +241,7 @@ def _geometry_loss(clips: JudgeClips, log_depth: Tensor, log_error: Tensor, pose
 
 
 def _some_decoded(pool: JudgeClips, assets: Path, log: Log) -> JudgeClips:
-    """A quarter of the clips as the autoencoder gives them back, where assets/microwan/vae is there already."""
+    """A sixth of the clips as the autoencoder gives them back, where assets/microwan/vae is there already."""
     folder = Path(assets) / "microwan" / "vae"
     if not folder.is_dir():
         log(f"no {folder}: learning from rendered clips alone")
@@ -249,7 +249,7 @@ def _some_decoded(pool: JudgeClips, assets: Path, log: Log) -> JudgeClips:
     from diffusers import AutoencoderKLWan
 
     vae = AutoencoderKLWan.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
-    return through_vae(pool, vae, len(pool) // 4)
+    return through_vae(pool, vae, len(pool) // 6)
 
 
 def _clip_batches(pool: JudgeClips, *, seed: int) -> Iterator[JudgeClips]:

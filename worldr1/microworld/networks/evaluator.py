@@ -90,7 +90,7 @@ class MicroEvaluator(FolderNetwork):
 
     @torch.no_grad()
     def infer(self, video: Tensor) -> Reconstruction:
-        """Lift videos to 3D; one Gaussian per pixel of every frame.
+        """Lift videos to 3D; one Gaussian per pixel of every frame. Each clip is also looked at in the mirror.
 
         Args:
           video: Shape [N, F, 3, H, W], float32 in [0, 1].
@@ -100,6 +100,11 @@ class MicroEvaluator(FolderNetwork):
           ValueError: another number of frames or another size than the network's.
         """
         log_depth, log_error, poses = self(video)[:3]
+        seen_depth, seen_error, seen_poses = self(video.flip(-1))[:3]
+        # In the mirror x changes its sign: rotations about y and z and the way to the right are reversed.
+        seen_poses = seen_poses * torch.tensor([1.0, -1.0, -1.0, -1.0, 1.0, 1.0]).to(poses)
+        log_depth, log_error = 0.5 * (log_depth + seen_depth.flip(-1)), 0.5 * (log_error + seen_error.flip(-1))
+        poses = 0.5 * (poses + seen_poses)
         depth, confidence, viewmats = log_depth.exp(), (-log_error).exp(), poses_to_viewmats(poses)
         K = pinhole(self.size, self.focal_ratio).to(video)
         gaussians = pixel_gaussians(video, depth, confidence, viewmats=viewmats, K=K)
