@@ -1,0 +1,85 @@
+"""What the README says can be run, can be run; what it points to is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from worldr1 import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line.strip()
+]
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+
+
+def test_the_two_commands_come_first() -> None:
+    assert [c[:2] for c in COMMANDS[:2]] == [["make", "train"], ["make", "test"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: " ".join(c)[:60])
+def test_command_exists_and_its_flags_are_known(command: list[str]) -> None:
+    if command[0] == "make":
+        assert command[1] in TARGETS
+        args = [a.removeprefix("ARGS=") for a in command[2:] if a.startswith("ARGS=")]
+        if command[1] == "train" and args:
+            assert cli.parse(shlex.split(args[0])).max_iterations == 20
+    elif command[0] == "torchrun":
+        script = command.index("worldr1/train.py")
+        assert (ROOT / command[script]).is_file()
+        config = cli.parse(command[script + 1 :])  # SystemExit on a flag that is not there
+        cli.check_paths(config)
+    elif command[:2] == ["python", "-m"]:
+        assert find_spec(command[2]) is not None
+        if len(command) > 3:  # every flag is in the help text
+            done = subprocess.run(
+                [sys.executable, "-m", command[2], "--help"], capture_output=True, text=True, timeout=240
+            )
+            assert done.returncode == 0
+            for flag in [a for a in command[3:] if a.startswith("--")]:
+                assert flag in done.stdout
+    else:
+        assert command[:2] == ["pip", "install"]
+
+
+def test_rasterizer_snippet_gives_what_its_comment_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    image = names["image"]
+    assert isinstance(image, torch.Tensor) and image.shape == (1, 65, 65, 4)
+    torch.testing.assert_close(image[0, 32, 32], torch.tensor([0.9, 0.0, 0.0, 2.0]), atol=1e-5, rtol=0)
+    assert "tensor([" in capsys.readouterr().out
+
+
+def test_paths_exist() -> None:
+    table = README[README.index("## Where is what") : README.index("## Licence")]
+    paths = re.findall(r"`([\w./]+/[\w./]*)`", table) + re.findall(r"\]\((?!http)([^)]+)\)", README)
+    assert len(paths) > 20
+    assert [p for p in paths if not (ROOT / p).exists()] == []
+
+
+def test_every_module_of_the_pipeline_has_its_place() -> None:
+    architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = {
+        path.name for path in (ROOT / "worldr1").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert [name for name in sorted(named - {"__init__.py"}) if name not in architecture] == []
+
+
+def test_make_help_lists_every_target() -> None:
+    done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    listed = set(re.findall(r"^  make ([a-z-]+)", done.stdout, re.M))
+    assert listed == TARGETS and {"train", "test", "lint", "bench", "clean"} <= listed
