@@ -1,7 +1,8 @@
 """Caption grammar of the micro world: a camera phrase, then a sentence about the scene.
 
-A caption is made from a motion, an object colour and shape, a floor and, for the dynamic subset, one event. The camera phrase
-is the one that `worldr1.motion.parse_motion` reads, so a caption and the trajectory asked of it cannot drift apart.
+A caption is made from a motion, an object colour and shape, a floor and, for the dynamic subset, one event. The
+camera phrase is the one that `worldr1.motion.parse_motion` reads, so a caption and the trajectory asked of it
+cannot drift apart.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ _STATIC_PHRASE = "A {colour} {shape} stands on a {floor} floor."
 class Caption(NamedTuple):
     """One caption and what it says.
 
-    Fields: text (the prompt); motion in MOTIONS; colour in COLOURS; shape in SHAPES; floor in FLOORS; dynamic: None for a
-    static scene or one of EVENTS.
+    Fields: text (the prompt); motion in MOTIONS; colour in COLOURS; shape in SHAPES; floor in FLOORS; dynamic:
+    None for a static scene or one of EVENTS.
     """
 
     text: str
@@ -100,8 +101,8 @@ def all_captions(dynamic: bool = False) -> list[Caption]:
     """Every caption of one subset.
 
     Args:
-      dynamic: False for the 9 motions x 16 contents of static scenes; True for the 4 events x 16 contents, all of them
-        with the camera at rest.
+      dynamic: False for the 9 motions x 16 contents of static scenes; True for the 4 events x 16 contents, all of
+        them with the camera at rest.
     Returns:
       144 static or 64 dynamic captions, motion (event) major.
     """
@@ -113,11 +114,13 @@ def all_captions(dynamic: bool = False) -> list[Caption]:
 def split_captions() -> tuple[list[Caption], list[Caption]]:
     """Split the static captions into those that reinforcement learning may see and those kept for its evaluation.
 
-    The base model is trained on all of them, so every word of a held-out caption is known to it; only its combination of motion
-    and content is new to the fine-tuning. One third is held out, spread evenly over motions and contents.
+    The base model is trained on all of them, so every word of a held-out caption is known to it; only its
+    combination of motion and content is new to the fine-tuning. One third is held out, spread evenly over motions
+    and contents.
 
     Returns:
-      (train, held_out): 96 and 48 captions, disjoint; each motion has 5 or 6 held-out contents, each content 3 motions.
+      (train, held_out): 96 and 48 captions, disjoint; each motion has 5 or 6 held-out contents, each content 3
+      motions.
     """
     captions = all_captions()
     held_out = [c for c in captions if (c.motion_index + c.content_index) % 3 == 2]

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from worldr1.config import ModelConfig
-from worldr1.microworld.captions import COLOURS, FLOORS, MOTIONS, NUM_CONTENTS, SHAPES, Caption, make_caption, split_captions
+from worldr1.microworld.captions import (
+    COLOURS,
+    FLOORS,
+    MOTIONS,
+    NUM_CONTENTS,
+    SHAPES,
+    Caption,
+    make_caption,
+    split_captions,
+)
 from worldr1.microworld.dataset import held_out_clips
 from worldr1.microworld.scene import EVALUATION_SEEDS, render_clips
 from worldr1.microworld.train_vae import measure_psnr

@@ -1,11 +1,13 @@
-"""Procedural 3D scenes with an exact renderer: image, z-depth, camera poses and intrinsics, on a CPU in milliseconds a clip.
+"""Procedural 3D scenes with an exact renderer: image, z-depth, camera poses and intrinsics, on a CPU in
+milliseconds a clip.
 
-A scene is a round room: a floor (plane y = floor_height), a wall (vertical cylinder around the orbit centre) and one object, a ball
-or a box standing on the floor. Every ray hits something at a finite depth, from every camera the captions can ask for. Colours are
-anti-aliased over 2 x 2 rays a pixel; depth is that of the ray through the pixel centre. The contrast of the floor fades with
-distance, so that no texture is finer than a pixel.
+A scene is a round room: a floor (plane y = floor_height), a wall (vertical cylinder around the orbit centre) and
+one object, a ball or a box standing on the floor. Every ray hits something at a finite depth, from every camera
+the captions can ask for. Colours are anti-aliased over 2 x 2 rays a pixel; depth is that of the ray through the
+pixel centre. The contrast of the floor fades with distance, so that no texture is finer than a pixel.
 
-The camera is at the origin of the world at frame 0, looks along +z, and moves as `worldr1.trajectory.build_trajectory` says for the
+The camera is at the origin of the world at frame 0, looks along +z, and moves as
+`worldr1.trajectory.build_trajectory` says for the
 caption: what the trainer requests is what the world shows.
 """
 
@@ -118,8 +120,8 @@ def trajectory_of(caption: Caption) -> Tensor:
 def render_clips(captions: Sequence[Caption], seeds: Sequence[int], *, paths: Tensor | None = None) -> Clips:
     """Render one clip for each caption.
 
-    The pair (caption, seed) fixes a clip exactly; the seed draws the place, size and heading of the object, the light, the
-    phases of the textures and the tints.
+    The pair (caption, seed) fixes a clip exactly; the seed draws the place, size and heading of the object, the
+    light, the phases of the textures and the tints.
 
     Args:
       captions: N captions.

@@ -1,0 +1,234 @@
+"""The autoencoder of the micro world: a real AutoencoderKLWan of three stages, 32x32x9 -> 8x8x3 latents of 12 channels."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldr1.microworld.dataset import CaptionedClips
+
+LATENT_CHANNELS = 12
+_LEARNING_RATE, _BATCH, _WARM_UP = 2e-3, 4, 50
+_KL_WEIGHT = 1e-4
+_REFINE_RATE = 1e-3
+
+
+def build_vae() -> Any:
+    """A fresh AutoencoderKLWan: 4x in space, 4x in time (the first frame alone), identity latent normalisation."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=8,
+        z_dim=LATENT_CHANNELS,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[1.0] * LATENT_CHANNELS,
+        scale_factor_temporal=4,
+        scale_factor_spatial=4,
+    )
+
+
+def encode(vae: Any, video: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance [N, C, f, h, w] of the posterior of `video` [N, 3, F, H, W] in [-1, 1]."""
+    mean, log_variance = vae._encode(video).chunk(2, dim=1)
+    return mean, log_variance
+
+
+def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
+    """Decode without the clamp to [-1, 1] of `AutoencoderKLWan.decode`, behind which no gradient flows.
+
+    Args:
+      vae: AutoencoderKLWan.
+      latents: Not normalised, [N, C, f, h, w].
+    Returns:
+      [N, 3, F, H, W], about [-1, 1].
+    """
+    vae.clear_cache()
+    hidden = vae.post_quant_conv(latents)
+    out = []
+    for i in range(hidden.shape[2]):
+        vae._conv_idx = [0]
+        out.append(
+            vae.decoder(hidden[:, :, i : i + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0)
+        )
+    vae.clear_cache()
+    return torch.cat(out, dim=2)
+
+
+def train_vae(
+    clips: CaptionedClips,
+    held_out: CaptionedClips,
+    *,
+    checkpoint: Path,
+    num_steps: int = 3000,
+    seed: int = 0,
+    log: Callable[[str], None] = print,
+) -> Any:
+    """Train the autoencoder from nothing, or go on from `checkpoint`.
+
+        loss = |d| + 2 d^2 + 1e-4 KL(posterior || N(0, 1)),  d = decode(mean + std z) - video, means over elements
+
+    Args:
+      clips, held_out: To learn from; to print the PSNR on.
+      checkpoint: File that keeps the state of training, written every 300 steps through a temporary file.
+      num_steps: Optimizer steps of 4 clips.
+      seed: Of the weights, batches and posterior draws.
+      log: Takes progress lines.
+    Returns:
+      AutoencoderKLWan in float32, with the mean and deviation of its latents in its config.
+    """
+    torch.manual_seed(seed)
+    vae = build_vae()
+    _channels_last(vae)
+    optimizer = torch.optim.AdamW(vae.parameters(), _LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    generator = torch.Generator().manual_seed(seed + 1)
+    first = load_state(checkpoint, model=vae, optimizer=optimizer, generator=generator)
+    started = time.monotonic()
+    for step in range(first, num_steps):
+        rate = cosine(step, num_steps, warm_up=_WARM_UP)
+        for group in optimizer.param_groups:
+            group["lr"] = _LEARNING_RATE * rate + 1e-5
+        index = torch.randint(0, len(clips.video), (_BATCH,), generator=generator)
+        video = clips.batch(index).contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast("cpu", torch.bfloat16):
+            mean, log_variance = encode(vae, video)
+            mean, log_variance = mean.float(), log_variance.float().clamp(-20.0, 10.0)
+            noise = torch.randn(mean.shape, generator=generator)
+            difference = decode_unclamped(vae, mean + (0.5 * log_variance).exp() * noise).float() - video
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
+        loss = difference.abs().mean() + 2.0 * difference.square().mean() + _KL_WEIGHT * kl
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 99:
+            log(
+                f"vae {step + 1}/{num_steps} loss {loss.item():.4f} kl {kl.item():.2f} {time.monotonic() - started:.0f} s"
+            )
+        if step % 300 == 299 or step == num_steps - 1:
+            save_state(checkpoint, step + 1, model=vae, optimizer=optimizer, generator=generator)
+            log(f"vae {step + 1}/{num_steps} PSNR {measure_psnr(vae, held_out):.2f} dB on held-out scenes")
+    return vae
+
+
+def refine_decoder(
+    vae: Any,
+    clips: CaptionedClips,
+    held_out: CaptionedClips,
+    latents: Tensor,
+    *,
+    checkpoint: Path,
+    num_steps: int = 2000,
+    seed: int = 0,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Train the decoder alone, in place: the encoder and so the latents, which a base model may know already, stay.
+
+    Without the posterior's noise and on the squared error, which is what PSNR counts; the joint training spends
+    its time on both halves.
+
+    Args:
+      vae: Trained, with the latents' mean and deviation in its config.
+      clips, held_out: To learn from; to print the PSNR on.
+      latents: Normalised latents of `clips`, as `encode_clips` returns them.
+      checkpoint: File that keeps the state of training.
+      num_steps: Optimizer steps of 4 clips.
+      seed: Of the batches.
+      log: Takes progress lines.
+    """
+    mean, std = (torch.tensor(v).view(-1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    _channels_last(vae)
+    half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    optimizer = torch.optim.AdamW(half.parameters(), _REFINE_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    generator = torch.Generator().manual_seed(seed + 2)
+    first = load_state(checkpoint, model=half, optimizer=optimizer, generator=generator)
+    started = time.monotonic()
+    for step in range(first, num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _REFINE_RATE * cosine(step, num_steps, warm_up=_WARM_UP)
+        index = torch.randint(0, len(clips.video), (_BATCH,), generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = decode_unclamped(vae, latents[index] * std + mean).float()
+        loss = (decoded - clips.batch(index)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(half.parameters(), 0.3)
+        optimizer.step()
+        if step % 100 == 99:
+            log(f"decoder {step + 1}/{num_steps} loss {loss.item():.5f} {time.monotonic() - started:.0f} s")
+        if step % 500 == 499 or step == num_steps - 1:
+            save_state(checkpoint, step + 1, model=half, optimizer=optimizer, generator=generator)
+            log(f"decoder {step + 1}/{num_steps} PSNR {measure_psnr(vae, held_out):.2f} dB on held-out scenes")
+
+
+@torch.no_grad()
+def measure_psnr(vae: Any, clips: CaptionedClips) -> float:
+    """Mean PSNR over clips in dB, decoded from the posterior mean, through the clamp."""
+    values = []
+    for index in torch.arange(len(clips.video)).split(32):
+        video = clips.batch(index)
+        decoded = vae.decode(encode(vae, video)[0], return_dict=False)[0]
+        values.append(-10.0 * ((decoded - video) / 2.0).square().mean((1, 2, 3, 4)).log10())
+    return torch.cat(values).mean().item()
+
+
+@torch.no_grad()
+def encode_clips(vae: Any, clips: CaptionedClips, *, log: Callable[[str], None] = print) -> Tensor:
+    """Encode every clip once and write the latents' mean and deviation into the config of `vae`.
+
+    Returns:
+      Normalised latents [N, C, f, h, w], float32: zero mean, unit deviation in each channel.
+    """
+    parts = []
+    for start, index in enumerate(torch.arange(len(clips.video)).split(32)):
+        video = clips.batch(index).contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast("cpu", torch.bfloat16):
+            parts.append(encode(vae, video)[0].float())
+        if start % 60 == 59:
+            log(f"encoded {32 * (start + 1)} of {len(clips.video)} clips")
+    latents = torch.cat(parts)
+    mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    return (latents - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
+
+
+def cosine(step: int, num_steps: int, *, warm_up: int) -> float:
+    """Learning rate factor: linear warm-up, then half a cosine to 0."""
+    return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / num_steps))
+
+
+def save_state(path: Path, step: int, *, generator: torch.Generator, **parts: Any) -> None:
+    """Write the state of a training through a temporary file, so that an interruption leaves the one before."""
+    state = {"step": step, "generator": generator.get_state(), **{name: p.state_dict() for name, p in parts.items()}}
+    temporary = path.with_suffix(".partial")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_state(path: Path, *, generator: torch.Generator, **parts: Any) -> int:
+    """Read what `save_state` wrote; returns the steps done, 0 where there is no file."""
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    generator.set_state(state["generator"])
+    return int(state["step"])
+
+
+def _channels_last(model: nn.Module) -> None:
+    """Lay convolution weights out channels last, which the CPU kernels for few channels prefer."""
+    for parameter in model.parameters():
+        if parameter.dim() == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        elif parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
