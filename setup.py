@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def load_build() -> ModuleType:
-    """Loads worldr1_kernels/build.py by path: importing the package would need torch, which an isolated build has not."""
+    """Loads worldr1_kernels/build.py by path: the package imports torch, which an isolated build does not have."""
     spec = importlib.util.spec_from_file_location("worldr1_build", ROOT / "worldr1_kernels" / "build.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
