@@ -1,4 +1,4 @@
-"""The autoencoder of the micro world: a real AutoencoderKLWan of three stages, 32x32x9 -> 8x8x3 latents of 12 channels."""
+"""The autoencoder of the micro world: an AutoencoderKLWan of three stages, 32x32x9 -> 8x8x3 latents of 12 channels."""
 
 from __future__ import annotations
 
@@ -111,9 +111,7 @@ def train_vae(
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         if step % 100 == 99:
-            log(
-                f"vae {step + 1}/{num_steps} loss {loss.item():.4f} kl {kl.item():.2f} {time.monotonic() - started:.0f} s"
-            )
+            log(f"vae {step + 1}/{num_steps} loss {loss.item():.4f} kl {kl.item():.2f}{_since(started)}")
         if step % 300 == 299 or step == num_steps - 1:
             save_state(checkpoint, step + 1, model=vae, optimizer=optimizer, generator=generator)
             log(f"vae {step + 1}/{num_steps} PSNR {measure_psnr(vae, held_out):.2f} dB on held-out scenes")
@@ -164,7 +162,7 @@ def refine_decoder(
         nn.utils.clip_grad_norm_(half.parameters(), 0.3)
         optimizer.step()
         if step % 100 == 99:
-            log(f"decoder {step + 1}/{num_steps} loss {loss.item():.5f} {time.monotonic() - started:.0f} s")
+            log(f"decoder {step + 1}/{num_steps} loss {loss.item():.5f}{_since(started)}")
         if step % 500 == 499 or step == num_steps - 1:
             save_state(checkpoint, step + 1, model=half, optimizer=optimizer, generator=generator)
             log(f"decoder {step + 1}/{num_steps} PSNR {measure_psnr(vae, held_out):.2f} dB on held-out scenes")
@@ -199,6 +197,10 @@ def encode_clips(vae: Any, clips: CaptionedClips, *, log: Callable[[str], None] 
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     return (latents - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
+
+
+def _since(started: float) -> str:
+    return f" {time.monotonic() - started:.0f} s"
 
 
 def cosine(step: int, num_steps: int, *, warm_up: int) -> float:
