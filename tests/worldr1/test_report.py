@@ -206,7 +206,15 @@ def test_figures_take_colours_from_the_page_and_survive_gaps() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.1234, "0.123"), (27.63, "27.6"), (3, "3"), (None, ""), (float("nan"), "not finite"), (4e-5, "4.0e-05")],
+    [
+        (0.1234, "0.123"),
+        (27.63, "27.6"),
+        (3, "3"),
+        (None, ""),
+        (-0.0, "0.000"),
+        (float("nan"), "not finite"),
+        (4e-5, "4.0e-05"),
+    ],
 )
 def test_figures_as_text(value: object, text: str) -> None:
     assert figure(value) == text

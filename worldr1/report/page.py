@@ -107,7 +107,8 @@ def figure(value: Any) -> str:
         return "not finite"
     if value and abs(value) < 0.001:
         return f"{value:.1e}"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    text = f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return text.removeprefix("-") if value == 0 else text
 
 
 def _gates(run: RunFiles) -> list[dict[str, Any]]:
@@ -207,9 +208,9 @@ def _curves(run: RunFiles) -> list[dict[str, Any]]:
         series.append((term, [(number(v.get("mean")), number(v.get("stderr"))) for v in values]))
     out = []
     for label, points in series:
-        values = np.array(points, dtype=float)
-        if np.isfinite(values[:, 0]).any():
-            curve = plots.Curve(label, iterations, values[:, 0], values[:, 1])
+        figures = np.array(points, dtype=float)
+        if np.isfinite(figures[:, 0]).any():
+            curve = plots.Curve(label, iterations, figures[:, 0], figures[:, 1])
             out.append({"label": label, "svg": Markup(plots.reward_curve(curve, dynamic))})
     return out
 

@@ -22,7 +22,7 @@ _VARIABLES = {
     BEFORE: "before", AFTER: "after", ASKED: "asked", CURVE: "curve",
 }  # fmt: skip
 _MAX_POINTS = 300
-_STYLE = {  # text stays text (searchable, in the page's font), and a label is never read as mathematics
+_STYLE: Any = {  # text stays text (searchable, in the page's font), and a label is never read as mathematics
     "svg.fonttype": "none", "svg.hashsalt": "worldr1", "text.parse_math": False, "font.family": "sans-serif",
     "grid.color": _LINE, "grid.linewidth": 0.6,
 }  # fmt: skip
