@@ -133,9 +133,9 @@ def _judge(name: str) -> Callable[[Work], dict[str, float]]:
 # In the order they need each other. Minutes: one core of a 2.6 GHz Zen 4, nothing else on it.
 STAGES = (
     Stage("clips", 1.5, "9,600 rendered training clips", run_clips),
-    Stage("vae", 11.0, "the autoencoder and the latents of every clip", run_vae),
-    Stage("base", 15.0, "tokenizer, text encoder and transformer: assets/microwan", run_base),
-    Stage("decoder", 5.0, "the decoder, refined", run_decoder),
+    Stage("vae", 15.0, "the autoencoder and the latents of every clip", run_vae),
+    Stage("base", 33.0, "tokenizer, text encoder and transformer: assets/microwan", run_base),
+    Stage("decoder", 6.0, "the decoder, refined", run_decoder),
     Stage("microgeo", 3.0, "the reconstructor of the rewards", _judge("microgeo")),
     Stage("evaluator", 4.0, "the independent evaluator", _judge("evaluator")),
     Stage("critic", 2.0, "the critic of novel views", _judge("critic")),
