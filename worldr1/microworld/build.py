@@ -40,7 +40,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its name, the core-minutes it took, what it makes, and the function that runs it."""
+    """One stage: its name, about how many core-minutes it takes, what it makes, and the function that runs it."""
 
     name: str
     minutes: float
@@ -83,14 +83,15 @@ def run_base(work: Work) -> dict[str, float]:
     vae, latents = _load_vae(work)
     captions = draw_captions(NUM_CLIPS, seed=work.seed, dynamic_share=0.15)
     folder = work.assets_dir / "microwan"
-    train_base(
+    base = train_base(
         latents,
         captions,
         checkpoint=work.work_dir / "base_state.pt",
         seed=work.seed,
-        on_snapshot=lambda base: write_pipeline(folder, base, vae),
+        on_snapshot=lambda average: write_pipeline(folder, average, vae),
         log=work.log,
     )
+    write_pipeline(folder, base, vae)
     return {"megabytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6}
 
 
@@ -136,8 +137,8 @@ STAGES = (
     Stage("vae", 15.0, "the autoencoder and the latents of every clip", run_vae),
     Stage("base", 33.0, "tokenizer, text encoder and transformer: assets/microwan", run_base),
     Stage("decoder", 6.0, "the decoder, refined", run_decoder),
-    Stage("microgeo", 3.0, "the reconstructor of the rewards", _judge("microgeo")),
-    Stage("evaluator", 4.0, "the independent evaluator", _judge("evaluator")),
+    Stage("microgeo", 5.0, "the reconstructor of the rewards", _judge("microgeo")),
+    Stage("evaluator", 7.0, "the independent evaluator", _judge("evaluator")),
     Stage("critic", 2.0, "the critic of novel views", _judge("critic")),
     Stage("aesthetic", 1.0, "the aesthetic judge", _judge("aesthetic")),
     Stage("perceptual", 1.0, "the perceptual distance", _judge("perceptual")),
