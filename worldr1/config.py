@@ -57,7 +57,7 @@ class ModelConfig:
     """The text-to-video policy and its adapter."""
 
     path: Path = EMBEDDED / "microwan"
-    """A diffusers `WanPipeline` folder. The default is the embedded micro world; Wan2.1 is a folder of the same form."""
+    """A diffusers `WanPipeline` folder. The default is the embedded micro world; Wan2.1 is a folder of that form."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the frozen base; the adapter and all policy-gradient arithmetic stay in float32."""
     lora_rank: int = 16
@@ -67,7 +67,7 @@ class ModelConfig:
     lora_ffn: bool = False
     """Also adapt the feed-forward layers."""
     adapter_sigma_min: float = 0.0
-    """The adapter acts only where sigma >= this: a high-noise expert, in training, generation and export alike. 0 is always."""
+    """Acts only where sigma >= this (a high-noise expert), in training, generation and export; 0: always."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass (non-reentrant): less memory, one more forward."""
 
@@ -323,7 +323,8 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
     first, last = s.window_range
     must(
         0 <= first < last <= s.num_steps - 1,
-        f"schedule.window_range must satisfy 0 <= first < last <= num_steps - 1 = {s.num_steps - 1}, got {(first, last)}",
+        f"schedule.window_range must satisfy 0 <= first < last <= num_steps - 1 = {s.num_steps - 1}, "
+        f"got {(first, last)}",
     )
     must(
         1 <= s.window_size <= last - first,
@@ -333,7 +334,10 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
     must(0 <= n.degradation <= 1, f"noise.degradation must be in [0, 1], got {n.degradation}")
     must(n.flow_scale >= 1, f"noise.flow_scale must be >= 1, got {n.flow_scale}")
     m = c.model
-    must(m.lora_rank >= 1 and m.lora_alpha >= 1, f"model.lora_rank and lora_alpha must be >= 1, got {m.lora_rank}, {m.lora_alpha}")
+    must(
+        m.lora_rank >= 1 and m.lora_alpha >= 1,
+        f"model.lora_rank and lora_alpha must be >= 1, got {m.lora_rank}, {m.lora_alpha}",
+    )
     must(0 <= m.adapter_sigma_min <= 1, f"model.adapter_sigma_min must be in [0, 1], got {m.adapter_sigma_min}")
     u = c.update
     must(u.learning_rate > 0, f"update.learning_rate must be > 0, got {u.learning_rate}")
@@ -350,9 +354,13 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
     must(c.evaluation.num_samples >= 0, f"evaluation.num_samples must be >= 0, got {c.evaluation.num_samples}")
 
     must(m.path.is_dir(), f"model.path must be a diffusers WanPipeline folder, got {m.path} (no such folder)")
-    for name, path in (("reconstructor", w.reconstructor), ("critic", w.critic), ("aesthetic", w.aesthetic), ("perceptual", w.perceptual)):
+    judges = {
+        "reconstructor": w.reconstructor, "critic": w.critic, "aesthetic": w.aesthetic, "perceptual": w.perceptual,
+    }  # fmt: skip
+    for name, path in judges.items():
         must(path.is_dir(), f"reward.{name} must be a model folder, got {path} (no such folder)")
     if c.evaluation.num_samples:
-        must(c.evaluation.evaluator.is_dir(), f"evaluation.evaluator must be a model folder, got {c.evaluation.evaluator}")
+        path = c.evaluation.evaluator
+        must(path.is_dir(), f"evaluation.evaluator must be a model folder, got {path} (no such folder)")
     if bad:
         raise ValueError("configuration:\n  - " + "\n  - ".join(bad))

@@ -38,5 +38,7 @@ def camera_flow(viewmats: Tensor, K: Tensor, *, depth: float, height: int, width
     u = torch.stack([x, y, torch.ones_like(x)]).reshape(3, -1)  # [3, HW]
     moved = homography @ u  # [F-1, 3, HW]
     if not bool((moved[:, 2] > 1e-6).all()):
-        raise ValueError(f"camera_flow: a camera step passes the plane at depth {depth}; use a larger depth or smaller steps")
+        raise ValueError(
+            f"camera_flow: a camera step passes the plane at depth {depth}; use a larger depth or smaller steps"
+        )
     return (moved[:, :2] / moved[:, 2:] - u[:2]).reshape(-1, 2, height, width)
