@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldr1.config import ModelConfig
+from worldr1.config import ModelConfig, TrainConfig, VideoConfig
 from worldr1.microworld.captions import (
     COLOURS,
     FLOORS,
@@ -22,8 +22,11 @@ from worldr1.microworld.captions import (
     split_captions,
 )
 from worldr1.microworld.dataset import held_out_clips
-from worldr1.microworld.scene import EVALUATION_SEEDS, render_clips
+from worldr1.microworld.scene import EVALUATION_SEEDS, render_clips, trajectory_of
 from worldr1.microworld.train_vae import measure_psnr
+from worldr1.noise import warped_noise
+from worldr1.rollout import generate
+from worldr1.schedule import euler_sigmas
 
 NUM_STEPS, SHIFT = 8, 2.0
 _LIMITS = {
@@ -33,6 +36,8 @@ _LIMITS = {
     "decoded_truth_rotation_deg": (0.0, 0.5),
     "base_obedience": (0.45, 0.65),
     "base_content": (0.98, 1.0),
+    "base_obedience_plain_noise": (0.45, 0.65),
+    "base_content_plain_noise": (0.98, 1.0),
 }
 
 
@@ -49,7 +54,7 @@ class Gate(NamedTuple):
         return self.low <= self.value <= self.high
 
 
-def measure_gates(assets: Path, *, num_samples: int = 192, seed: int = 0) -> list[Gate]:
+def measure_gates(assets: Path, *, num_samples: int = 384, seed: int = 0) -> list[Gate]:
     """Measure every gate with the independent evaluator on scenes and captions kept for it.
 
     Args:
@@ -73,15 +78,18 @@ def measure_gates(assets: Path, *, num_samples: int = 192, seed: int = 0) -> lis
     recovered = torch.cat([evaluator.infer(part).viewmats for part in decoded.split(32)])
     rotation = rotation_error(recovered, truth.viewmats)[:, 1:].mean().rad2deg()
 
-    video = sample_base(policy, captions, seed=seed)
-    obeyed, kept = judge(evaluator, video, captions)
+    shape = policy.latent_shape(VideoConfig())
+    noises = {"": trainer_noise(captions, shape, seed=seed), "_plain_noise": plain_noise(captions, shape, seed=seed)}
+    base: dict[str, float] = {}
+    for name, noise in noises.items():
+        obeyed, kept = judge(evaluator, sample_base(policy, captions, noise), captions)
+        base |= {f"base_obedience{name}": float(obeyed.mean()), f"base_content{name}": float(kept.mean())}
     values = {
         "vae_psnr_db": measure_psnr(policy.vae, held_out_clips(128)),
         "decoded_truth_motion": float(motion.mean()),
         "decoded_truth_content": float(content.mean()),
         "decoded_truth_rotation_deg": float(rotation),
-        "base_obedience": float(obeyed.mean()),
-        "base_content": float(kept.mean()),
+        **base,
     }
     return [Gate(name, values[name], *_LIMITS[name]) for name in _LIMITS]
 
@@ -114,14 +122,29 @@ def autoencode(vae: Any, video: Tensor) -> Tensor:
     return torch.cat(out).clamp(0.0, 1.0)
 
 
-def sample_base(policy: Any, captions: list[Caption], *, seed: int) -> Tensor:
-    """Videos [N, F, 3, H, W] of the base from plain noise: Euler, 8 steps, shift 2, no guidance, no adapter."""
-    from worldr1.config import VideoConfig
-    from worldr1.rollout import generate
-    from worldr1.schedule import euler_sigmas
+def plain_noise(captions: list[Caption], shape: tuple[int, int, int, int], *, seed: int) -> Tensor:
+    """White initial noise, which the base is trained on: [N, C, f, h, w]."""
+    return torch.randn(len(captions), *shape, generator=torch.Generator().manual_seed(seed))
 
-    shape = policy.latent_shape(VideoConfig())
-    noise = torch.randn(len(captions), *shape, generator=torch.Generator().manual_seed(seed))
+
+def trainer_noise(captions: list[Caption], shape: tuple[int, int, int, int], *, seed: int) -> Tensor:
+    """The initial noise [N, C, f, h, w] of the default run: by its settings carried along the flow of each caption."""
+    config = TrainConfig()
+    if config.noise.mode == "plain":
+        return plain_noise(captions, shape, seed=seed)
+    out = torch.empty(len(captions), *shape)
+    motions = torch.tensor([c.motion_index for c in captions])
+    for motion in motions.unique().tolist():
+        ids = (motions == motion).nonzero()[:, 0]
+        out[ids] = warped_noise(
+            trajectory_of(captions[int(ids[0])]), shape, camera=config.camera, seed=seed, sample_ids=ids,
+            flow_scale=config.noise.flow_scale, degradation=config.noise.degradation,
+        )  # fmt: skip
+    return out
+
+
+def sample_base(policy: Any, captions: list[Caption], noise: Tensor) -> Tensor:
+    """Videos [N, F, 3, H, W] of the base: Euler, 8 steps, shift 2, no guidance, no adapter."""
     texts = [c.text for c in captions]
     return generate(policy, texts, noise, sigmas=euler_sigmas(NUM_STEPS, SHIFT), adapter=False, micro_batch=32)
 
@@ -138,9 +161,10 @@ def write_contact_sheet(assets: Path, path: Path, *, seed: int = 0, log: Callabl
     from worldr1.models.wan import load_policy
 
     policy = load_policy(ModelConfig(path=Path(assets) / "microwan"), device="cpu")
+    shape = policy.latent_shape(VideoConfig())
     captions = [make_caption(m, (5 * i + 2) % NUM_CONTENTS) for i, m in enumerate(MOTIONS)]
     truth = render_clips(captions, list(EVALUATION_SEEDS[: len(captions)])).video
-    first, second = (sample_base(policy, captions, seed=seed + k) for k in (0, 1))
+    first, second = (sample_base(policy, captions, trainer_noise(captions, shape, seed=seed + k)) for k in (0, 1))
     _draw_sheet(path, captions, torch.stack([truth, first, second], dim=1))
     log(f"contact sheet: {path}")
 

@@ -153,7 +153,7 @@ def test_sampling_integrates_the_flow_of_a_known_velocity():
 def test_training_goes_on_where_it_was_cut(tmp_path, optimizer: str):
     latents = torch.randn(8, 12, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     captions = draw_captions(8, seed=0, dynamic_share=0.2)
-    cycles = (Cycle(2, "adamw", 0.5), Cycle(2, optimizer, 0.6))
+    cycles = (Cycle(2, "adamw", 1, 0.5), Cycle(2, optimizer, 2, 0.6))
 
     def run(name: str, interrupt: bool) -> BaseModel:
         path = tmp_path / name
@@ -170,7 +170,7 @@ def test_an_unknown_optimizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must be 'adamw' or 'muon', got 'sgd'"):
         train_base(
             torch.zeros(1, 12, 3, 8, 8), draw_captions(1, seed=0, dynamic_share=0.0), checkpoint=tmp_path / "s.pt",
-            cycles=(Cycle(1, "sgd", 0.5),), compiled=False,
+            cycles=(Cycle(1, "sgd", 1, 0.5),), compiled=False,
         )  # fmt: skip
 
 
@@ -181,9 +181,10 @@ def test_learning_rate_cycle_starts_and_ends_low():
 
 
 def test_the_mixture_is_what_is_learned_last():
-    last = CYCLES[-1]
-    assert [last.right_camera_at(step) for step in (0, 2099, 2100, 2999)] == [0.9, 0.9, 0.5, 0.5]
+    second = CYCLES[1]
+    assert [second.right_camera_at(step) for step in (0, 2099, 2100, 2999)] == [0.9, 0.9, 0.5, 0.5]
     assert CYCLES[0].right_camera_at(CYCLES[0].num_steps - 1) == 0.5
+    assert CYCLES[-1].right_camera_at(CYCLES[-1].num_steps - 1) == 0.62
 
 
 def test_a_written_folder_replaces_the_old_one_and_loads(tmp_path):
