@@ -94,7 +94,7 @@ class NoiseConfig:
     """`transport` moves Gaussian noise along the camera's optical flow; `plain` ignores the camera."""
     flow_scale: int = 8
     """Transport runs on a grid this many times finer than the latent, then is reduced with unit variance."""
-    degradation: float = 0.35
+    degradation: float = 0.6
     """Share of fresh noise mixed into the transported noise (variance preserving); 1 is plain noise."""
 
 
@@ -110,9 +110,9 @@ class ScheduleConfig:
     """The stochastic step; see worldr1_kernels.sde_step."""
     noise_level: float = 0.7
     """eta of `flow`, `dance` and `cps`; `linear` does not use it."""
-    window_size: int = 2
+    window_size: int = 1
     """Stochastic (trained) steps per rollout, contiguous, shared by the whole group and all ranks."""
-    window_range: tuple[int, int] = (0, 4)
+    window_range: tuple[int, int] = (0, 3)
     """The window lies in [first, last) step indices; the last step of the grid is never trained."""
 
 
@@ -128,7 +128,7 @@ class RolloutConfig:
     """Classifier-free guidance; 1 runs no unconditional pass."""
     micro_batch: int = 32
     """Samples per transformer call, in rollout and training alike, so that log-probs agree exactly."""
-    share_initial_noise: bool = False
+    share_initial_noise: bool = True
     """One initial latent per group: the deterministic prefix before the window is then computed once."""
     allow_small_group: bool = False
     """Accept a group size below 4 (with 2, a per-group std makes every advantage +-1)."""
@@ -140,11 +140,11 @@ class RewardConfig:
 
     weight_traj: float = 1.0
     """S_traj: recovered against requested camera path, in [0, 1]."""
-    weight_recon: float = 1.0
+    weight_recon: float = 0.2
     """S_recon: 1 - perceptual distance of the re-rendered Gaussians, in [0, 1]."""
-    weight_meta: float = 1.0
+    weight_meta: float = 0.2
     """S_meta: the critic's score of a novel view, in [0, 1]."""
-    weight_gen: float = 1.0
+    weight_gen: float = 0.3
     """R_gen: aesthetic score, in [-1, 1] (lambda of the article)."""
     control: Literal["none", "permuted", "random"] = "none"
     """A control experiment: rewards shuffled inside each group, or replaced by noise. The gain must vanish."""
@@ -180,15 +180,15 @@ class AdvantageConfig:
 class UpdateConfig:
     """The policy gradient step."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 6e-4
     """AdamW learning rate of the LoRA."""
-    final_lr_fraction: float = 0.15
+    final_lr_fraction: float = 0.3
     """The rate decays linearly to this fraction at the last iteration."""
     updates_per_rollout: int = 2
     """Optimizer steps per rollout; with 1 the ratio is always 1 and the clip never acts."""
     clip_range: float = 5e-4
     """PPO clip of the ratio; small because log_prob is a mean over elements."""
-    kl_beta: float = 0.03
+    kl_beta: float = 0.02
     """Weight of the KL to the adapter-off reference; 0 skips the reference forward."""
     max_grad_norm: float = 1.0
     """Gradient norm clip."""
@@ -202,9 +202,9 @@ class UpdateConfig:
 class PhaseConfig:
     """The periodic decoupled phase: R_gen alone on dynamic prompts, so that the model does not freeze."""
 
-    main_iterations: int = 40
+    main_iterations: int = 50
     """Iterations with the full reward before each dynamic phase."""
-    dynamic_iterations: int = 4
+    dynamic_iterations: int = 3
     """Iterations of the dynamic phase; 0 turns it off."""
 
 
@@ -224,7 +224,7 @@ class EvaluationConfig:
 class TrainConfig:
     """World-R1 training. With no arguments: the embedded micro world on this machine, through the production path."""
 
-    max_iterations: int = 80
+    max_iterations: int = 180
     """Training iterations."""
     seed: int = 0
     """Seed of everything; two runs with the same seed on one machine write identical metrics."""

@@ -38,7 +38,7 @@ def test_defaults_are_valid(good):
         ({"rollout": RolloutConfig(group_size=2)}, "group_size must be >= 4, got 2; --rollout.allow-small-group"),
         ({"rollout": RolloutConfig(micro_batch=5)}, "micro_batch must divide the 32 samples of a rank, got 5"),
         ({"schedule": ScheduleConfig(window_range=(0, 8))}, "window_range must satisfy .*got \\(0, 8\\)"),
-        ({"schedule": ScheduleConfig(window_size=9)}, "window_size must be in \\[1, 4\\]"),
+        ({"schedule": ScheduleConfig(window_size=9)}, "window_size must be in \\[1, 3\\]"),
         ({"schedule": ScheduleConfig(noise_level=float("nan"))}, "noise_level must be in"),
         ({"update": UpdateConfig(clip_range=0.0)}, "clip_range must be > 0"),
         ({"update": UpdateConfig(ema_decay=1.0)}, "ema_decay must be in"),
@@ -78,7 +78,7 @@ def test_every_field_is_documented():
 
 def test_json_is_plain_and_complete():
     plain = json.loads(json.dumps(to_json(TrainConfig())))
-    assert plain["schedule"]["window_range"] == [0, 4] and plain["output_dir"] == "runs/micro"
+    assert plain["schedule"]["window_range"] == [0, 3] and plain["output_dir"] == "runs/micro"
     assert set(plain) == {f.name for f in dataclasses.fields(TrainConfig)}
 
 
