@@ -128,7 +128,7 @@ class RolloutConfig:
     """Classifier-free guidance; 1 runs no unconditional pass."""
     micro_batch: int = 32
     """Samples per transformer call, in rollout and training alike, so that log-probs agree exactly."""
-    share_initial_noise: bool = True
+    share_initial_noise: bool = False
     """One initial latent per group: the deterministic prefix before the window is then computed once."""
     allow_small_group: bool = False
     """Accept a group size below 4 (with 2, a per-group std makes every advantage +-1)."""
@@ -140,11 +140,13 @@ class RewardConfig:
 
     weight_traj: float = 1.0
     """S_traj: recovered against requested camera path, in [0, 1]."""
-    weight_recon: float = 0.2
+    metric_paths: bool = False
+    """The reconstructor measures in the unit of the requested paths, as the embedded one does: lengths count too."""
+    weight_recon: float = 1.0
     """S_recon: 1 - perceptual distance of the re-rendered Gaussians, in [0, 1]."""
-    weight_meta: float = 0.2
+    weight_meta: float = 1.0
     """S_meta: the critic's score of a novel view, in [0, 1]."""
-    weight_gen: float = 0.3
+    weight_gen: float = 1.0
     """R_gen: aesthetic score, in [-1, 1] (lambda of the article)."""
     control: Literal["none", "permuted", "random"] = "none"
     """A control experiment: rewards shuffled inside each group, or replaced by noise. The gain must vanish."""
@@ -255,8 +257,10 @@ class TrainConfig:
     camera: CameraConfig = MICRO_CAMERA
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(share_initial_noise=True))
+    reward: RewardConfig = field(
+        default_factory=lambda: RewardConfig(metric_paths=True, weight_recon=0.2, weight_meta=0.2, weight_gen=0.3)
+    )
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
     phase: PhaseConfig = field(default_factory=PhaseConfig)

@@ -43,10 +43,7 @@ def wan2_1_1_3b() -> TrainConfig:
         noise=NoiseConfig(flow_scale=16, degradation=0.35),
         schedule=ScheduleConfig(num_steps=20, shift=3.0, sde_type="linear", window_size=2, window_range=(0, 10)),
         rollout=RolloutConfig(group_size=8, prompts_per_iteration=48, guidance_scale=5.0, micro_batch=1),
-        reward=RewardConfig(
-            weight_traj=1.0, weight_recon=1.0, weight_meta=1.0, weight_gen=1.0,
-            reconstructor=REQUIRED, critic=REQUIRED, aesthetic=REQUIRED, perceptual=REQUIRED,
-        ),  # fmt: skip
+        reward=RewardConfig(reconstructor=REQUIRED, critic=REQUIRED, aesthetic=REQUIRED, perceptual=REQUIRED),
         update=UpdateConfig(
             learning_rate=1e-4,
             final_lr_fraction=1.0,

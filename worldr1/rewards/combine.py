@@ -147,7 +147,9 @@ class RewardStack:
         scenes = self.reconstructor.infer(clips)
         scores: dict[str, Tensor] = {}
         if c.weight_traj > 0:
-            scores["traj"] = trajectory_term(scenes, batch.repeat(batch.viewmats)[rows])
+            scores["traj"] = trajectory_term(
+                scenes, batch.repeat(batch.viewmats)[rows], metric=self.config.metric_paths
+            )
         cameras, lenses = [], []
         if c.weight_recon > 0:
             cameras, lenses = [scenes.viewmats], [scenes.Ks]

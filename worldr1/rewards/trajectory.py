@@ -13,14 +13,17 @@ def median_depth(reconstruction: Reconstruction) -> Tensor:
     return reconstruction.depth.flatten(1).median(dim=1).values
 
 
-def trajectory_term(reconstruction: Reconstruction, requested: Tensor) -> Tensor:
+def trajectory_term(reconstruction: Reconstruction, requested: Tensor, *, metric: bool = False) -> Tensor:
     """S_traj = exp(-(4 e_t + 2 e_r)), scale-free; see worldr1_kernels.trajectory_reward for e_t and e_r.
 
     Args:
       reconstruction: N recovered scenes.
       requested: Requested world-to-camera matrices, shape [N, F, 4, 4].
+      metric: Both are in one unit: |ln(recovered path length / requested)| joins the exponent where a path is
+        requested, so that a timid motion scores less than a whole one.
     Returns:
       [N] in [0, 1].
     """
     requested = requested.to(reconstruction.viewmats)
-    return trajectory_reward(reconstruction.viewmats, requested, median_depth=median_depth(reconstruction))
+    depth = median_depth(reconstruction)
+    return trajectory_reward(reconstruction.viewmats, requested, median_depth=depth, metric=metric)

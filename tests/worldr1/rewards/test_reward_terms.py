@@ -43,6 +43,17 @@ def test_exact_camera_scores_one_and_any_scale_of_it():
     assert trajectory_term(scenes_at(doubled, depth=8.0), requested) == pytest.approx(torch.ones(9), abs=1e-4)
 
 
+def test_metric_paths_pay_for_the_length():
+    requested = torch.stack([path_of(m) for m in MOTIONS])
+    halved = requested.clone()
+    halved[:, :, :3, 3] *= 0.5
+    scores = trajectory_term(scenes_at(halved), requested, metric=True)
+    has_length = requested[:, -1, :3, 3].norm(dim=-1) > 1e-6
+    assert 0 < int(has_length.sum()) < len(MOTIONS)  # pans and the fixed camera have none
+    assert scores[has_length] == pytest.approx(torch.full_like(scores[has_length], 0.5), abs=1e-4)  # exp(-ln 2)
+    assert scores[~has_length] == pytest.approx(torch.ones(int((~has_length).sum())), abs=1e-4)
+
+
 @pytest.mark.parametrize("motion", MOVING)
 def test_camera_score_falls_with_the_error(motion: str):
     requested = path_of(motion)[None]
