@@ -21,7 +21,7 @@ def make_run(folder: Path, *, num_samples: int = 9, height: int = 32, width: int
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation").mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_json(TrainConfig(seed=7))))
+    (folder / "config.json").write_text(json.dumps(to_json(TrainConfig(seed=7, max_iterations=80))))
     environment = {
         "started": "2026-11-23T02:00:00+00:00",
         "argv": ["worldr1/train.py"],

@@ -124,7 +124,9 @@ def test_seeds_and_samples_are_independent() -> None:
 @pytest.mark.parametrize("share", [False, True])
 def test_initial_noise_draws_each_sample_by_its_id(mode: str, share: bool) -> None:
     config = TrainConfig(
-        seed=6, noise=NoiseConfig(mode=mode, flow_scale=8), rollout=RolloutConfig(share_initial_noise=share)
+        seed=6,
+        noise=NoiseConfig(mode=mode, flow_scale=8, degradation=0.35),
+        rollout=RolloutConfig(share_initial_noise=share),
     )
     batch = make_batch("pan_left", "push_in", first_id=100)
     x = initial_noise(batch, SHAPE, config=config)

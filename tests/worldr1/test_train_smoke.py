@@ -40,7 +40,7 @@ def settings(tiny_wan: Path, output_dir: Path) -> TrainConfig:
         num_threads=1,
         model=ModelConfig(path=tiny_wan, lora_rank=4, adapter_sigma_min=0.65),
         noise=NoiseConfig(mode="plain"),
-        schedule=ScheduleConfig(num_steps=6, window_range=(0, 3)),
+        schedule=ScheduleConfig(num_steps=6, window_range=(0, 3), window_size=2),
         rollout=RolloutConfig(group_size=4, prompts_per_iteration=2, micro_batch=8),
         phase=PhaseConfig(main_iterations=3, dynamic_iterations=1),
         evaluation=EvaluationConfig(num_samples=0),
