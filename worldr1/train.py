@@ -1,7 +1,7 @@
 """World-R1 training, from the command line to the report. Run it any of these ways:
 
-    torchrun worldr1/train.py                        # the embedded micro world, about 5 minutes on two cores
-    torchrun --nproc_per_node 2 worldr1/train.py     # more ranks, the same result
+    torchrun worldr1/train.py                        # the embedded micro world, about 7 minutes on one core
+    torchrun --nproc_per_node 2 worldr1/train.py     # more ranks, the same result; about 4.5 minutes on two
     python worldr1/train.py --preset wan2.1-1.3b --help
     python -m worldr1.train --resume
 
