@@ -16,11 +16,11 @@ from worldr1.report import write_report
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: the page is not opened in a browser")
 
-# Runs in a copy of the page, without the policy that would refuse it: what the page's own script must not need.
+# Runs in a copy of the page, without the policy that would refuse it: what the page's own script must not need. It
+# waits for nothing: the browser's virtual time would run out before a busy machine had decoded the pictures.
 PROBE = """
-addEventListener("load", async () => {
+addEventListener("load", () => {
   const images = [...document.images];
-  await Promise.all(images.map((image) => image.decode().catch(() => {})));
   const shown = (e) => e.getBoundingClientRect().width > 20 && e.getBoundingClientRect().height > 20;
   const button = document.getElementById("pause");
   button.click();
@@ -80,9 +80,14 @@ def test_every_picture_is_shown(page: Path, tmp_path: Path, width: int) -> None:
     html = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text(encoding="utf-8"))
     probed = tmp_path / "probed.html"
     probed.write_text(html.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
-    dom, console = chromium(probed, tmp_path / "profile", width=width)
-    assert console == ""
-    probe = json.loads(re.search(r'data-probe="([^"]*)"', dom)[1].replace("&quot;", '"'))
+    for attempt in range(3):  # a starved browser may print the document before its load event
+        dom, console = chromium(probed, tmp_path / f"profile{attempt}", width=width)
+        assert console == ""
+        found = re.search(r'data-probe="([^"]*)"', dom)
+        if found:
+            break
+    assert found, "the page never finished loading"
+    probe = json.loads(found[1].replace("&quot;", '"'))
     assert probe == {
         "images": 36, "loaded": 36, "shown": 36, "unnamed": 0,
         "svgs": 15, "svgs_shown": 15, "stills": 18, "stills_left": 0,
