@@ -25,6 +25,7 @@ LAYERS = (
         "worldr1.update",
         "worldr1.evaluate",
         "worldr1.generate",
+        "worldr1.study",
         "worldr1.checkpoint",
         "worldr1.selftest",
         "worldr1.presets",

@@ -34,14 +34,13 @@ from worldr1.advantage import group_advantage
 from worldr1.config import TrainConfig
 from worldr1.ema import Ema
 from worldr1.metrics import MetricsWriter, Progress, Stopwatch, reward_metrics
-from worldr1.models.base import VideoPolicy
 from worldr1.models.wan import load_policy
 from worldr1.noise import initial_noise
-from worldr1.prompts import held_out_batch, is_dynamic, prompt_batch, read_prompts
+from worldr1.prompts import is_dynamic, prompt_batch, read_prompts
 from worldr1.report import write_report
 from worldr1.rewards import RewardStack, build_rewards
 from worldr1.rewards.base import load_judge
-from worldr1.rollout import generate, sample
+from worldr1.rollout import sample
 from worldr1.runtime import (
     opening_line,
     peak_memory_gib,
@@ -52,6 +51,7 @@ from worldr1.runtime import (
 )
 from worldr1.schedule import euler_sigmas, sde_window
 from worldr1.selftest import run_self_tests
+from worldr1.study import run_study
 from worldr1.update import Learner, NonFiniteGuard, check_window, learning_rate, make_optimizer, policy_step
 
 
@@ -115,7 +115,7 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
         if done < config.max_iterations:
             progress.say(f"stopped after {done} of {config.max_iterations} iterations, saved; go on with:")
             progress.say(f"  {resume_command()}")
-            return Outcome(done, True, None)
+            return Outcome(done, True, write_report(config.output_dir) if world.is_main else None)
         return Outcome(done, False, _finish(config, world, learner, evaluator, held_out, progress))
     finally:
         progress.close()
@@ -195,7 +195,7 @@ def _finish(
             policy.save_lora(config.output_dir / "adapter")
         if evaluator is not None:
             with progress.stage("evaluation"):
-                _study(config, world, policy, evaluator, held_out)
+                run_study(policy, held_out, evaluator=evaluator, config=config, world=world, folder=config.output_dir)
     progress.close()
     if not world.is_main:
         return None
@@ -205,36 +205,3 @@ def _finish(
     if config.open_report:
         webbrowser.open(page.resolve().as_uri())
     return page
-
-
-def _study(
-    config: TrainConfig,
-    world: distributed.World,
-    policy: VideoPolicy,
-    evaluator: evaluate.Evaluator,
-    held_out: list[str],
-) -> None:
-    """Held-out videos at the same seeds without and with the adapter, spread over the ranks, judged on rank 0."""
-    batch = held_out_batch(held_out, config=config, rank=world.rank, world_size=world.size)
-    noise = initial_noise(batch, policy.latent_shape(config.video), config=config)
-    sigmas = euler_sigmas(config.schedule.num_steps, config.schedule.shift)
-    before, after = (
-        distributed.gather(
-            generate(
-                policy, batch.prompts, noise, sigmas=sigmas, guidance_scale=config.rollout.guidance_scale,
-                adapter=adapter, micro_batch=config.rollout.micro_batch,
-            )
-        )[: config.evaluation.num_samples]  # [n, F, 3, H, W]
-        for adapter in (False, True)
-    )  # fmt: skip
-    if not world.is_main:
-        return
-    # All ranks' prompts again, without their padding.
-    whole = held_out_batch(held_out, config=config, rank=0, world_size=1)
-    result = evaluate.study(
-        before, after, whole.prompts, whole.viewmats, evaluator=evaluator,
-        control=config.reward.control,
-    )  # fmt: skip
-    evaluate.write_study(
-        result, config.output_dir, videos_before=before, videos_after=after, viewmats_requested=whole.viewmats
-    )

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from worldr1 import cli, train
+from worldr1 import study as study_command
 from worldr1.config import (
     EvaluationConfig,
     ModelConfig,
@@ -94,7 +95,7 @@ def test_same_seed_same_lines_and_resume_is_exact(finished, tmp_path, monkeypatc
 
     monkeypatch.setattr(train, "policy_step", interrupted_in_the_second)
     outcome = train.train(again)
-    assert outcome.interrupted and outcome.iterations == 2
+    assert outcome.interrupted and outcome.iterations == 2 and "The run stopped" in outcome.report.read_text()
     assert lines(again.output_dir) == lines(finished.output_dir)[:2]
     assert "--resume" in capsys.readouterr().out
     # A run that died later leaves a line beyond its last checkpoint.
@@ -176,6 +177,14 @@ def test_study_and_report(small):
     assert study["num_samples"] == 5 and study["gates"]
     page = (config.output_dir / "report.html").read_text()
     assert "obedience" in page and "The run stopped" not in page
+    # The same study from the exported adapter: the same seed gives the same figures, another one others.
+    assert study_command.main(["--run", str(config.output_dir), "--seed", "0", "--num-samples", "5"]) == 0
+    again = json.loads((config.output_dir / "study_seed0" / "evaluation" / "study.json").read_text())
+    assert again["metrics"] == study["metrics"] and again["gates"] == study["gates"]
+    assert study_command.main(["--run", str(config.output_dir), "--num-samples", "5"]) == 0
+    other = json.loads((config.output_dir / "study_seed101" / "evaluation" / "study.json").read_text())
+    assert other["metrics"] != study["metrics"]
+    assert study_command.main(["--run", str(config.output_dir / "nothing")]) == 2
 
 
 def test_ctrl_c_from_the_shell(small):
