@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
 CUDA_FOLDER = "/usr/local/cuda"
 BUILD_MODES = ("auto", "cpu", "cuda")
 
@@ -96,21 +97,28 @@ def parse_archs(text: str) -> tuple[str, ...]:
     return archs or ("90a",)
 
 
+def _sources(folder: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Files of csrc/<folder> with one of the suffixes, in alphabetical order, relative to csrc/."""
+    return sorted(f"{folder}/{path.name}" for path in (CSRC / folder).iterdir() if path.suffix in suffixes)
+
+
 def _cpu_module(machine: str) -> Module:
-    simd: list[tuple[str, str, str]]
-    if machine in ("x86_64", "AMD64"):
-        simd = []
-        for level in ISA_LEVELS:
-            flags = f'-march=x86-64-{level} -DWR_KERNELS=kernels_{level} -DWR_KERNELS_NAME=\\"x86-64-{level}\\"'
-            simd.append(("cpu/rasterize_simd.cpp", f"{' '.join(SIMD_FLAGS)} {flags}", "cxx"))
-    else:
-        simd = [("cpu/rasterize_simd.cpp", " ".join(SIMD_FLAGS), "cxx")]
-    plain = [
-        ("cpu/rasterize.cpp", "-O3", "cxx"),
-        ("cpu/thread_pool.cpp", "-O2", "cxx"),
-        ("bindings_cpu.cpp", "-O2", "cxx"),
-    ]
-    return Module("_C_cpu", tuple(simd + plain), "link")
+    """Every .cpp of csrc/cpu; a *_simd.cpp once for each instruction set."""
+    levels = ISA_LEVELS if machine in ("x86_64", "AMD64") else ("baseline",)
+    objects = []
+    for source in _sources("cpu", (".cpp",)):
+        if source.endswith("_simd.cpp"):
+            for level in levels:
+                march = f"-march=x86-64-{level} " if level in ISA_LEVELS else ""
+                objects.append((source, f"{' '.join(SIMD_FLAGS)} {march}-DWR_ISA={level}", "cxx"))
+        else:
+            objects.append((source, "-O2" if source.endswith("bindings.cpp") else "-O3", "cxx"))
+    return Module("_C_cpu", tuple(objects), "link")
+
+
+def _cuda_module() -> Module:
+    """Every .cu and .cpp of csrc/cuda."""
+    return Module("_C_cuda", tuple((source, "", "nvcc") for source in _sources("cuda", (".cpp", ".cu"))), "nvlink")
 
 
 def make_plan(environment: Mapping[str, str], machine: str | None = None) -> Plan:
@@ -138,8 +146,7 @@ def make_plan(environment: Mapping[str, str], machine: str | None = None) -> Pla
         message = f"worldr1_kernels: no CUDA module ({why}); CUDA tensors use Triton, CPU tensors the C++ module"
         return Plan(tuple(modules), cxx, None, (), message)
     archs = parse_archs(environment.get("WORLDR1_CUDA_ARCHS", ""))
-    objects = (("cuda/project.cu", "", "nvcc"), ("bindings_cuda.cpp", "", "nvcc"))
-    modules.append(Module("_C_cuda", objects, "nvlink"))
+    modules.append(_cuda_module())
     message = f"worldr1_kernels: CUDA module for sm_{', sm_'.join(archs)} with {nvcc}"
     return Plan(tuple(modules), cxx, nvcc, archs, message)
 

@@ -5,11 +5,7 @@
 // Camera convention: OpenCV, world-to-camera, quaternions wxyz, pixel centres at +0.5.
 #pragma once
 
-#if defined(__CUDACC__)
-#define WR_HD __host__ __device__ __forceinline__
-#else
-#define WR_HD inline __attribute__((always_inline))
-#endif
+#include "host_device.h"
 
 namespace worldr1 {
 namespace {

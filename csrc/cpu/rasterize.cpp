@@ -212,7 +212,9 @@ void prepare_scene(const RasterizeArgs& args, const Kernels& kernels, int64_t sc
 
 }  // namespace
 
-void rasterize(const RasterizeArgs& args, const Kernels& kernels) {
+void rasterize(const RasterizeArgs& args, const char* level) {
+  constexpr const Kernels* (*table[])() = WR_ISA_TABLE(rasterize_kernels);
+  const Kernels& kernels = *table[choose_isa(level)]();
   const int threads = std::max(args.num_threads, 1);
   // Coarsest first: whole scenes need no hand-over between threads, views share one prepared scene, tiles are the last resort.
   if (args.num_scenes >= threads) {
@@ -236,22 +238,6 @@ void rasterize(const RasterizeArgs& args, const Kernels& kernels) {
       render_view(args, kernels, scene, s, v, view_threads, workspaces[(size_t)worker]);
     });
   }
-}
-
-const Kernels* choose_kernels(const char* level) {
-  const bool any = level == nullptr || level[0] == 0;
-#if defined(__x86_64__)
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512vl");
-  if (v4 && (any || !std::strcmp(level, kernels_v4()->name))) return kernels_v4();
-  if (v3 && (any || !std::strcmp(level, kernels_v3()->name))) return kernels_v3();
-  if (any || !std::strcmp(level, kernels_v2()->name)) return kernels_v2();
-#else
-  if (any || !std::strcmp(level, kernels_baseline()->name)) return kernels_baseline();
-#endif
-  return nullptr;
 }
 
 }  // namespace worldr1

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "isa.h"
+
 namespace worldr1 {
 
 constexpr int kTile = 8;         // pixels; one row of a tile is one vector
@@ -90,21 +92,11 @@ struct Kernels {
   // Blends one tile and writes its pixels.
   void (*blend_tile)(const Record* records, const Pair* begin, const Pair* end, int64_t tile_x, int64_t tile_y,
                      const TileTarget& target);
-  const char* name;
 };
 
-#if defined(__x86_64__)
-const Kernels* kernels_v2();
-const Kernels* kernels_v3();
-const Kernels* kernels_v4();
-#else
-const Kernels* kernels_baseline();
-#endif
+WR_ISA_DECLARE(Kernels, rasterize_kernels);
 
-// The best kernels this processor runs, or those named by `level` ("x86-64-v2" ...); null when it cannot run them.
-const Kernels* choose_kernels(const char* level);
-
-// The whole forward pass. Throws std::bad_alloc.
-void rasterize(const RasterizeArgs& args, const Kernels& kernels);
+// The whole forward pass with the kernels of one instruction set. Throws std::bad_alloc, and std::runtime_error as choose_isa.
+void rasterize(const RasterizeArgs& args, const char* level);
 
 }  // namespace worldr1

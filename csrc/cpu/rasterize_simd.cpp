@@ -1,16 +1,11 @@
-// SIMD kernels of the rasterizer: scene preparation, projection, blending of a tile. Compiled once per instruction set with
-// WR_KERNELS naming the entry point; only that symbol is external, and no standard-library template is used, so that no
-// function built for a newer processor can be picked by the linker for an older one.
+// SIMD kernels of the rasterizer: scene preparation, projection, blending of a tile. Compiled once per instruction set; only
+// the entry point is external, and no standard-library template is used, so that no function built for a newer processor can
+// be picked by the linker for an older one.
 #include "rasterize.h"
 
 #include "../common/simd.h"
 // after simd.h: the templates use its overloads
 #include "../common/gaussian.h"
-
-#ifndef WR_KERNELS
-#define WR_KERNELS kernels_baseline
-#define WR_KERNELS_NAME "baseline"
-#endif
 
 namespace worldr1 {
 namespace {
@@ -216,10 +211,10 @@ void blend_tile(const Record* records, const Pair* begin, const Pair* end, int64
   }
 }
 
-const Kernels kKernels = {prepare, project_view, blend_tile, WR_KERNELS_NAME};
+const Kernels kKernels = {prepare, project_view, blend_tile};
 
 }  // namespace
 
-const Kernels* WR_KERNELS() { return &kKernels; }
+const Kernels* WR_ISA_NAME(rasterize_kernels)() { return &kKernels; }
 
 }  // namespace worldr1

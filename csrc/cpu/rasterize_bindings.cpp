@@ -1,20 +1,12 @@
-// Python module _C_cpu: raw pointers and sizes in, nothing out. The caller (rasterize/native_impl.py) has checked shapes and
-// keeps the tensors alive; no torch header is needed, so one build serves every torch.
-#include <pybind11/pybind11.h>
-
-#include <stdexcept>
 #include <string>
 
-#include "cpu/rasterize.h"
+#include "bindings.h"
+#include "rasterize.h"
 
 namespace py = pybind11;
 
+namespace worldr1 {
 namespace {
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 void rasterize_forward(uintptr_t means, uintptr_t quats, uintptr_t scales, uintptr_t opacities, uintptr_t colors,
                        uintptr_t viewmats, uintptr_t Ks, uintptr_t backgrounds, uintptr_t render_colors,
@@ -53,18 +45,13 @@ void rasterize_forward(uintptr_t means, uintptr_t quats, uintptr_t scales, uintp
   args.max_alpha = max_alpha;
   args.compensation_floor = compensation_floor;
   args.num_threads = num_threads;
-  const worldr1::Kernels* kernels = worldr1::choose_kernels(level.c_str());
-  if (kernels == nullptr) throw std::runtime_error("rasterize: this processor cannot run instruction set " + level);
   py::gil_scoped_release release;
-  worldr1::rasterize(args, *kernels);
+  worldr1::rasterize(args, level.c_str());
 }
 
 }  // namespace
 
-PYBIND11_MODULE(_C_cpu, m) {
-  m.doc() = "CPU kernels of worldr1_kernels; call them through the package.";
-  m.def("instruction_set", [] { return std::string(worldr1::choose_kernels("")->name); });
-  m.def("has_instruction_set", [](const std::string& level) { return worldr1::choose_kernels(level.c_str()) != nullptr; });
+void bind_rasterize(py::module_& m) {
   m.def("rasterize_forward", &rasterize_forward, py::kw_only(), py::arg("means"), py::arg("quats"), py::arg("scales"),
         py::arg("opacities"), py::arg("colors"), py::arg("viewmats"), py::arg("Ks"), py::arg("backgrounds"),
         py::arg("render_colors"), py::arg("render_alphas"), py::arg("num_invalid"), py::arg("num_scenes"),
@@ -73,3 +60,5 @@ PYBIND11_MODULE(_C_cpu, m) {
         py::arg("near_plane"), py::arg("far_plane"), py::arg("radius_clip"), py::arg("eps2d"), py::arg("max_alpha"),
         py::arg("compensation_floor"), py::arg("num_threads"), py::arg("level"));
 }
+
+}  // namespace worldr1

@@ -1,0 +1,8 @@
+// What lets one header serve a C++ compiler and nvcc.
+#pragma once
+
+#if defined(__CUDACC__)
+#define WR_HD __host__ __device__ __forceinline__
+#else
+#define WR_HD inline __attribute__((always_inline))
+#endif

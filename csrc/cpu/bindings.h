@@ -1,0 +1,18 @@
+// Python module _C_cpu, one file of bindings for each family. Raw pointers and sizes in, nothing out: the caller in Python has
+// checked shapes and keeps the tensors alive; no torch header is needed, so one build serves every torch.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+namespace worldr1 {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void bind_rasterize(pybind11::module_& m);
+
+}  // namespace worldr1

@@ -1,0 +1,22 @@
+// The module _C_cuda itself; each family binds its own functions. The CUDA runtime is linked statically: the module imports on
+// a machine without a driver and says so.
+#include "bindings.h"
+
+#include <utility>
+
+namespace {
+
+std::pair<int, std::string> device_count() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) return {0, cudaGetErrorString(status)};
+  return {count, count > 0 ? "" : "no CUDA device"};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C_cuda, m) {
+  m.doc() = "CUDA kernels of worldr1_kernels; call them through the package.";
+  m.def("device_count", &device_count, "Number of CUDA devices and, when it is 0, why.");
+  worldr1::bind_rasterize(m);
+}

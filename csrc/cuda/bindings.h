@@ -1,0 +1,25 @@
+// Python module _C_cuda, one file of bindings for each family: device pointers, sizes and a stream as integers.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace worldr1 {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Throws std::runtime_error("<op>: <message of CUDA>") unless status is cudaSuccess.
+inline void check_cuda(const char* op, int status) {
+  if (status != 0) throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString((cudaError_t)status));
+}
+
+void bind_rasterize(pybind11::module_& m);
+
+}  // namespace worldr1
