@@ -48,6 +48,13 @@ def settings(tiny_wan: Path, output_dir: Path) -> TrainConfig:
     )
 
 
+# The same run from the shell, but for its length and folder; the model's folder follows.
+SHELL_FLAGS = (
+    "--noise.mode", "plain", "--rollout.group-size", "4", "--rollout.prompts-per-iteration", "2", "--num-threads", "1",
+    "--rollout.micro-batch", "4", "--evaluation.num-samples", "0", "--model.path",
+)  # fmt: skip
+
+
 def lines(folder: Path) -> list[str]:
     return (folder / "metrics.jsonl").read_text().splitlines()
 
@@ -190,9 +197,7 @@ def test_study_and_report(small):
 def test_ctrl_c_from_the_shell(small):
     """The script itself: exit code 130 after saving, and the command that it prints works."""
     flags = [
-        "--max-iterations", "200", "--output-dir", str(small.output_dir), "--model.path", str(small.model.path),
-        "--noise.mode", "plain", "--rollout.group-size", "4", "--rollout.prompts-per-iteration", "2",
-        "--rollout.micro-batch", "8", "--evaluation.num-samples", "0", "--num-threads", "1",
+        "--max-iterations", "200", "--output-dir", str(small.output_dir), *SHELL_FLAGS, str(small.model.path),
     ]  # fmt: skip
     command = [sys.executable, "worldr1/train.py", *flags]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -208,3 +213,28 @@ def test_ctrl_c_from_the_shell(small):
     done = len(lines(small.output_dir))
     assert 0 < done < 200
     assert (small.output_dir / "checkpoints" / f"iteration_{done:06d}" / "state.json").is_file()
+
+
+@pytest.mark.slow
+def test_two_ranks_then_one_goes_on_as_if_never_stopped(small, tmp_path):
+    """A checkpoint belongs to no number of ranks: the resumed run follows the one that two ranks ran to the end."""
+
+    def run(folder: Path, iterations: int, ranks: int, *more: str) -> list[dict]:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        flags = ["--max-iterations", str(iterations), "--output-dir", str(folder), "--update.final-lr-fraction", "1"]
+        command = [*torchrun, "worldr1/train.py", *flags, *SHELL_FLAGS, str(small.model.path), *more]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [json.loads(line) for line in lines(folder)]
+
+    straight = run(tmp_path / "straight", 3, 2)
+    run(tmp_path / "moved", 1, 2)
+    moved = run(tmp_path / "moved", 3, 1, "--resume")
+    assert [m["iteration"] for m in moved] == [0, 1, 2]
+    assert moved[0] == straight[0]
+    for ours, theirs in zip(moved[1:], straight[1:], strict=True):
+        for name, value in theirs.items():
+            if isinstance(value, float):
+                assert ours[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+            else:
+                assert ours[name] == value, name
