@@ -31,7 +31,7 @@ class Case:
 
 
 def _git(*arguments: str) -> str:
-    result = subprocess.run(["git", *arguments], cwd=HISTORY.parent, capture_output=True, text=True, check=False)
+    result = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return result.stdout.strip()
 
 
@@ -66,14 +66,14 @@ def environment() -> dict[str, object]:
 def print_table(cases: Sequence[Case]) -> None:
     """One line a case with its peers and how many times slower they are; the geometric mean of each peer last.
 
-    The ratios are of processor time, which neighbours on the machine disturb less than wall time."""
+    Ratios are of device time on a GPU, on a CPU of processor time: neighbours on the machine disturb it less."""
     ratios: dict[str, list[float]] = {}
     for case in cases:
         t = case.timing
         figures = f"p20/p50/p80 {t.p20:8.3f} {t.p50:8.3f} {t.p80:8.3f} ms, CPU {t.cpu_p50:8.3f} ms"
         print(f"{case.name:12} {case.shape:30} {case.backend:10} {figures}")
         for peer, timing in case.peers.items():
-            ratio = timing.cpu_p50 / t.cpu_p50
+            ratio = timing.decisive / t.decisive
             ratios.setdefault(peer, []).append(ratio)
             print(f"{'':12} {peer:41} p50 {timing.p50:21.3f} ms, CPU {timing.cpu_p50:8.3f} ms, {ratio:.1f}x")
     for peer, values in ratios.items():

@@ -1,8 +1,16 @@
-"""Timing on the CPU: variants interleaved, best of several rounds, p20/p50/p80 of wall time and the CPU time."""
+"""Timing on the CPU and on CUDA: variants interleaved, best of several rounds, p20/p50/p80.
+
+On a CPU each call is timed by the wall clock and by the processor time of this process. On CUDA each call lies between
+two events, after a write that flushes the L2 cache; its processor time is what the launch took on the host.
+"""
 
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
+import torch
+
+_FLUSH_BYTES = 256 * 2**20  # several times the L2 cache of any GPU so far
 
 
 class Timing(NamedTuple):
@@ -13,6 +21,12 @@ class Timing(NamedTuple):
     p80: float
     cpu_p50: float  # processor time of this process: what wall time would be without neighbours on the machine
     calls: int
+    on_gpu: bool = False
+
+    @property
+    def decisive(self) -> float:
+        """What ratios are made of: device time on a GPU, processor time on a CPU."""
+        return self.p50 if self.on_gpu else self.cpu_p50
 
 
 def _percentile(samples: list[float], fraction: float) -> float:
@@ -31,35 +45,60 @@ def _turn(function: Callable[[], object], calls: int) -> Timing:
     return Timing(p20, p50, p80, _percentile(cpu, 0.5), calls)
 
 
+def _turn_cuda(function: Callable[[], object], calls: int, flush: torch.Tensor) -> Timing:
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
+    cpu = []
+    for start, end in events:
+        flush.zero_()
+        start.record()
+        cpu_start = time.process_time_ns()
+        function()
+        cpu.append((time.process_time_ns() - cpu_start) / 1e6)
+        end.record()
+    torch.cuda.synchronize()
+    device = [start.elapsed_time(end) for start, end in events]
+    p20, p50, p80 = (_percentile(device, fraction) for fraction in (0.2, 0.5, 0.8))
+    return Timing(p20, p50, p80, _percentile(cpu, 0.5), calls, on_gpu=True)
+
+
 def measure(
     variants: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 5,
     seconds_per_round: float = 0.3,
     min_calls: int = 3,
+    device: str | torch.device = "cpu",
 ) -> dict[str, Timing]:
     """Times every variant in turns and keeps each one's best round, by its median.
 
     Interleaved, because clocks and neighbours drift: a variant must not own the quiet minute.
 
     Args:
-      variants: Name -> function without arguments, CPU work only.
+      variants: Name -> function without arguments; all their work on `device`.
       rounds: Turns.
       seconds_per_round: Aimed length of a variant's turn.
       min_calls: Calls in a turn at least, whatever they take.
+      device: "cpu" or "cuda".
     Returns:
       Name -> Timing in milliseconds.
     """
+    on_gpu = torch.device(device).type == "cuda"
+    flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device) if on_gpu else torch.empty(0)
     calls = {}
     for name, function in variants.items():
         function()  # first call: allocations, imports
+        if on_gpu:
+            torch.cuda.synchronize()
         start = time.perf_counter()
         function()
-        calls[name] = max(min_calls, int(seconds_per_round / max(time.perf_counter() - start, 1e-7)))
+        if on_gpu:
+            torch.cuda.synchronize()
+        wanted = int(seconds_per_round / max(time.perf_counter() - start, 1e-7))
+        calls[name] = max(min_calls, min(wanted, 1000) if on_gpu else wanted)
     best: dict[str, Timing] = {}
     for _ in range(rounds):
         for name, function in variants.items():
-            timing = _turn(function, calls[name])
+            timing = _turn_cuda(function, calls[name], flush) if on_gpu else _turn(function, calls[name])
             if name not in best or timing.p50 < best[name].p50:
                 best[name] = timing
     return best
