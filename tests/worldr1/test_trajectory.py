@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worldr1.config import MICRO_CAMERA, CameraConfig
 from worldr1.datatypes import MotionToken
+from worldr1.microworld.captions import MOTIONS as MICRO_MOTIONS
 from worldr1.trajectory import MOTIONS, build_trajectory, intrinsics
 
 CAMERA = CameraConfig()
@@ -42,6 +43,43 @@ def test_frames_are_rigid_and_start_at_the_identity(kind: str, camera: CameraCon
     assert (torch.linalg.det(rotation) - 1).abs().max() < 1e-12
     assert (viewmats[:, 3] - torch.tensor([0.0, 0, 0, 1])).abs().max() < 1e-12
     assert (viewmats[0] - torch.eye(4)).abs().max() < 1e-12
+
+
+def rotation_about(axis: str, angle: float) -> Tensor:
+    c, s = math.cos(angle), math.sin(angle)
+    rows = {"y": [[c, 0, s], [0, 1, 0], [-s, 0, c]], "-": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}[axis]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def trained_path(kind: str) -> Tensor:
+    """The nine paths of the micro world as they were when its networks were trained: [9, 4, 4], operation by operation.
+
+    This copy is frozen. The embedded networks know these very numbers, so the code under test may change only where
+    the result keeps its bits.
+    """
+    kind, _, side = kind.partition("_")
+    sign = -1.0 if side in ("out", "left") else 1.0
+    poses = []
+    for i in range(9):
+        s, axis, angle, centre = i / 8, "-", 0.0, (0.0, 0.0, 0.0)
+        if kind in ("push", "pull"):
+            centre = (0.0, 0.0, sign * 2.0 * s)
+        elif kind == "move":
+            centre = (sign * 2.0 * s, 0.0, 0.0)
+        elif kind == "pan":
+            axis, angle = "y", sign * math.radians(28.0) * s
+        elif kind == "orbit":
+            a = sign * math.radians(60.0) * s
+            centre, axis, angle = (4.0 * math.sin(a), 0.0, 4.0 - 4.0 * math.cos(a)), "y", -a
+        pose = torch.eye(4, dtype=torch.float64)
+        pose[:3, :3], pose[:3, 3] = rotation_about(axis, angle), torch.tensor(centre, dtype=torch.float64)
+        poses.append(pose)
+    return torch.linalg.inv(torch.stack(poses))
+
+
+@pytest.mark.parametrize("kind", MICRO_MOTIONS)
+def test_the_micro_worlds_paths_keep_their_bits(kind: str) -> None:
+    assert torch.equal(path(kind, frames=9, camera=MICRO_CAMERA), trained_path(kind))
 
 
 # The camera's centre at the end, in the axes of frame 0 (x right, y down, z forward), and its turn in degrees.
