@@ -114,6 +114,13 @@ class ScheduleConfig:
     """Stochastic (trained) steps per rollout, contiguous, shared by the whole group and all ranks."""
     window_range: tuple[int, int] = (0, 3)
     """The window lies in [first, last) step indices; the last step of the grid is never trained."""
+    window_mode: Literal["random", "sliding"] = "random"
+    """`random`: a fresh uniform draw each iteration; `sliding`: from the noise on, one step later each interval."""
+    window_interval: int = 25
+    """Iterations between two moves of the `sliding` window; past its range it starts again."""
+    compat: bool = False
+    """The official release's sampler, for comparison only: a deterministic UniPC rollout, scored by a Gaussian that
+    never drew it. Biased; `--preset compat` sets it."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,8 @@ class RolloutConfig:
     """Samples per transformer call, in rollout and training alike, so that log-probs agree exactly."""
     share_initial_noise: bool = False
     """One initial latent per group: the deterministic prefix before the window is then computed once."""
+    solver: Literal["euler", "multistep"] = "euler"
+    """Of the deterministic steps after the window; `multistep` is of second order at the same number of forwards."""
     allow_small_group: bool = False
     """Accept a group size below 4 (with 2, a per-group std makes every advantage +-1)."""
 
@@ -190,6 +199,12 @@ class UpdateConfig:
     """Optimizer steps per rollout; with 1 the ratio is always 1 and the clip never acts."""
     clip_range: float = 5e-4
     """PPO clip of the ratio; small because log_prob is a mean over elements."""
+    surrogate: Literal["clip", "guard"] = "clip"
+    """`guard` (GRPO-Guard) centres the log-ratio, scales it by the step's std and divides the loss by |dt|; its
+    clip_range is about 2e-6."""
+    deferred: bool = False
+    """Backward pass inside the rollout, one gradient per sample, weighted when the rewards arrive: no second forward.
+    Needs updates_per_rollout 1."""
     kl_beta: float = 0.02
     """Weight of the KL to the adapter-off reference; 0 skips the reference forward."""
     max_grad_norm: float = 1.0
@@ -216,6 +231,10 @@ class EvaluationConfig:
 
     num_samples: int = 192
     """Held-out samples, paired by seed before and after; 0 skips the study."""
+    solver: Literal["euler", "multistep", "unipc"] = "euler"
+    """Sampler of the study; `unipc` on its own grid is what Wan's pipeline uses."""
+    num_steps: int = 0
+    """Steps of the study's sampler; 0 takes schedule.num_steps."""
     evaluator: Path = EMBEDDED / "microeval"
     """Folder of the independent evaluator."""
     num_sheet_rows: int = 9
@@ -323,6 +342,11 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
     s = c.schedule
     must(s.num_steps >= 2, f"schedule.num_steps must be >= 2, got {s.num_steps}")
     must(s.shift > 0, f"schedule.shift must be > 0, got {s.shift}")
+    must(s.window_interval >= 1, f"schedule.window_interval must be >= 1, got {s.window_interval}")
+    must(
+        not s.compat or (r.solver == "euler" and not r.share_initial_noise),
+        "schedule.compat brings its own solver and has no shared prefix: leave rollout.solver and share_initial_noise",
+    )
     must(0 < s.noise_level < 10, f"schedule.noise_level must be in (0, 10), got {s.noise_level}")
     first, last = s.window_range
     must(
@@ -346,6 +370,15 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
     u = c.update
     must(u.learning_rate > 0, f"update.learning_rate must be > 0, got {u.learning_rate}")
     must(u.updates_per_rollout >= 1, f"update.updates_per_rollout must be >= 1, got {u.updates_per_rollout}")
+    must(
+        not u.deferred or u.updates_per_rollout == 1,
+        f"update.updates_per_rollout must be 1 with update.deferred (its gradient holds at ratio 1 alone), "
+        f"got {u.updates_per_rollout}",
+    )
+    must(
+        not u.deferred or (u.surrogate == "clip" and not s.compat),
+        "update.deferred must be off with the guard surrogate and with schedule.compat",
+    )
     must(u.clip_range > 0, f"update.clip_range must be > 0, got {u.clip_range}")
     must(u.kl_beta >= 0, f"update.kl_beta must be >= 0, got {u.kl_beta}")
     must(u.max_grad_norm > 0, f"update.max_grad_norm must be > 0, got {u.max_grad_norm}")
@@ -356,6 +389,7 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
     must(c.phase.main_iterations >= 1, f"phase.main_iterations must be >= 1, got {c.phase.main_iterations}")
     must(c.phase.dynamic_iterations >= 0, f"phase.dynamic_iterations must be >= 0, got {c.phase.dynamic_iterations}")
     must(c.evaluation.num_samples >= 0, f"evaluation.num_samples must be >= 0, got {c.evaluation.num_samples}")
+    must(c.evaluation.num_steps >= 0, f"evaluation.num_steps must be >= 0, got {c.evaluation.num_steps}")
 
     must(m.path.is_dir(), f"model.path must be a diffusers WanPipeline folder, got {m.path} (no such folder)")
     judges = {
