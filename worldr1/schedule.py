@@ -10,6 +10,8 @@ from worldr1_kernels.sde_step.coefficients import step_coefficients
 
 _STREAM_WINDOW = 16 << 16
 """Counter word of the window draw, apart from the streams of the kernels."""
+NUM_TRAIN_TIMESTEPS = 1000
+"""Wan's transformer is conditioned on sigma times this."""
 
 
 def euler_sigmas(num_steps: int, shift: float) -> tuple[float, ...]:
@@ -34,15 +36,45 @@ def euler_sigmas(num_steps: int, shift: float) -> tuple[float, ...]:
     return tuple(shift * s / (1.0 + (shift - 1.0) * s) for s in grid)
 
 
-def sde_window(schedule: ScheduleConfig, *, seed: int, iteration: int) -> tuple[int, ...]:
-    """The stochastic steps of one iteration: contiguous, a uniform draw inside `window_range`.
+def unipc_sigmas(num_steps: int, shift: float) -> tuple[float, ...]:
+    """The grid of Wan's UniPC sampler, in float64: that of Euler, begun at 1 - 1/1000 before the shift.
 
-    A pure function of (seed, iteration) by a counter-based generator, so every rank, and a resumed run, gets the same.
+    For evaluation, and for comparison with the official release. It starts just below 1, where the stochastic steps
+    are almost singular: it is no grid for training.
+
+    Args:
+      num_steps: T >= 1.
+      shift: > 0.
+    Returns:
+      T + 1 values, falling from less than 1 to 0.
+    Raises:
+      ValueError: num_steps < 1 or shift <= 0.
+    Source: Wan2.1, wan/utils/fm_solvers_unipc.py; Zhao et al. 2023 (UniPC), arXiv 2302.04867.
+    """
+    euler_sigmas(num_steps, shift)  # the same arguments are refused
+    highest = 1.0 - 1.0 / NUM_TRAIN_TIMESTEPS
+    grid = (highest * (num_steps - i) / num_steps for i in range(num_steps + 1))
+    return tuple(shift * s / (1.0 + (shift - 1.0) * s) for s in grid)
+
+
+def rollout_sigmas(schedule: ScheduleConfig) -> tuple[float, ...]:
+    """The grid that rollouts run on: Euler's, and UniPC's for the official release's sampler."""
+    grid = unipc_sigmas if schedule.compat else euler_sigmas
+    return grid(schedule.num_steps, schedule.shift)
+
+
+def sde_window(schedule: ScheduleConfig, *, seed: int, iteration: int) -> tuple[int, ...]:
+    """The stochastic steps of one iteration: contiguous, inside `window_range`.
+
+    `random` is a uniform draw, a pure function of (seed, iteration) by a counter-based generator; `sliding` starts at
+    the noise and moves one step every `window_interval` iterations, then starts again. Every rank, and a resumed run,
+    gets the same.
 
     Returns:
       window_size step indices, rising; step i goes from sigmas[i] to sigmas[i + 1].
     Raises:
       ValueError: the window does not fit the range, or the range contains the last step; negative seed or iteration.
+    Source: Li et al. 2025 (MixGRPO), arXiv 2507.21802, for the sliding window.
     """
     first, last = schedule.window_range
     if not 0 <= first < last <= schedule.num_steps - 1:
@@ -55,9 +87,13 @@ def sde_window(schedule: ScheduleConfig, *, seed: int, iteration: int) -> tuple[
     if not 0 <= iteration < 2**32:
         raise ValueError(f"sde_window: iteration must be in [0, 2**32), got {iteration}")
     check_seed("sde_window", seed)
+    num_starts = last - first - schedule.window_size + 1
+    if schedule.window_mode == "sliding":
+        start = first + iteration // schedule.window_interval % num_starts
+        return tuple(range(start, start + schedule.window_size))
     counter = [torch.tensor(word) for word in (iteration, 0, 0, _STREAM_WINDOW)]
     word = int(philox4x32(*counter, seed=seed)[0])
-    start = first + word * (last - first - schedule.window_size + 1) // 2**32
+    start = first + word * num_starts // 2**32
     return tuple(range(start, start + schedule.window_size))
 
 

@@ -1,12 +1,14 @@
 """The grid, the window and the step weights against their definitions."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from worldr1.config import ScheduleConfig
-from worldr1.schedule import euler_sigmas, sde_window, step_weights
+from worldr1.schedule import euler_sigmas, rollout_sigmas, sde_window, step_weights, unipc_sigmas
 from worldr1_kernels.sde_step import sde_step
 
 
@@ -28,10 +30,28 @@ def test_grid_is_that_of_the_diffusers_euler_scheduler() -> None:
     assert torch.allclose(scheduler.sigmas.double(), torch.tensor(euler_sigmas(20, 3.0)).double(), atol=1e-6)
 
 
+@pytest.mark.parametrize("num_steps, shift", [(1, 1.0), (8, 2.0), (20, 3.0), (50, 5.0)])
+def test_unipc_grid_is_what_the_scheduler_makes_of_wans_range_and_not_for_rollouts(
+    num_steps: int, shift: float
+) -> None:
+    from diffusers import UniPCMultistepScheduler
+
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    scheduler.set_timesteps(sigmas=np.linspace(0.999, 0, num_steps + 1)[:-1])  # as Wan's own code has it
+    sigmas = unipc_sigmas(num_steps, shift)
+    assert torch.allclose(scheduler.sigmas.double(), torch.tensor(sigmas, dtype=torch.float64), atol=1e-7, rtol=0)
+    assert sigmas[0] < 1.0 and sigmas[-1] == 0.0 and (shift != 3.0 or round(sigmas[0], 5) == 0.99967)
+    schedule = ScheduleConfig(num_steps=num_steps, shift=shift)
+    assert rollout_sigmas(schedule) == euler_sigmas(num_steps, shift) != sigmas
+    assert rollout_sigmas(replace(schedule, compat=True)) == sigmas
+
+
 @pytest.mark.parametrize("num_steps, shift", [(0, 2.0), (8, 0.0), (8, math.nan), (8, math.inf)])
 def test_grid_refuses_bad_input(num_steps: int, shift: float) -> None:
     with pytest.raises(ValueError, match="euler_sigmas"):
         euler_sigmas(num_steps, shift)
+    with pytest.raises(ValueError, match="euler_sigmas"):
+        unipc_sigmas(num_steps, shift)
 
 
 def test_window_is_contiguous_inside_its_range_and_uniform() -> None:
@@ -54,6 +74,14 @@ def test_window_is_a_function_of_seed_and_iteration_alone() -> None:
     assert first == [sde_window(schedule, seed=1, iteration=i) for i in range(50)]
     assert first != [sde_window(schedule, seed=2, iteration=i) for i in range(50)]
     assert len(set(first)) == 3  # (0,1), (1,2), (2,3)
+
+
+def test_sliding_window_moves_one_step_an_interval_from_the_noise_and_starts_again() -> None:
+    schedule = ScheduleConfig(
+        num_steps=20, window_size=3, window_range=(1, 6), window_mode="sliding", window_interval=4
+    )
+    starts = [sde_window(schedule, seed=i, iteration=i) for i in range(16)]
+    assert starts == [tuple(range(s, s + 3)) for s in (1, 2, 3, 1) for _ in range(4)]
 
 
 @pytest.mark.parametrize("window_range, size", [((0, 8), 2), ((3, 3), 1), ((0, 2), 3), ((-1, 3), 1)])
