@@ -18,4 +18,5 @@ PYBIND11_MODULE(_C_cpu, m) {
     }
   });
   worldr1::bind_rasterize(m);
+  worldr1::bind_sde_step(m);
 }

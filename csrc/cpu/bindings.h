@@ -14,5 +14,6 @@ T* pointer(uintptr_t address) {
 }
 
 void bind_rasterize(pybind11::module_& m);
+void bind_sde_step(pybind11::module_& m);
 
 }  // namespace worldr1

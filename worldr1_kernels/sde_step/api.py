@@ -10,7 +10,7 @@ from worldr1_kernels._dispatch import resolve_backend
 from worldr1_kernels._library import needs_grad
 from worldr1_kernels.philox import check_sample_ids, check_seed
 from worldr1_kernels.sde_step.coefficients import SDE_TYPES, check_sigmas, step_coefficients
-from worldr1_kernels.sde_step.ops import PROBES, SdeLogProb, sde_log_prob_op, sde_sample_op
+from worldr1_kernels.sde_step.ops import FLOAT64_PROBES, PROBES, SdeLogProb, sde_log_prob_op, sde_sample_op
 
 
 class SdeStepOutput(NamedTuple):
@@ -114,7 +114,8 @@ def sde_step(
       sigma_max: sigmas[1] of the grid, in (0, 1]; None is 1. `flow` takes std_dev_t at min(sigma, sigma_max) and needs
         it at sigma = 1, where it would diverge; `linear` scales with it; the others do not use it.
       velocity_ref: Reference model output, guided already if guidance is used, [N, ...]; asks for `kl`. A constant.
-      backend: Implementation; only "auto" may pick another.
+      backend: "native" (C++, CPU), "triton" (CUDA), "reference" (torch) or "auto", which takes the first of them that
+        can run. The first two compute in float32: with a float64 input "auto" is the reference, and they raise.
     Returns:
       SdeStepOutput(prev_sample [N, ...], prev_sample_mean [N, ...], log_prob [N] nats (mean over elements), std [N],
       kl [N] or None), float32 (float64 if an input is). With prev_sample given: prev_sample_mean, log_prob and kl are
@@ -125,7 +126,7 @@ def sde_step(
         no density; guidance without velocity_uncond; seed, step or sample_ids out of range; `sample`, `noise`,
         `prev_sample` or `velocity_ref` requires a gradient.
       TypeError: not tensors, not floating point, seed not an int.
-      RuntimeError: the backend chosen by name is not available.
+      RuntimeError: the backend chosen by name is not available, or computes in float32 and an input is float64.
     Source: Flow-GRPO, arXiv 2505.05470, eq. 8; DanceGRPO, arXiv 2505.07818; Flow-CPS, arXiv 2509.05952.
     """
     op = "sde_step"
@@ -146,7 +147,9 @@ def sde_step(
     )
     if not 0 <= step < 2**32:
         raise ValueError(f"{op}: step must be in [0, 2**32), got {step}")
-    chosen = resolve_backend(op, backend, velocity.device, PROBES)
+    inputs = (velocity, velocity_uncond, sample, noise, prev_sample)
+    is_double = any(t is not None and t.dtype == torch.float64 for t in inputs)
+    chosen = resolve_backend(op, backend, velocity.device, FLOAT64_PROBES if is_double else PROBES)
     scalars = (float(guidance_scale), *coefficients)
 
     if prev_sample is not None:

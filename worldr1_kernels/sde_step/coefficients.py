@@ -6,6 +6,8 @@ Every step is affine in what it sees, mean = coef_sample * sample + coef_velocit
 import math
 from typing import NamedTuple
 
+HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+
 SDE_TYPES = ("flow", "linear", "dance", "cps")
 
 
@@ -75,3 +77,33 @@ def step_coefficients(
     dt = sigma_next - sigma
     drift = std_dev_t**2 / (2.0 * sigma)
     return StepCoefficients(1.0 + drift * dt, (1.0 + drift * (1.0 - sigma)) * dt, std_dev_t * math.sqrt(-dt))
+
+
+class StepConstants(NamedTuple):
+    """Everything a kernel multiplies with, in float64; a float32 kernel rounds each once."""
+
+    guidance_scale: float
+    coef_sample: float
+    coef_velocity: float
+    std: float
+    log_prob_scale: float
+    """log_prob = mean square of (prev_sample - mean) * log_prob_scale - log_prob_shift."""
+    log_prob_shift: float
+    kl_scale: float
+    """kl = mean square of (velocity - velocity_ref) * kl_scale."""
+    grad_log_prob_scale: float
+    """d log_prob / d velocity = (prev_sample - mean) * grad_log_prob_scale."""
+    grad_kl_scale: float
+    """d kl / d velocity = (velocity - velocity_ref) * grad_kl_scale."""
+
+
+def step_constants(
+    guidance_scale: float, coef_sample: float, coef_velocity: float, std: float, num_elements: int
+) -> StepConstants:
+    """Constants of a step on samples of `num_elements` elements."""
+    of_residual = coef_velocity / (std**2 * max(1, num_elements))
+    return StepConstants(
+        guidance_scale, coef_sample, coef_velocity, std,
+        -0.5 / std**2, math.log(std) + HALF_LOG_2PI, 0.5 * (coef_velocity / std) ** 2,
+        of_residual, of_residual * coef_velocity,
+    )  # fmt: skip

@@ -1,31 +1,53 @@
-"""Schemas, fake kernels and autograd of the SDE step."""
+"""Schemas, choice of implementation, fake kernels and autograd of the SDE step."""
 
 from typing import Any
 
 import torch
 
-from worldr1_kernels._dispatch import Probe, always_available
+from worldr1_kernels._dispatch import Probe, always_available, native_unavailable, triton_unavailable
 from worldr1_kernels._library import define_op
-from worldr1_kernels.sde_step import reference
+from worldr1_kernels.sde_step import native_impl, reference
 
-PROBES: dict[str, Probe] = {"reference": always_available}
-_IMPLEMENTATIONS = {"reference": reference}
-
-
-def _sample_impl(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _IMPLEMENTATIONS[args[-1]].sample_step(*args[:-1])
-
-
-def _log_prob_impl(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _IMPLEMENTATIONS[args[-1]].log_prob(*args[:-1])
+# In the order in which "auto" tries them: native serves CPU tensors, triton CUDA tensors.
+PROBES: dict[str, Probe] = {
+    "native": native_unavailable,
+    "triton": triton_unavailable,
+    "reference": always_available,
+}
 
 
-def _log_prob_backward_impl(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return _IMPLEMENTATIONS[args[-1]].log_prob_backward(*args[:-1])
+def _no_float64(device: torch.device) -> str | None:
+    del device
+    return "it computes in float32, got float64 tensors; use backend='reference' or 'auto'"
+
+
+FLOAT64_PROBES: dict[str, Probe] = {"native": _no_float64, "triton": _no_float64, "reference": always_available}
+
+
+def _implementation(backend: str) -> Any:
+    if backend == "triton":
+        # Here and not above: importing triton costs a second and fixes whether its interpreter is used.
+        from worldr1_kernels.sde_step import triton_impl
+
+        return triton_impl
+    return native_impl if backend == "native" else reference
+
+
+# All outputs are contiguous, whatever the strides of the inputs.
+def _sample_impl(*args: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(t.contiguous() for t in _implementation(args[-1]).sample_step(*args[:-1]))
+
+
+def _log_prob_impl(*args: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(t.contiguous() for t in _implementation(args[-1]).log_prob(*args[:-1]))
+
+
+def _log_prob_backward_impl(*args: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(t.contiguous() for t in _implementation(args[-1]).log_prob_backward(*args[:-1]))
 
 
 def _latent_like(sample: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty_like(sample, dtype=dtype)
+    return sample.new_empty(sample.shape, dtype=dtype)
 
 
 def _kl_like(sample: torch.Tensor, velocity_ref: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
@@ -68,8 +90,8 @@ def _log_prob_backward_fake(
     velocity_uncond: torch.Tensor | None,
     *rest: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    uncond = velocity.new_empty(0) if velocity_uncond is None else torch.empty_like(velocity_uncond)
-    return torch.empty_like(velocity), uncond
+    uncond = velocity.new_empty(0) if velocity_uncond is None else velocity_uncond.new_empty(velocity_uncond.shape)
+    return velocity.new_empty(velocity.shape), uncond
 
 
 sde_sample_op = define_op(

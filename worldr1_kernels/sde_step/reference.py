@@ -9,8 +9,7 @@ import math
 import torch
 
 from worldr1_kernels.philox import STREAM_SDE, philox_normal
-
-_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+from worldr1_kernels.sde_step.coefficients import HALF_LOG_2PI
 
 
 def arithmetic_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
@@ -61,7 +60,7 @@ def _mean_square(difference: torch.Tensor) -> torch.Tensor:
 
 def _log_prob(prev_sample: torch.Tensor, mean: torch.Tensor, std: float) -> torch.Tensor:
     mean_square = _mean_square(prev_sample.to(mean.dtype) - mean)
-    return (mean_square * (-0.5 / std**2) - (math.log(std) + _HALF_LOG_2PI)).to(mean.dtype)
+    return (mean_square * (-0.5 / std**2) - (math.log(std) + HALF_LOG_2PI)).to(mean.dtype)
 
 
 def _kl(velocity: torch.Tensor, velocity_ref: torch.Tensor | None, coef_velocity: float, std: float) -> torch.Tensor:
