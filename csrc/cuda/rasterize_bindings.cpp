@@ -1,25 +1,12 @@
 #include "bindings.h"
-#include "project.h"
-
-namespace py = pybind11;
+#include "rasterize_python.h"
 
 namespace worldr1 {
-namespace {
 
-void project(uintptr_t means, uintptr_t quats, uintptr_t scales, uintptr_t viewmat, uintptr_t k, int64_t num_gaussians,
-             int width, int height, float eps2d, float near_plane, float far_plane, uintptr_t means2d, uintptr_t conics,
-             uintptr_t depths, uintptr_t stream) {
-  check_cuda("project",
-             launch_project(pointer<const float>(means), pointer<const float>(quats), pointer<const float>(scales),
-                            pointer<const float>(viewmat), pointer<const float>(k), num_gaussians, width, height, eps2d,
-                            near_plane, far_plane, pointer<float>(means2d), pointer<float>(conics), pointer<float>(depths),
-                            pointer<void>(stream)));
-}
-
-}  // namespace
-
-void bind_rasterize(py::module_& m) {
-  m.def("project", &project, "Projects Gaussians into one view; device pointers and a stream as integers.");
+void bind_rasterize(pybind11::module_& m) {
+  bind_tiled(m, [](const tiled::Args& args, const tiled::Plan& plan, void* workspace, size_t bytes, void* stream) {
+    check_cuda("rasterize", tiled::rasterize(args, plan, workspace, bytes, stream));
+  });
 }
 
 }  // namespace worldr1

@@ -1,0 +1,238 @@
+// Runs CUDA kernels on the CPU, for tests: every thread of a block is a fibre; warp and block collectives are where fibres
+// wait for each other. Slow, single-threaded, and strict: a collective that some thread of the warp or block does not reach,
+// or that lanes reach at different kinds of it, is an error. The order in which threads and blocks run, and the moment at
+// which asynchronous copies land, follow a seed, so that a missing barrier shows as a result that changes with the seed.
+// Include it in one translation unit only.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static
+
+namespace worldr1 {
+namespace {
+namespace simt {
+
+struct Index {
+  unsigned x, y;
+};
+
+enum class Wait { kNone, kBallot, kShuffle, kSyncWarp, kBlock, kExit };
+
+struct Copy {
+  void* target;
+  const void* source;
+};
+
+struct Fibre {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  Index thread;
+  Wait wait;
+  uint32_t value;                          // handed in at a collective
+  uint32_t results[32];                    // values of the warp, or in [0] of the block
+  std::vector<std::vector<Copy>> groups;   // of asynchronous copies; the last one is open
+};
+
+constexpr size_t kStackBytes = 64 * 1024;
+
+struct Machine {
+  uint64_t seed = 0;
+  Index grid{}, block_index{};
+  std::vector<Fibre> fibres;
+  Fibre* current = nullptr;
+  ucontext_t scheduler;
+  std::function<void()> body;
+  uint64_t state = 1;
+
+  uint32_t random(uint32_t bound) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    return (uint32_t)(state >> 33) % bound;
+  }
+};
+
+inline Machine& machine() {
+  static Machine m;
+  return m;
+}
+
+inline void copy(const Copy& c) { std::memcpy(c.target, c.source, 16); }
+
+inline void pause(Wait wait, uint32_t value) {
+  Machine& m = machine();
+  m.current->wait = wait;
+  m.current->value = value;
+  swapcontext(&m.current->context, &m.scheduler);
+}
+
+inline void entry() {
+  machine().body();
+  for (const auto& group : machine().current->groups) {
+    for (const Copy& c : group) copy(c);
+  }
+  pause(Wait::kExit, 0);
+}
+
+// Order of n things: ascending for seed 0, descending for 1, else shuffled.
+inline std::vector<unsigned> order_of(unsigned n) {
+  Machine& m = machine();
+  std::vector<unsigned> order(n);
+  for (unsigned i = 0; i < n; ++i) order[i] = m.seed == 1 ? n - 1 - i : i;
+  if (m.seed > 1) {
+    for (unsigned i = n; i > 1; --i) std::swap(order[i - 1], order[m.random(i)]);
+  }
+  return order;
+}
+
+// Lets go the warps whose 32 lanes wait at one kind of collective. True if any did.
+inline bool release_warps() {
+  Machine& m = machine();
+  bool released = false;
+  for (size_t first = 0; first < m.fibres.size(); first += 32) {
+    Fibre* warp = &m.fibres[first];
+    const Wait kind = warp[0].wait;
+    if (kind != Wait::kBallot && kind != Wait::kShuffle && kind != Wait::kSyncWarp) continue;
+    bool together = true;
+    for (int i = 0; i < 32; ++i) together = together && warp[i].wait == kind;
+    if (!together) continue;
+    for (int i = 0; i < 32; ++i) {
+      for (int k = 0; k < 32; ++k) warp[i].results[k] = warp[k].value;
+    }
+    for (int i = 0; i < 32; ++i) warp[i].wait = Wait::kNone;
+    released = true;
+  }
+  return released;
+}
+
+// Opens the block's barrier when all threads that have not returned wait at it.
+inline bool release_block() {
+  Machine& m = machine();
+  uint32_t all = 1, waiting = 0;
+  for (const Fibre& f : m.fibres) {
+    if (f.wait == Wait::kExit) continue;
+    if (f.wait != Wait::kBlock) return false;
+    all &= f.value;
+    ++waiting;
+  }
+  for (Fibre& f : m.fibres) {
+    if (f.wait != Wait::kBlock) continue;
+    f.results[0] = all;
+    f.wait = Wait::kNone;
+  }
+  return waiting > 0;
+}
+
+inline void run_block() {
+  Machine& m = machine();
+  for (Fibre& f : m.fibres) {
+    f.wait = Wait::kNone;
+    f.groups.assign(1, {});
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.get();
+    f.context.uc_stack.ss_size = kStackBytes;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, entry, 0);
+  }
+  while (true) {
+    bool ran = false;
+    for (unsigned i : order_of((unsigned)m.fibres.size())) {
+      m.current = &m.fibres[i];
+      if (m.current->wait != Wait::kNone) continue;
+      swapcontext(&m.scheduler, &m.current->context);
+      ran = true;
+    }
+    if (ran) continue;
+    if (release_warps() || release_block()) continue;
+    for (const Fibre& f : m.fibres) {
+      if (f.wait != Wait::kExit) throw std::runtime_error("simt: a collective is not reached by all of its threads");
+    }
+    return;
+  }
+}
+
+}  // namespace simt
+
+#define threadIdx (::worldr1::simt::machine().current->thread)
+#define blockIdx (::worldr1::simt::machine().block_index)
+#define gridDim (::worldr1::simt::machine().grid)
+
+template <class... Parameters, class... Arguments>
+int launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int threads, void*, Arguments... arguments) {
+  simt::Machine& m = simt::machine();
+  if (threads % 32 != 0) throw std::runtime_error("simt: threads must be a multiple of 32");
+  m.grid = {(unsigned)grid_x, (unsigned)grid_y};
+  m.fibres.resize((size_t)threads);
+  for (size_t i = 0; i < m.fibres.size(); ++i) {
+    m.fibres[i].thread = {(unsigned)i, 0};
+    if (!m.fibres[i].stack) m.fibres[i].stack.reset(new char[simt::kStackBytes]);
+  }
+  m.state = m.seed + 1;
+  m.body = [&] { kernel(arguments...); };
+  for (unsigned block : simt::order_of(m.grid.x * m.grid.y)) {
+    m.block_index = {block % m.grid.x, block / m.grid.x};
+    simt::run_block();
+  }
+  return 0;
+}
+
+inline void __syncthreads() { simt::pause(simt::Wait::kBlock, 1); }
+
+inline int __syncthreads_and(int predicate) {
+  simt::pause(simt::Wait::kBlock, predicate != 0);
+  return (int)simt::machine().current->results[0];
+}
+
+inline void __syncwarp() { simt::pause(simt::Wait::kSyncWarp, 0); }
+
+inline uint32_t __ballot_sync(uint32_t, int predicate) {
+  simt::pause(simt::Wait::kBallot, predicate != 0);
+  uint32_t bits = 0;
+  for (int i = 0; i < 32; ++i) bits |= simt::machine().current->results[i] << i;
+  return bits;
+}
+
+inline int __all_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) == 0xffffffffu; }
+
+inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+
+inline int __ffs(uint32_t x) { return __builtin_ffs((int)x); }
+
+inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
+  const unsigned long long before = *address;
+  *address += value;
+  return before;
+}
+
+// Even seeds land copies as late as allowed (a read that comes too early sees old data), odd ones at once (a copy that comes
+// too early overwrites what is still read).
+inline void copy_async16(void* shared, const void* global) {
+  if (simt::machine().seed % 2) return simt::copy({shared, global});
+  simt::machine().current->groups.back().push_back({shared, global});
+}
+
+inline void copy_async_commit() { simt::machine().current->groups.emplace_back(); }
+
+template <int kPending>
+inline void copy_async_wait() {
+  auto& groups = simt::machine().current->groups;
+  while (groups.size() > kPending + 1) {
+    for (const simt::Copy& c : groups.front()) simt::copy(c);
+    groups.erase(groups.begin());
+  }
+}
+
+}  // namespace
+}  // namespace worldr1

@@ -1,0 +1,93 @@
+// The CUDA rasterizer on the CPU, for tests: its own sources, compiled by the C++ compiler and run by the interpreter of
+// common/simt_host.h. Only CUB's sorts and sums are replaced, by the standard library's.
+#include "../common/simt.h"
+
+// clang-format off: the kernels need the interpreter's names first
+#include "../cuda/rasterize.cpp"
+#include "../cuda/rasterize_blend.cu"
+#include "../cuda/rasterize_pairs.cu"
+#include "../cuda/rasterize_project.cu"
+// clang-format on
+#include <algorithm>
+#include <numeric>
+
+#include "../cuda/rasterize_python.h"
+#include "bindings.h"
+
+namespace worldr1 {
+namespace tiled {
+namespace {
+
+constexpr int kPoison = 0xcd;
+
+// Stable sort by the low `bits`. As on the device, the result lies in either buffer and the other holds nothing of use.
+template <class Key>
+int sort(Key* const keys[2], uint32_t* const values[2], int64_t count, int bits, int* result) {
+  const uint64_t mask = (uint64_t{1} << bits) - 1;
+  const size_t n = (size_t)count;
+  std::vector<uint32_t> order(n);
+  std::iota(order.begin(), order.end(), 0u);
+  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return (keys[0][a] & mask) < (keys[0][b] & mask); });
+  std::vector<Key> sorted_keys(n);
+  std::vector<uint32_t> sorted_values(n);
+  for (size_t i = 0; i < n; ++i) {
+    sorted_keys[i] = keys[0][order[i]];
+    sorted_values[i] = values[0][order[i]];
+  }
+  *result = (int)(simt::machine().seed / 2 % 2);
+  for (int b = 0; b < 2; ++b) {
+    std::memset(keys[b], kPoison, n * sizeof(Key));
+    std::memset(values[b], kPoison, n * sizeof(uint32_t));
+  }
+  std::copy(sorted_keys.begin(), sorted_keys.end(), keys[*result]);
+  std::copy(sorted_values.begin(), sorted_values.end(), values[*result]);
+  return 0;
+}
+
+}  // namespace
+
+size_t primitive_bytes(int64_t, int64_t, int64_t, bool) { return 0; }
+
+int fill_bytes(void* target, int byte, size_t count, void*) {
+  std::memset(target, byte, count);
+  return 0;
+}
+
+int exclusive_sum(void*, size_t, const uint32_t* in, uint32_t* out, int64_t count, void*) {
+  uint32_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t value = in[i];
+    out[i] = sum;
+    sum = SaturatingAdd()(sum, value);
+  }
+  return 0;
+}
+
+int sort_u32(void*, size_t, uint32_t* const keys[2], uint32_t* const values[2], int64_t count, int bits, int* result, void*) {
+  return sort(keys, values, count, bits, result);
+}
+
+int sort_u16(void*, size_t, uint16_t* const keys[2], uint32_t* const values[2], int64_t count, int bits, int* result, void*) {
+  return sort(keys, values, count, bits, result);
+}
+
+}  // namespace tiled
+
+// The stream is the seed of the order in which threads run. The workspace starts poisoned, and writes between its arrays are
+// found.
+void bind_rasterize_emulated(pybind11::module_& m) {
+  bind_tiled(m, [](const tiled::Args& args, const tiled::Plan& plan, void* workspace, size_t bytes, void* stream) {
+    std::memset(workspace, tiled::kPoison, bytes);
+    simt::machine().seed = reinterpret_cast<uintptr_t>(stream);
+    tiled::rasterize(args, plan, workspace, bytes, nullptr);
+    for (const auto& gap : tiled::workspace_gaps(plan)) {
+      for (size_t i = gap.first; i < gap.second; ++i) {
+        if (static_cast<unsigned char*>(workspace)[i] != tiled::kPoison) {
+          throw std::runtime_error("rasterize: a kernel wrote past an array of the workspace");
+        }
+      }
+    }
+  });
+}
+
+}  // namespace worldr1

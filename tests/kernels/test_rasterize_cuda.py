@@ -1,0 +1,305 @@
+"""The CUDA rasterizer without a device: its kernels, run thread by thread on the CPU, against the float64 reference."""
+
+import pytest
+import torch
+
+from worldr1_kernels import _native
+from worldr1_kernels.rasterize import cuda_impl
+from worldr1_kernels.rasterize.arguments import (
+    EXPECTED_DEPTH,
+    FIRST_DEPTH,
+    MEDIAN_DEPTH,
+    NO_DEPTH,
+    WEIGHTED_DEPTH,
+    Inputs,
+    Settings,
+)
+from worldr1_kernels.rasterize.cuda_impl import TiledOutput, rasterize_cuda, rasterize_emulated
+from worldr1_kernels.rasterize.native_impl import rasterize_native
+from worldr1_kernels.rasterize.reference import rasterize_reference
+from worldr1_kernels.testing import GaussianScene, gaussian_scene, noncontiguous, normal, poison_empty, uniform
+
+TIGHT = 1e-5
+ROOMY = 1 << 22  # bytes of workspace, more than the overflowing calls need
+BORDERLINE = 1 / 255 + 1e-3  # what one splat at the threshold can change, per unit of its feature
+
+
+def inputs_of(scene: GaussianScene, backgrounds: torch.Tensor | None = None) -> Inputs:
+    """One scene with shared colours, or [C, N, ...] per view where `colors` has three dimensions and no SH."""
+    means, quats, scales, opacities, colors, viewmats, Ks = (t[None] for t in scene)
+    back = None if backgrounds is None else backgrounds[None]
+    return Inputs(means, quats, scales, None, opacities, colors[:, None], viewmats, Ks, back)
+
+
+def settings_of(width: int, height: int, **changes: object) -> Settings:
+    return Settings(width, height, 0.01, 1e10, 0.0, 0.3, -1, NO_DEPTH, False, 0.99, 0.005)._replace(**changes)
+
+
+def double(inputs: Inputs) -> Inputs:
+    return Inputs(*(None if t is None else t.double() for t in inputs))
+
+
+def assert_images_close(actual: torch.Tensor, expected: torch.Tensor, scale: float = 1.0) -> None:
+    """|d| <= 1e-5 on all but 1 in 10,000 pixels (one at least), the rest within one borderline splat."""
+    difference = (actual.double() - expected).abs().amax(-1) / scale  # [..., H, W]
+    outside = int((difference > TIGHT).sum())
+    assert outside <= max(1, difference.numel() // 10_000), f"{outside} of {difference.numel()} pixels differ"
+    assert float(difference.max()) <= BORDERLINE
+
+
+def check(inputs: Inputs, settings: Settings, *, scale: float = 1.0, seed: int = 0, **options: object) -> TiledOutput:
+    """Runs the kernels, and compares them with the reference and with the C++ path."""
+    with poison_empty():
+        output = rasterize_emulated(inputs, settings, seed=seed, **options)
+    expected = rasterize_reference(double(inputs), settings)
+    assert_images_close(output.render_alphas, expected.render_alphas)
+    assert_images_close(output.render_colors, expected.render_colors, scale)
+    assert torch.equal(output.num_invalid, expected.num_invalid)
+    assert int(output.overflow.sum()) == 0
+    cpu_colors, cpu_alphas = rasterize_native(inputs, settings)[:2]
+    assert_images_close(output.render_alphas, cpu_alphas.double())
+    assert_images_close(output.render_colors, cpu_colors.double(), scale)
+    return output
+
+
+@pytest.mark.parametrize("depth_mode", [NO_DEPTH, WEIGHTED_DEPTH, EXPECTED_DEPTH, MEDIAN_DEPTH, FIRST_DEPTH])
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_depth_modes(depth_mode: int, antialiased: bool) -> None:
+    scene = gaussian_scene(300, 45, 37, num_views=2, seed=depth_mode)
+    settings = settings_of(45, 37, depth_mode=depth_mode, antialiased=antialiased)
+    check(inputs_of(scene), settings, scale=12.0)
+
+
+@pytest.mark.parametrize(
+    ("num", "width", "height", "sigma"),
+    [(1, 1, 1, (0.5, 1.0)), (3, 16, 16, (0.5, 2.0)), (200, 17, 7, (0.3, 1.0)), (600, 33, 31, (2.0, 20.0))],
+    ids=["N1-H1-W1", "N3-H16-W16", "N200-H7-W17", "N600-H31-W33-large"],
+)
+def test_odd_sizes(num: int, width: int, height: int, sigma: tuple[float, float]) -> None:
+    scene = gaussian_scene(num, width, height, sigma_px=sigma, seed=3)
+    check(inputs_of(scene), settings_of(width, height, depth_mode=WEIGHTED_DEPTH), scale=6.0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("depth_mode", [NO_DEPTH, EXPECTED_DEPTH, MEDIAN_DEPTH])
+def test_channels_and_backgrounds(channels: int, depth_mode: int) -> None:
+    scene = gaussian_scene(80, 20, 17, num_views=2, num_channels=channels)
+    backgrounds = torch.cat([uniform((2, channels), 1), torch.zeros(2, int(depth_mode != NO_DEPTH))], 1)
+    check(inputs_of(scene, backgrounds), settings_of(20, 17, depth_mode=depth_mode), scale=12.0)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("per_view", [False, True])
+def test_spherical_harmonics(degree: int, per_view: bool) -> None:
+    scene = gaussian_scene(90, 33, 20, num_views=2, seed=degree)
+    inputs = inputs_of(scene)._replace(colors=0.3 * normal((1, 2 if per_view else 1, 90, 25, 3), degree))
+    check(inputs, settings_of(33, 20, sh_degree=degree, depth_mode=WEIGHTED_DEPTH), scale=6.0)
+
+
+def test_covariances_in_place_of_quaternions() -> None:
+    scene = gaussian_scene(60, 24, 20, seed=2)
+    factor = normal((1, 60, 3, 3), 4) * 0.05
+    full = factor @ factor.transpose(-1, -2)
+    rows, columns = torch.triu_indices(3, 3)
+    inputs = inputs_of(scene)._replace(quats=None, scales=None, covars=full[..., rows, columns])
+    check(inputs, settings_of(24, 20))
+    assert inputs.covars is not None
+    inputs.covars[0, 7, 2] = float("inf")
+    assert check(inputs, settings_of(24, 20)).num_invalid.tolist() == [[1]]
+
+
+def test_depth_only_without_colors() -> None:
+    inputs = inputs_of(gaussian_scene(50, 20, 20))._replace(colors=None)
+    check(inputs, settings_of(20, 20, depth_mode=WEIGHTED_DEPTH), scale=6.0)
+
+
+def test_ties_keep_the_lower_index_first() -> None:
+    scene = gaussian_scene(400, 24, 24, sigma_px=(2.0, 6.0))
+    flat = scene.means / scene.means[:, 2:] * 3.0
+    scene = scene._replace(means=flat)
+    inputs, settings = inputs_of(scene), settings_of(24, 24)
+    output = check(inputs, settings)
+    reversed_scene = GaussianScene(*(t.flip(0) for t in scene[:5]), *scene[5:])
+    other = rasterize_emulated(inputs_of(reversed_scene), settings)
+    assert not torch.allclose(output.render_colors, other.render_colors, atol=1e-2)  # the order does matter
+
+
+def test_saturation_stops_without_the_last_splat() -> None:
+    scene = gaussian_scene(300, 16, 16, sigma_px=(8.0, 20.0))
+    scene = scene._replace(opacities=torch.full((300,), 0.95))
+    output = check(inputs_of(scene), settings_of(16, 16, depth_mode=MEDIAN_DEPTH), scale=6.0)
+    assert float(output.render_alphas.min()) > 0.99 and float(output.render_alphas.max()) < 1 - 1e-4 + 1e-7
+
+
+def test_one_gaussian_over_the_whole_screen_and_empty_tiles() -> None:
+    scene = gaussian_scene(40, 130, 70, sigma_px=(0.3, 0.5))
+    scene.means[0] = torch.tensor([0.0, 0.0, 5.0])
+    scene.scales[0] = 40.0
+    check(inputs_of(scene), settings_of(130, 70))
+    corner = GaussianScene(*(t[:1] for t in scene[:5]), *scene[5:])
+    corner.means[0] = torch.tensor([-1.0, -0.5, 2.0])
+    corner.scales[0] = 0.01
+    output = check(inputs_of(corner), settings_of(130, 70))
+    assert int((output.render_alphas > 0).sum()) < 16 * 16
+
+
+def test_nothing_to_draw() -> None:
+    scene = gaussian_scene(5, 20, 18, num_views=2)
+    backgrounds = uniform((2, 3), 0)
+    none = GaussianScene(*(t[:0] for t in scene[:5]), *scene[5:])
+    for inputs in (inputs_of(none, backgrounds), inputs_of(scene._replace(opacities=torch.zeros(5)), backgrounds)):
+        output = check(inputs, settings_of(20, 18))
+        assert torch.equal(output.render_colors, backgrounds[None, :, None, None].expand(1, 2, 18, 20, 3))
+    without = inputs_of(scene)._replace(viewmats=torch.zeros(1, 0, 4, 4), Ks=torch.zeros(1, 0, 3, 3))
+    assert rasterize_emulated(without, settings_of(20, 18)).render_colors.shape == (1, 0, 18, 20, 3)
+
+
+def test_culling() -> None:
+    inputs = inputs_of(gaussian_scene(300, 40, 40, num_views=2))
+    for change in (
+        {"near_plane": 4.0},
+        {"far_plane": 4.0},
+        {"radius_clip": 3.0},
+        {"far_plane": float("inf")},
+        {"eps2d": 0.0},
+    ):
+        check(inputs, settings_of(40, 40, **change))
+
+
+def test_invalid_gaussians_are_dropped_and_counted() -> None:
+    scene = gaussian_scene(40, 24, 16, num_views=2)
+    scene.means[0, 1] = float("nan")
+    scene.quats[1] = 0.0
+    scene.scales[2, 0] = float("inf")
+    scene.opacities[3] = float("nan")
+    scene.colors[4, 2] = float("-inf")
+    assert check(inputs_of(scene), settings_of(24, 16)).num_invalid.tolist() == [[5, 5]]
+    per_view = scene.colors[None].repeat(2, 1, 1)
+    per_view[1, 30, 0] = float("nan")
+    inputs = inputs_of(scene)._replace(colors=per_view[None])
+    assert check(inputs, settings_of(24, 16)).num_invalid.tolist() == [[5, 6]]
+
+
+def test_extreme_values() -> None:
+    scene = gaussian_scene(6, 16, 16)
+    scene.means[:4] = torch.tensor([[0.0, 0, -1], [0, 0, 0], [1e30, 0, 3], [0, 0, 3]])
+    scene.scales[4] *= -1.0
+    inputs, settings = inputs_of(scene), settings_of(16, 16, depth_mode=EXPECTED_DEPTH)
+    output = check(inputs, settings, scale=6.0)
+    scene.scales[2] = 1e30  # its covariance exceeds float32: dropped, where float64 still draws it
+    assert torch.equal(rasterize_emulated(inputs_of(scene), settings).render_colors, output.render_colors)
+
+
+def test_scenes_and_views_in_chunks() -> None:
+    scenes = [gaussian_scene(70, 35, 23, num_views=5, seed=s) for s in range(2)]
+    stacked = GaussianScene(*(torch.stack(t) for t in zip(*scenes, strict=True)))
+    inputs = Inputs(*stacked[:3], None, stacked.opacities, stacked.colors[:, None], stacked.viewmats, stacked.Ks, None)
+    settings = settings_of(35, 23, depth_mode=WEIGHTED_DEPTH)
+    whole = check(inputs, settings, scale=6.0)
+    plan = {"num_gaussians": 70, "num_views": 5, "width": 35, "height": 23, "pairs_per_gaussian": 4.0}
+    num_bytes = {}
+    for views in (1, 2, 3):
+        num_bytes[views] = _native.cpu().rasterize_tiled_plan(**{**plan, "num_views": views}, memory_budget=1 << 30)[0]
+    for views in (1, 2):
+        assert _native.cpu().rasterize_tiled_plan(**plan, memory_budget=num_bytes[views])[1] == views
+        chunked = rasterize_emulated(inputs, settings, memory_budget=num_bytes[views])
+        assert torch.equal(chunked.render_colors, whole.render_colors)
+    strided = Inputs(*(None if t is None else noncontiguous(t) for t in inputs))
+    assert torch.equal(rasterize_emulated(strided, settings).render_colors, whole.render_colors)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+def test_no_order_of_threads_changes_a_bit(seed: int) -> None:
+    """A missing barrier, or a copy awaited too late, would show: orders and the landing of copies follow the seed."""
+    scene = gaussian_scene(700, 40, 34, num_views=3, sigma_px=(0.5, 9.0))
+    inputs, settings = inputs_of(scene), settings_of(40, 34, depth_mode=WEIGHTED_DEPTH)
+    expected = rasterize_emulated(inputs, settings, seed=0)
+    output = rasterize_emulated(inputs, settings, seed=seed)
+    assert torch.equal(output.render_colors, expected.render_colors)
+    assert torch.equal(output.render_alphas, expected.render_alphas)
+
+
+def test_overflow_is_reported_and_never_a_wrong_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = gaussian_scene(100, 48, 48, num_views=2, sigma_px=(3.0, 9.0))
+    inputs, settings = inputs_of(scene), settings_of(48, 48, depth_mode=WEIGHTED_DEPTH)
+    whole = rasterize_emulated(inputs, settings)
+    # Needed: the sum over splats of the tiles that their bounds touch. Found by the smallest capacity that suffices.
+    missing = []
+    for pairs in (50, 100):
+        monkeypatch.setattr(cuda_impl, "_plan", lambda *a, p=pairs: (ROOMY, 2, p))
+        output = rasterize_emulated(inputs, settings)
+        assert bool(output.render_colors.isnan().all()) and bool(output.render_alphas.isnan().all())
+        assert output.overflow[0, 0] == output.overflow[0, 1] > 0
+        missing.append(2 * pairs + int(output.overflow[0, 0]))
+    assert missing[0] == missing[1]
+    enough = (missing[0] + 1) // 2
+    monkeypatch.setattr(cuda_impl, "_plan", lambda *a: (ROOMY, 2, enough))
+    output = rasterize_emulated(inputs, settings)
+    assert int(output.overflow.sum()) == 0 and torch.equal(output.render_colors, whole.render_colors)
+
+
+class TestPlan:
+    @staticmethod
+    def plan(num_gaussians: int, num_views: int, width: int, height: int, budget: int) -> tuple[int, int, int]:
+        return _native.cpu().rasterize_tiled_plan(
+            num_gaussians=num_gaussians,
+            num_views=num_views,
+            width=width,
+            height=height,
+            pairs_per_gaussian=4.0,
+            memory_budget=budget,
+        )
+
+    def test_small_scenes_have_room_for_the_worst_case(self) -> None:
+        num_bytes, views, pairs = self.plan(100, 240, 832, 480, 1 << 30)
+        assert pairs == 100 * 52 * 30 and views == 32
+        assert num_bytes < 1 << 30
+
+    def test_large_scenes_keep_to_the_budget_or_to_one_view(self) -> None:
+        num_bytes, views, pairs = self.plan(2_000_000, 240, 832, 480, 1 << 30)
+        assert pairs == 8_000_000 and views == 4 and num_bytes <= 1 << 30
+        per_view = num_bytes / views
+        assert self.plan(2_000_000, 240, 832, 480, int(per_view) * 8)[1] in (7, 8)
+        assert self.plan(12_000_000, 240, 832, 480, 1)[1] == 1
+
+    def test_indices_stay_within_32_bits(self) -> None:
+        assert self.plan(1_000_000_000, 8, 832, 480, 1 << 50)[1:] == (1, (1 << 31) - 2)
+        assert self.plan(8_000_000, 240, 832, 480, 1 << 50)[1] == 32  # 1.0e9 pairs a chunk
+        num_bytes, views, _ = self.plan(20_000_000, 240, 832, 480, 1 << 50)
+        assert views == 26 and num_bytes > 1 << 35  # 2^31 pairs, sizes beyond 32 bits
+
+    def test_views_share_16_bit_keys(self) -> None:
+        assert self.plan(1000, 32, 3840, 2160, 1 << 40)[1] == 2  # 32,400 tiles
+        assert self.plan(1000, 32, 8192, 8192, 1 << 40)[1] == 32  # 262,144 tiles: 32-bit keys
+
+
+@pytest.mark.slow
+def test_large_images_sort_32_bit_keys() -> None:
+    """65,792 tiles do not fit into 16 bits. The reference renders the corner alone: it is dense."""
+    width, height, corner = 4112, 4096, 64
+    scene = gaussian_scene(60, corner, corner)
+    inputs = inputs_of(scene)
+    shift = torch.tensor([[0.0, 0, width - corner], [0, 0, height - corner], [0, 0, 0]])
+    output = rasterize_emulated(inputs._replace(Ks=inputs.Ks + shift), settings_of(width, height)).render_colors
+    expected = rasterize_reference(double(inputs), settings_of(corner, corner)).render_colors
+    # float32 places a splat at pixel 4,000 to 2^-12 pixels.
+    torch.testing.assert_close(output[..., -corner:, -corner:, :].double(), expected, rtol=0, atol=1e-3)
+    assert int(torch.count_nonzero(output[..., : -2 * corner, :, :])) == 0
+    assert int(torch.count_nonzero(output[..., :, : -2 * corner, :])) == 0
+
+
+def test_without_a_device_the_launcher_says_why() -> None:
+    if _native.cuda_unavailable() is None:
+        pytest.skip("there is a CUDA device")
+    inputs = inputs_of(gaussian_scene(3, 8, 8))
+    with pytest.raises(RuntimeError, match="worldr1_kernels: worldr1_kernels._C_cuda"):
+        rasterize_cuda(inputs, settings_of(8, 8))
+
+
+def test_sizes_beyond_32_bits_are_refused() -> None:
+    inputs = inputs_of(gaussian_scene(3, 8, 8))
+    huge = inputs._replace(means=torch.empty(1, 1 << 31, 3, device="meta"))
+    with pytest.raises(ValueError, match="rasterize: N must be at most 2147483646 on CUDA, got 2147483648"):
+        rasterize_emulated(huge, settings_of(8, 8))
+    with pytest.raises(ValueError, match="an image must have at most"):
+        rasterize_emulated(inputs, settings_of(1 << 20, 1 << 20))
