@@ -1,127 +1,554 @@
-"""Prompt -> motion tokens: the camera words of a prompt, in order of appearance.
+"""Prompt -> motion tokens: the camera words of a prompt, in order of appearance; docs/camera.md has the taxonomy.
 
 Most camera verbs are also plain English ("he pulls out a sword", "a pan left on the stove"), so a phrase counts only
-where the camera is meant: the camera is its subject, it is an order at the start of a clause, it continues an earlier
-camera motion, it stands with a camera adjective ("a slow push in"), or its word has no other sense ("zooms in").
+where the camera is meant: the camera is its subject or object, it is an order at the start of a clause, it continues an
+earlier camera motion, it stands with a camera adjective ("a slow push in"), or its word has no other sense ("zooms
+in"). What is said of the camera and is no motion of the taxonomy is reported, never guessed.
+
+    python -m worldr1.trajectory "The camera pushes in, then pans left"    # shows how a prompt is read
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 from worldr1.datatypes import MotionToken
 
-_SLOW = r"slow(?:ly)?|slight(?:ly)?|gentl[ey]|subtl[ey]|a\s+(?:little|bit)"
-_FAST = r"fast|quick(?:ly)?|rapid(?:ly)?|swift(?:ly)?"
-_MANNER = rf"{_SLOW}|{_FAST}|smooth(?:ly)?|stead(?:y|ily)|gradual(?:ly)?|continuous(?:ly)?|dramatic(?:ally)?|very"
-# Between a verb and its direction: "pans slowly to the left", "moves from right to left".
-_FROM = r"\s+from\s+(?:the\s+)?(?:left|right|top|bottom)\s+to(?:\s+the)?"
-_TO = rf"(?:\s+(?:{_MANNER}))*(?:{_FROM}|\s+(?:to|towards?)(?:\s+(?:the|its))?)?\s+"
-_AROUND = r"(?:\s+around(?:\s+\w+){1,3}?)?"
 
-_LEAVE = r"back(?:wards?)?|out(?:wards?)?"
-_ENTER = r"in(?:to|wards?)?"
-_ADVANCE = r"forwards?|closer"
-_MOVE = r"mov(?:es?|ing)|glid(?:es?|ing)|slid(?:es?|ing)|drift(?:s|ing)?|shift(?:s|ing)?|travel(?:s|ing|ling)?"
-_ZOOM = r"zoom(?:s|ing)?|doll(?:y|ies|ying)"
-_PAN, _ORBIT = r"pan(?:s|ning)?", r"orbit(?:s|ing)?"
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
 
-# (kind, verb, directions, whether the words have no sense but the camera's); {d} is a side, {v} up or down.
-_PHRASES: list[tuple[str, str, str, bool]] = [
-    ("push_in", _ZOOM, rf"{_ENTER}|{_ADVANCE}", True),
-    ("push_in", rf"push(?:es|ing)?|{_MOVE}|advanc(?:es?|ing)|creep(?:s|ing)?", rf"{_ENTER}|{_ADVANCE}", False),
-    ("pull_out", _ZOOM, _LEAVE, True),
-    ("pull_out", rf"pull(?:s|ing)?|{_MOVE}|retreat(?:s|ing)?", rf"{_LEAVE}|away", False),
-    ("pull_{d}", r"pull(?:s|ing)?", "{d}", False),
-    ("move_{d}", r"tracking\s+shot|trucking|dollying", "{d}", True),
-    ("move_{d}", rf"track(?:s|ing)?|trucks?|doll(?:y|ies)|{_MOVE}", "{d}", False),
-    ("pan_{d}", "panning", "{d}", True),
-    ("pan_{d}", _PAN, "{d}", False),
-    ("orbit_{d}", _ORBIT + _AROUND, "{d}", True),
-    ("orbit_{d}", r"(?:arc(?:s|ing)?|circl(?:es?|ing)|revolv(?:es?|ing))" + _AROUND, "{d}", False),
-    ("roll_{d}", r"roll(?:s|ing)?", "{d}", False),
-    ("tilt_{v}", r"tilt(?:s|ing)?", r"{v}(?:wards?)?", False),
-    ("move_{v}", rf"pedestal(?:s|ing)?|cran(?:es?|ing)|boom(?:s|ing)?|{_MOVE}", r"{v}(?:wards?)?", False),
+
+_CLEAR, _TERM, _PLAIN = range(3)
+"""Whether a verb has no sense but the camera's, is a camera term with other senses, or a plain word."""
+_TRAVEL = {
+    "in": "push_in", "out": "pull_out", "left": "move_left", "right": "move_right", "up": "move_up",
+    "down": "move_down",
+}  # fmt: skip
+_ALONG = {d: _TRAVEL[d] for d in ("in", "out", "left", "right")}
+_PAN = {"left": "pan_left", "right": "pan_right", "up": "tilt_up", "down": "tilt_down"}
+# Clockwise is seen from above for an orbit, and from behind the camera for a roll.
+_ORBIT = {"left": "orbit_left", "right": "orbit_right", "clockwise": "orbit_left", "counter": "orbit_right"}
+_ROLL = {"left": "roll_left", "right": "roll_right", "clockwise": "roll_right", "counter": "roll_left"}
+# (verbs, sense, direction -> kind; the direction is "" where the verb says it all).
+_TABLE: list[tuple[str, int, dict[str, str]]] = [
+    ("zoom", _CLEAR, {"in": "push_in", "out": "pull_out"}),
+    ("orbit", _CLEAR, _ORBIT),
+    ("dolly", _TERM, _ALONG),
+    ("push", _TERM, {"in": "push_in"}),
+    ("pull", _TERM, {"out": "pull_out", "left": "pull_left", "right": "pull_right"}),
+    ("move glide slide drift shift travel", _TERM, _TRAVEL),
+    ("advance creep", _TERM, {"in": "push_in"}),
+    ("retreat", _TERM, {"out": "pull_out"}),
+    ("track truck strafe", _TERM, _ALONG),
+    ("pan", _TERM, _PAN),
+    ("arc circle revolve", _TERM, _ORBIT),
+    ("roll", _TERM, _ROLL),
+    ("tilt", _TERM, {d: _PAN[d] for d in ("up", "down")}),
+    ("pedestal crane boom jib", _TERM, {d: _TRAVEL[d] for d in ("up", "down")}),
+    ("fly float soar walk sail", _PLAIN, _TRAVEL),
+    ("turn rotate swivel pivot", _PLAIN, _PAN),
+    ("rise ascend climb raise", _PLAIN, {"up": "move_up", "": "move_up"}),
+    ("descend lower sink", _PLAIN, {"down": "move_down", "": "move_down"}),
+    ("approach", _PLAIN, {"": "push_in"}),
+    ("recede", _PLAIN, {"out": "pull_out", "": "pull_out"}),
+    ("back", _PLAIN, {"out": "pull_out", "up": "pull_out"}),
 ]
-_CAMERA = r"(?:camera|shot|view|viewpoint|lens|drone)"
-_FIXED = (
-    r"(?:fixed|static|stationary|still|motionless|locked(?:[\s-](?:off|down))?)\s+(?:camera|shot|view|frame|viewpoint)"
-    r"|locked[\s-]off|camera\s+(?:(?:is|stays?|remains?|holds?|kept|completely|perfectly|\w+ly)\s+)*"
-    r"(?:fixed|static|still|stationary|motionless|locked)"
-)
 
+
+def _inflections(base: str) -> tuple[str, str, str]:
+    """Third person, -ing and past form of a regular verb."""
+    if base.endswith("y"):
+        return base[:-1] + "ies", base + "ing", base[:-1] + "ied"
+    if base.endswith("e"):
+        return base + "s", base[:-1] + "ing", base + "d"
+    long = base + base[-1] if base in ("pan", "jib") else base
+    return base + ("es" if base.endswith("h") else "s"), long + "ing", long + "ed"
+
+
+class _Verb(NamedTuple):
+    base: str
+    inflected: bool
+    sense: int
+    kinds: dict[str, str]
+
+
+_VERBS = {
+    form: _Verb(base, form != base, _CLEAR if form in ("panning", "dollying", "trucking") else sense, kinds)
+    for bases, sense, kinds in _TABLE
+    for base in bases.split()
+    for form in (base, *_inflections(base))
+}
+
+_DIRECTIONS = {
+    word: direction
+    for direction, words in {
+        "in": "in into inward inwards forward forwards closer nearer ahead",
+        "out": "out outward outwards back backward backwards away",
+        "left": "left leftward leftwards",
+        "right": "right rightward rightwards",
+        "up": "up upward upwards skyward",
+        "down": "down downward downwards",
+        "clockwise": "clockwise",
+        "counter": "counterclockwise anticlockwise",
+    }.items()
+    for word in words.split()
+}
+_ENDS = {"left": "left", "right": "right", "top": "up", "bottom": "down"}  # of "from left to right"
+_SLOW = _set("slow slowly slight slightly gentle gently subtle subtly little bit leisurely softly barely")
+_FAST = _set("fast quick quickly rapid rapidly swift swiftly speedily briskly sudden suddenly whip crash snap")
+_MANNER = _SLOW | _FAST | _set("smooth steady gradual continuous dramatic very")  # and adverbs in -ly
+_NO_ADVERB = _set("family butterfly dragonfly assembly jelly belly reply supply lily bully italy july")
+_CAMERAS = _set("camera cam shot view viewpoint lens drone pov perspective we")
+_SHOTS = _set("shot shots movement motion move")
 # What may stand between the camera and its verb, or between two motions of one sentence.
-_FILL = (
-    rf"(?:{_MANNER}|is|that|which|will|can|to|then|starts?|begins?|performs?|does|makes?"
-    r"|a|an|the|motions?|movements?|angle|and|next|first|finally)"
+_FILLERS = _set(
+    "is that which will can should must to then starts start begins begin continues performs perform does makes make "
+    "a an the motion motions movement movements angle and next first finally also now keeps just only later"
 )
-_JOIN = rf"(?:{_FILL}|with|while|before|after(?:wards)?|into|followed\s+by|transition(?:s|ing)?|in\s+to)"
-_SUBJECT = re.compile(rf"\b{_CAMERA}(?:[\s:,]+{_FILL})*[\s:,-]+$", re.I)
-_ORDER = re.compile(rf"(?:^|[.!?;:,\n])\s*(?:(?:then|and|next|first|finally|{_MANNER})[\s,]+)*$", re.I)
-_NOUN = re.compile(rf"\b(?:{_MANNER})\s+(?:camera\s+)?$", re.I)
-_GOES_ON = re.compile(rf"^(?:[\s,;-]+{_JOIN})*[\s,;-]+$|\b(?:then|before)\s+(?:{_FILL}\s+)*$", re.I)
-_OBJECT = re.compile(r"^\s+(?:a|an|the|his|her|their|its|my|some|on)\b", re.I)
-_INFLECTED = re.compile(r"^\w+?(?:s|ing)\b", re.I)
-_NOT = re.compile(r"(?:\b(?:not|never|no|without|cannot)|n't)\s+(?:\w+\s+){0,2}$", re.I)
-_BEFORE = re.compile(rf"\b(?:(?P<slow>{_SLOW})|(?P<fast>{_FAST}))\s+(?:{_FILL}\s+)*$", re.I)
-_INSIDE = re.compile(rf"\b(?:(?P<slow>{_SLOW})|(?P<fast>{_FAST}))\b", re.I)
-_AFTER = re.compile(rf"^\s+(?:very\s+)?(?:(?P<slow>{_SLOW})|(?P<fast>{_FAST}))\b", re.I)
+_JOINERS = _FILLERS | _set(
+    "with while before after afterward afterwards into followed by transition transitions transitioning in it plus "
+    "ending ends finishing combined but"
+)
+_ORDINALS = _set("then and next first finally now")
+_NEGATIONS = _set("not never no without cannot avoid avoiding avoids nor neither instead rather zero")
+_OWNERS = _set("his her their my your holding holds carrying carries")  # "his camera" is a thing in the scene
+_ARTICLES = _set("a an the his her their its my some")
+_AT_REST = _set("fixed static stationary motionless immobile locked tripod still")
+_RESTING = _set("is are stays stay remains remain holds hold held kept keeps mounted sits on a ,")
+_PREPOSITIONS = _set("in on of the a an and to at by with is . ,")  # "fixed in the frame" is not about the camera
+_ACROSS = _set("around about across along over the a an this its")
+_BREAK = _set("and then while before as with but or who that which . ,")
+_RELATIVE = _set("who that which whose where as while when ,")
+_STOP = _BREAK | frozenset(_VERBS)
+_AFTER_IN = _set("on to toward towards close closer tight tightly for from and then with while as until past . ,")
+_EMPHASIS = _set("all straight further ever even so by full degree degrees camera")
+_NOUNS = _set("push pull zoom dolly tilt orbit pedestal")  # "a push in" needs no more than its article
+_PATHS = _set("hall hallway corridor street road path trail aisle alley lane tunnel river track avenue canyon valley")
+_NO_MOTION = _set(  # what a camera does, has or is without moving
+    "is was has captures shows reveals focuses films records frames faces looks sees watches catches lingers holds "
+    "stays remains rests stands sits uses needs opens lens lenses angles details settings placed positioned mounted "
+    "fixed locked still during capturing showing revealing focusing filming recording looking facing framing"
+)
+_TECHNIQUES = frozenset(
+    "handheld,hand-held,hand held,shaky cam,shaky camera,dolly zoom,dolly-zoom,vertigo effect,fly-through,flythrough,"
+    "fly-over,flyover,bullet time,barrel roll,dutch angle,dutch tilt,side to side,side-to-side,back and forth".split(
+        ","
+    )
+)
+_FOREIGN = re.compile("镜头|鏡頭|摄像|攝像|相机|相機|カメラ|카메라|камер|cámara|câmera|caméra|kamera", re.I)
+_PIECE = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+(?:'[^\W\d_]+)*|[.!?…。！？]|[^\w\s]")
+_SILENT = frozenset("'\"“”‘*`#~")
 
 
-def _compiled() -> list[tuple[str, re.Pattern[str], bool]]:
-    out = [("fixed", re.compile(rf"\b(?:{_FIXED})\b", re.I), True)]
-    for kind, verb, directions, clear in _PHRASES:
-        words = ("left", "right") if "{d}" in kind else ("up", "down") if "{v}" in kind else ("",)
-        for word in words:
-            name = kind.replace("{d}", word).replace("{v}", word)
-            ends = directions.replace("{d}", word).replace("{v}", word)
-            out.append((name, re.compile(rf"\b(?:{verb}){_TO}(?:{ends})\b", re.I), clear))
-            out.append((name, re.compile(rf"\b(?:{verb})[_-](?:{ends})\b", re.I), True))  # the written token
-    return out
+class MotionReading(NamedTuple):
+    """What a prompt asks of the camera, and what it says of it that was not understood."""
 
-
-_COMPILED = _compiled()
+    tokens: tuple[MotionToken, ...]
+    unknown: tuple[str, ...]
 
 
 def parse_motion(prompt: str) -> tuple[MotionToken, ...]:
     """The camera motions that a prompt asks for, in order.
 
     Slow words beside a motion halve its magnitude, fast ones make it 1.5; a negated motion is left out. `fixed` is kept
-    only where nothing moves.
+    only where nothing moves. Motions asked for at once ("while") come one after the other.
 
     Args:
       prompt: Any text.
     Returns:
       Motion tokens; empty where the prompt names no camera motion (a camera at rest is then used).
+    Raises:
+      TypeError: prompt is not a str.
     """
-    found = [(m.start(), -m.end(), kind, clear) for kind, pattern, clear in _COMPILED for m in pattern.finditer(prompt)]
-    tokens: list[MotionToken] = []
-    end = 0  # of the motion before
-    for start, minus_stop, kind, clear in sorted(found):
-        stop = -minus_stop
-        before, phrase, after = prompt[:start], prompt[start:stop], prompt[stop:]
-        if start < end or _NOT.search(before):
-            continue
-        if not clear and not _means_camera(before, phrase, after, prompt[end:start] if tokens else None):
-            continue
-        # An adverb before the verb belongs to it only if the motion before has not ended with it.
-        hits = [_INSIDE.search(phrase), _AFTER.search(after), _BEFORE.search(prompt[end:start])]
-        hit = next((h for h in hits if h), None)
-        if hit is hits[2] and hit and tokens and _AFTER.search(prompt[end:start]):
-            hit = None
-        tokens.append(MotionToken(kind, 1.0 if hit is None else 0.5 if hit["slow"] else 1.5))
-        end = stop
-    moving = [t for t in tokens if t.kind != "fixed"]
-    return tuple(moving or tokens[:1])
+    return describe_motion(prompt).tokens
 
 
-def _means_camera(before: str, phrase: str, after: str, between: str | None) -> bool:
-    """Whether an ambiguous phrase is about the camera; `between` is the text since the camera motion before it."""
-    inflected = bool(_INFLECTED.search(phrase))
-    if _SUBJECT.search(before) or (not inflected and _NOUN.search(before)):
-        return True
-    if _OBJECT.search(after):  # "pulls out a sword", "pan left on the stove"
-        return False
-    if between is not None and not re.search(r"[.!?]", between) and _GOES_ON.search(between):
-        return True
-    return not inflected and bool(_ORDER.search(before))
+def describe_motion(prompt: str) -> MotionReading:
+    """`parse_motion`, and the words about the camera that it did not understand.
+
+    Args:
+      prompt: Any text.
+    Returns:
+      MotionReading(tokens: as `parse_motion`; unknown: excerpts of the prompt in order: a camera verb without a
+      direction or with one that it does not have, a technique outside the taxonomy, an amount in degrees, a camera
+      word of another language).
+    Raises:
+      TypeError: prompt is not a str.
+    """
+    if not isinstance(prompt, str):
+        raise TypeError(f"parse_motion: prompt must be a str, got {type(prompt).__name__}")
+    return _Reader(prompt).read()
+
+
+class _Word(NamedTuple):
+    text: str  # lower case; "." ends a sentence, "," is any other break
+    start: int
+    stop: int
+    glued: bool = False  # to the word before, by a hyphen or an underscore
+
+
+def _words(prompt: str) -> list[_Word]:
+    out: list[_Word] = []
+    for match in _PIECE.finditer(prompt.replace("’", "'")):
+        start, stop, text = match.start(), match.end(), match[0].lower()
+        between = prompt[out[-1].stop if out else 0 : start]
+        if "\n" in between:
+            out.append(_Word(",", start, start))
+        if text == "°":
+            out.append(_Word("degrees", start, stop))
+        elif text == "-" and out and out[-1].stop == start and prompt[stop : stop + 1].isalnum():
+            continue  # inside a word
+        elif text[0].isalnum():
+            out.append(_Word(text, start, stop, bool(out) and between in ("-", "_") and out[-1].text not in ".,"))
+        elif text not in _SILENT:
+            out.append(_Word("." if text in ".!?…。！？" else ",", start, stop))
+    return out
+
+
+class _Reader:
+    """One prompt; positions are indices of its words."""
+
+    def __init__(self, prompt: str) -> None:
+        self.prompt = prompt
+        self.words = _words(prompt)
+        self.tokens: list[MotionToken] = []
+        self.unknown: list[tuple[int, int]] = []  # first word, word after the last
+        self.end = -1  # word after the motion before, and its adverb; -1: none yet
+        self.denied = -1  # word after the negated motion before
+        self.period = self.seen = -1  # the latest end of a sentence, the latest word for the camera
+
+    def read(self) -> MotionReading:
+        i = 0
+        while i < len(self.words):
+            i = max(self._step(i), i + 1)
+        moving = [t for t in self.tokens if t.kind != "fixed"]
+        excerpts = [self.prompt[self.words[a].start : self.words[b - 1].stop] for a, b in sorted(self.unknown)]
+        return MotionReading(tuple(moving or self.tokens[:1]), tuple(excerpts))
+
+    def _step(self, i: int) -> int:
+        """Reads what begins at word i; returns the word after it, or i where nothing does."""
+        if self.at(i) == ".":
+            self.period = i
+        if self._camera(i):
+            self.seen = i
+        for size in (3, 2, 1):
+            words = "".join(("-" if w.glued else " ") + w.text for w in self.words[i : i + size])[1:]
+            if words in _TECHNIQUES and not self._negated(i):
+                self._note(i, i + size)
+                return i + size
+        if stop := self._fixed(i):
+            self.tokens.append(MotionToken("fixed"))
+            self.end = stop
+            return stop
+        hit = self._motion(i)
+        if hit is None:
+            self._report(i)
+            return i
+        kind, stop, clear = hit
+        if self._negated(i):
+            self.denied = stop
+            if self.seen > self.period:  # "does not pan left but moves right"
+                self.end = stop
+            return stop
+        return self._take(i, stop, kind) if clear or self._means_camera(i, stop) else i
+
+    # --- words
+
+    def at(self, i: int) -> str:
+        """Text of word i; outside the prompt, the end of a sentence."""
+        return self.words[i].text if 0 <= i < len(self.words) else "."
+
+    def _manner(self, i: int) -> bool:
+        word = self.at(i)
+        return word in _MANNER or (word.endswith("ly") and len(word) > 4 and word not in _NO_ADVERB | _VERBS.keys())
+
+    def _fill(self, i: int) -> bool:
+        return self._manner(i) or self.at(i) in _FILLERS or (self.at(i) == "not" and self.at(i + 1) == "only")
+
+    def _camera(self, i: int) -> bool:
+        return (
+            self.at(i) in _CAMERAS
+            and not {self.at(i - 1), self.at(i - 2)} & _OWNERS
+            and not (self.at(i - 2) == "with" and self.at(i - 1) in ("a", "an"))
+        )
+
+    def _before(self, i: int, skipped: Callable[[int], bool]) -> int:
+        """The last word before i that is not skipped; -1 at the start of the prompt."""
+        i -= 1
+        while i >= 0 and skipped(i):
+            i -= 1
+        return i
+
+    # --- motions
+
+    def _motion(self, i: int) -> tuple[str, int, bool] | None:
+        """(kind, word after it, whether it can only be the camera's) of the motion that begins at word i."""
+        verb = _VERBS.get(self.at(i))
+        if verb is None:
+            return self._direction_first(i)
+        k, named = self._after_verb(i)
+        around = self.at(k) in ("around", "about") and "left" in verb.kinds and verb.base not in ("pan", "roll")
+        kinds = _ORBIT if around else verb.kinds
+        if hit := self._direction(k, verb.base, verb.kinds):
+            token = k == i + 1 and self.words[k].glued  # "push_in", "pull-out"
+            return verb.kinds[hit[0]], hit[1], named or token or verb.sense == _CLEAR
+        if hit := self._far_direction(k, verb.base, kinds):
+            return kinds[hit[0]], hit[1], named or verb.sense == _CLEAR
+        contradicted = _DIRECTIONS.get(self.at(k)) in ("up", "down")
+        return (verb.kinds[""], i + 1, named) if "" in verb.kinds and not contradicted else None
+
+    def _after_verb(self, i: int) -> tuple[int, bool]:
+        """Where the direction of the verb at word i may stand, and whether the camera is named: "pan the camera"."""
+        k = i + 1
+        article = self.at(k) in ("the", "our", "your")
+        named = self.at(k + article) in (_CAMERAS if article else _CAMERAS | _SHOTS) - {"we", "drone"}
+        k += (article + 1) * named
+        while True:
+            if self.at(k) in ("the", "a") and self.at(k + 1) in ("way", "little", "bit", "full"):
+                k += 2
+            elif self._manner(k) or self.at(k) in _EMPHASIS or self.at(k)[0].isdigit():
+                k += 1
+            else:
+                return k, named
+
+    def _direction(self, i: int, base: str, kinds: dict[str, str], again: bool = True) -> tuple[str, int] | None:
+        """(direction, word after it) at word i: "left", "to the left", "from right to left", "back to the left"."""
+        k = i + (self.at(i) == "from")
+        k += self.at(k) == "the"
+        if self.at(k) in _ENDS and self.at(k + 1) == "to":  # from one end to the other
+            k += 2 + (self.at(k + 2) == "the")
+            if _ENDS.get(self.at(k)) in kinds:
+                return _ENDS[self.at(k)], k + 1
+        toward = self.at(i) in ("toward", "towards")
+        k = i + (toward or self.at(i) in ("to", "on"))
+        k += self.at(k) in ("the", "its")
+        word = self.at(k)
+        if word == "back" and again and (hit := self._direction(k + 1, base, kinds, again=False)):
+            return hit
+        direction = _DIRECTIONS.get(word, "")
+        if word in ("counter", "anti") and self.at(k + 1) == "clockwise":
+            direction, k = "counter", k + 1
+        if word in ("up", "down") and self._is_path(k + 1):
+            direction = "in"
+        if direction and direction in kinds and self._is_meant(k, base):
+            return direction, k + 1 + (self.at(k + 1) == "side")
+        return ("in", i + 1) if toward and "in" in kinds else None
+
+    def _is_path(self, i: int) -> bool:
+        """Whether "down" before word i is along a path: "down the long dark hall"."""
+        if self.at(i) not in ("the", "a", "an", "this"):
+            return False
+        end = next((k for k in range(i + 1, i + 4) if self.at(k) in _PATHS | {".", ","}), i)
+        return self.at(end) in _PATHS
+
+    def _is_meant(self, i: int, base: str) -> bool:
+        """Whether in, out or back at word i is a direction: not "in slow motion", "in the dark", "out of the door"."""
+        word, after = self.at(i), self.at(i + 1)
+        if word == "in":
+            if after in ("slow", "real") and self.at(i + 2) in ("motion", "mo", "time"):
+                return False
+            return base in ("zoom", "push") or after in _AFTER_IN or self._manner(i + 1)
+        if word == "into":
+            return after not in ("focus", "view", "frame")
+        if word == "out":
+            return after != "of" or base in ("zoom", "pull", "dolly")
+        return not (word == "back" and (after, self.at(i + 2)) == ("and", "forth"))
+
+    def _far_direction(self, i: int, base: str, kinds: dict[str, str]) -> tuple[str, int] | None:
+        """The direction behind an object: "circles around the old tree to the right", "pans across the bay to ..."."""
+        for k in range(i + 1, i + 7) if self.at(i) in _ACROSS else ():
+            word = self.at(k)
+            if word in _STOP or word.endswith("ing"):
+                break
+            strong = word in ("to", "toward", "towards", "from", "counter", "anti")
+            strong = strong or word.endswith(("ward", "wards", "wise"))
+            last = self.at(k + 1) in _STOP | {"in", "at", "on", "over", "to"} or self._manner(k + 1)
+            if strong or (word in ("left", "right") and last):
+                hit = self._direction(k, base, kinds)
+                if hit and hit[0] not in ("in", "out"):
+                    return hit
+        return ("in", i + 1) if self.at(i) == "through" and {"in", "left"} <= set(kinds) else None
+
+    def _direction_first(self, i: int) -> tuple[str, int, bool] | None:
+        """As `_motion`, of "a leftward pan", "left-to-right tracking shot", "a slow forward dolly"."""
+        word, k = self.at(i), i + 1
+        direction, strong = _DIRECTIONS.get(word, ""), word.endswith(("ward", "wise"))
+        if word in ("counter", "anti") and self.at(k) == "clockwise":
+            direction, strong, k = "counter", True, k + 1
+        elif word in _ENDS and self.at(k) == "to" and self.at(k + 1) in _ENDS:
+            direction, strong, k = _ENDS[self.at(k + 1)], True, k + 2
+        if not direction:
+            return None
+        while self._manner(k) or self.at(k) == "camera":
+            k += 1
+        verb = _VERBS.get(self.at(k))
+        if verb is None or direction not in verb.kinds or self._motion(k):
+            return None
+        shot = self.at(k + 1) in _SHOTS
+        noun = not verb.inflected and verb.base in _NOUNS | {"pan"} and (strong or self._manner(i - 1))
+        return (verb.kinds[direction], k + 1 + shot, True) if shot or noun else None
+
+    def _fixed(self, i: int) -> int:
+        """The word after a phrase at word i that keeps the camera at rest; 0 where there is none."""
+        word, stop = self.at(i), i + 1
+        if word == "camera" and self.at(stop) in _SHOTS | {"movements", "motions"}:
+            return (i + 2) * bool({self.at(i - 1), self.at(i - 2)} & {"no", "without", "zero"})
+        if word in ("move", "moves", "moving") and self._negated(i) and self._motion(i) is None:
+            return stop * any(self.at(j) in _CAMERAS for j in range(i - 5, i))
+        steady = word == "steady" and self.at(i - 1) in ("hold", "holds", "stays", "remains")
+        if (word not in _AT_REST and not steady) or self._negated(i):
+            return 0
+        still = word == "still"
+        if still and (self.at(stop) in _VERBS or self.at(stop).endswith("ing")):  # "is still moving"
+            return 0
+        if word == "locked" and self.at(stop) in ("off", "down"):
+            stop += 1
+        alone = word in ("fixed", "static", "stationary") and {self.at(i - 1), self.at(stop)} <= {".", ","}
+        if alone or (word, self.at(i + 1)) == ("locked", "off"):
+            return stop
+        for k in range(stop, stop + (1 if still else 3)):
+            if self.at(k) in _CAMERAS | {"frame", "framing"}:
+                return k + 1
+            if self.at(k) in _PREPOSITIONS:
+                break
+        j = self._before(i, lambda m: self.at(m) in _RESTING or self._manner(m))
+        return stop * (self.at(j) in ("camera", "cam") and self._camera(j))
+
+    # --- whether the camera is meant
+
+    def _means_camera(self, i: int, stop: int) -> bool:
+        """Whether the verb at word i, whose phrase ends before `stop`, is about the camera."""
+        verb = _VERBS[self.at(i)]
+        noun = not verb.inflected and verb.sense == _TERM
+        if self._is_subject(i) or (noun and (self._manner(i - 1) or self.at(i - 1) in ("degree", "degrees"))):
+            return True
+        to_object = self.at(stop) in _ARTICLES and self.at(stop - 1) not in ("into", "toward", "towards", "through")
+        if to_object or (verb.base == "pan" and self.at(stop) == "on"):  # "pulls out a sword"
+            return False
+        if self._goes_on(i) or (noun and verb.base in _NOUNS and self.at(i - 1) in ("a", "an", "the")):
+            return True
+        return noun and self.at(self._before(i, lambda m: self.at(m) in _ORDINALS or self._manner(m))) in (".", ",")
+
+    def _is_subject(self, i: int) -> bool:
+        """Whether the camera does what the verb at word i says."""
+        return self._camera(self._before(i, lambda m: self._fill(m) or self.at(m) == ","))
+
+    def _goes_on(self, i: int) -> bool:
+        """Whether the verb at word i continues what the sentence has said of the camera."""
+        if 0 <= self.end and self.period < self.end:
+            j = self._before(i, lambda m: m >= self.end and (self._manner(m) or self.at(m) in _JOINERS | {","}))
+            if j < self.end:
+                return True
+        j = self._before(i, lambda m: self._fill(m) or self.at(m) == "it")
+        links = {self.at(m) for m in range(max(j, 0), i)}
+        if self.end > self.period and links & {"then", "before"}:
+            return True
+        if self.end > self.period and "and" in links and self.at(i).endswith("s"):
+            # "glides towards the door and moves left", but not "past a man who stops and moves left".
+            return not any(self.at(m) in _RELATIVE for m in range(max(self.end, i - 12), j))
+        # "The camera follows the runner and pans left": only verbs that a runner does not share.
+        own = _VERBS[self.at(i)].base in _NOUNS | {"pan"}
+        return own and bool(self.seen > self.period and links & {"and", "then", "before", "while", "it"})
+
+    def _negated(self, i: int) -> bool:
+        for j in (i - 1, i - 2, i - 3):
+            word = self.at(j)
+            if word in (".", ",", "but"):
+                break
+            if word in _NEGATIONS or word.endswith("n't"):
+                return self.at(j + 1) not in ("only", "just")
+        between = {self.at(m) for m in range(self.denied, i)} if 0 <= i - self.denied <= 3 else set()
+        return self.denied >= 0 and bool(between) and between <= {",", "or", "nor"}
+
+    # --- what is found
+
+    def _take(self, i: int, stop: int, kind: str) -> int:
+        """Notes the motion at words i .. stop - 1, and others that its verb goes on to: "left, then right"."""
+        if self.unknown and self.unknown[-1][1] >= i and self.at(i - 1) in _SHOTS:  # "tracking shot moving left"
+            self.unknown.pop()
+        magnitude, end = self._magnitude(i, stop)
+        for k in range(max(i - 2, self.end, self.period, 0), stop + 3):
+            if self.at(k)[0].isdigit() and self.at(k + 1) in ("degree", "degrees"):
+                self._note(k, k + 2)
+        self.tokens.append(MotionToken(kind, magnitude))
+        verb = _VERBS.get(self.at(i))
+        while verb is not None:
+            k = end + (self.at(end) == ",")
+            if self.at(k) not in ("then", "and"):
+                break
+            k += 1 + (self.at(k + 1) == "then")
+            while self._manner(k):
+                k += 1
+            hit = self._direction(k, "", verb.kinds)
+            if (
+                hit is None
+                or verb.kinds[hit[0]] == self.tokens[-1].kind
+                or self.at(hit[1]) not in _STOP | _FILLERS | _AFTER_IN | _ACROSS
+            ):
+                break
+            self.tokens.append(MotionToken(verb.kinds[hit[0]], magnitude))
+            end = hit[1]
+        self.end = end
+        return end
+
+    def _magnitude(self, i: int, stop: int) -> tuple[float, int]:
+        """Magnitude of the motion at words i .. stop - 1, and the word after it and its adverb."""
+        at_a = self.at(stop) == "at" and self.at(stop + 1) == "a"
+        k = stop + 2 * at_a + (self.at(stop) == "a")
+        k += self.at(k) == "very"
+        if self._speed(k):
+            return self._speed(k), k + 1
+        for j in range(i, stop):
+            if self._speed(j):
+                return self._speed(j), stop
+        j = i - 1
+        passed = _CAMERAS | {",", "degree", "degrees"}
+        while j >= max(self.end, 0) and (self._fill(j) or self.at(j) in passed or self.at(j)[0].isdigit()):
+            # Across a comma only from an adverb that stands alone or in a list: "Slowly, the camera", "a slow, steady".
+            alone = self._manner(j - 1) and (self.at(j - 2) in (".", ",", "a") or self._manner(j + 1))
+            if self.at(j) == "," and not alone:
+                break
+            if self._speed(j):
+                return self._speed(j), stop
+            j -= 1
+        return 1.0, stop
+
+    def _speed(self, i: int) -> float:
+        """Magnitude that the word at i asks for; 0 where it asks for none."""
+        word = self.at(i)
+        if self.at(i + 1) in ("motion", "mo"):  # slow motion is the film's, not the camera's
+            return 0.0
+        return 0.5 if word in _SLOW else 1.5 if word in _FAST else 0.0
+
+    def _report(self, i: int) -> None:
+        """Notes word i and those after it where they say of the camera what is no motion of the taxonomy."""
+        verb, first = _VERBS.get(self.at(i)), i
+        if verb is not None:
+            _, named = self._after_verb(i)
+            noun = verb.base in _NOUNS | {"pan"} and not verb.inflected and self._manner(i - 1)
+            if not (self._is_subject(i) or noun or (named and verb.sense != _PLAIN)) or self._negated(i):
+                return
+        elif self.at(i) in ("camera", "cam") and self._camera(i):
+            first = i + 1
+            while self._fill(first):
+                first += 1
+            word = self.at(first)
+            spoken = word.endswith(("s", "ing")) or self.at(first - 1) in ("to", "will", "can", "should", "must")
+            if not spoken or word in _NO_MOTION or word in _VERBS or word in ("static", "motionless") or word == ".":
+                return
+        elif not _FOREIGN.search(self.at(i)):
+            return
+        last = first + 1
+        if self.at(last) in _BREAK | {"into"}:  # "The camera swoops, then rises": what follows is still the camera's
+            self.end = last
+        while last < first + 4 and self.at(last) not in _BREAK:
+            last += 1
+        self._note(first, last)
+
+    def _note(self, first: int, last: int) -> None:
+        if self.unknown and self.unknown[-1][1] > first:
+            first, last = self.unknown[-1][0], max(last, self.unknown.pop()[1])
+        self.unknown.append((first, last))
