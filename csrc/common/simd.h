@@ -21,6 +21,8 @@ typedef int32_t i8 __attribute__((vector_size(32)));
 
 WR_INLINE f8 f8_set(float v) { return f8{v, v, v, v, v, v, v, v}; }
 
+WR_INLINE i8 i8_set(int32_t v) { return i8{v, v, v, v, v, v, v, v}; }
+
 WR_INLINE f8 f8_iota() { return f8{0, 1, 2, 3, 4, 5, 6, 7}; }
 
 WR_INLINE f8 f8_load(const float* p) {
@@ -33,6 +35,8 @@ WR_INLINE void f8_store(float* p, f8 v) { std::memcpy(p, &v, sizeof(v)); }
 
 // Comparisons of vectors give -1 or 0 per lane.
 WR_INLINE f8 select(i8 mask, f8 a, f8 b) { return (f8)((mask & (i8)a) | (~mask & (i8)b)); }
+
+WR_INLINE i8 select(i8 mask, i8 a, i8 b) { return (mask & a) | (~mask & b); }
 
 WR_INLINE f8 keep_where(i8 mask, f8 a) { return (f8)(mask & (i8)a); }
 
@@ -77,6 +81,34 @@ WR_INLINE unsigned lane_bits(i8 mask) {
   unsigned bits = 0;
   for (int i = 0; i < 8; ++i) bits |= (unsigned)(mask[i] & 1) << i;
   return bits;
+#endif
+}
+
+// Lane i of the result is the sum of v[i]'s lanes.
+WR_INLINE f8 sum_each(const f8* v) {
+#if defined(__AVX__)
+  __m256 pair[4], quad[2];
+  for (int i = 0; i < 4; ++i) pair[i] = _mm256_hadd_ps((__m256)v[2 * i], (__m256)v[2 * i + 1]);
+  for (int i = 0; i < 2; ++i) quad[i] = _mm256_hadd_ps(pair[2 * i], pair[2 * i + 1]);
+  return (f8)_mm256_add_ps(_mm256_permute2f128_ps(quad[0], quad[1], 0x20), _mm256_permute2f128_ps(quad[0], quad[1], 0x31));
+#else
+  f8 sums;
+  for (int i = 0; i < 8; ++i) {
+    sums[i] = ((v[i][0] + v[i][1]) + (v[i][2] + v[i][3])) + ((v[i][4] + v[i][5]) + (v[i][6] + v[i][7]));
+  }
+  return sums;
+#endif
+}
+
+// The same for four, written to `out`.
+WR_INLINE void sum_each4(f8 a, f8 b, f8 c, f8 d, float* out) {
+#if defined(__AVX__)
+  const __m256 quad = _mm256_hadd_ps(_mm256_hadd_ps((__m256)a, (__m256)b), _mm256_hadd_ps((__m256)c, (__m256)d));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(quad), _mm256_extractf128_ps(quad, 1)));
+#else
+  const f8 v[8] = {a, b, c, d};
+  const f8 sums = sum_each(v);
+  std::memcpy(out, &sums, 4 * sizeof(float));
 #endif
 }
 

@@ -11,11 +11,14 @@ namespace worldr1 {
 constexpr int kTile = 8;         // pixels; one row of a tile is one vector
 constexpr int kPassChannels = 4;  // channels blended in one pass over the tile lists
 
+enum DepthMode { kNoDepth, kWeightedDepth, kExpectedDepth, kMedianDepth, kFirstDepth };
+
 // Everything the caller says. Pointers are to contiguous float32.
 struct RasterizeArgs {
   const float* means;        // [B, N, 3]
   const float* quats;        // [B, N, 4]
   const float* scales;       // [B, N, 3]
+  const float* covars;       // [B, N, 6] in place of quats and scales, or null
   const float* opacities;    // [B, N]
   const float* colors;       // [B, N, D], [B, C, N, D], or the same with D = K * 3 for spherical harmonics; may be null
   const float* viewmats;     // [B, C, 4, 4]
@@ -24,16 +27,30 @@ struct RasterizeArgs {
   float* render_colors;      // [B, C, H, W, X]
   float* render_alphas;      // [B, C, H, W, 1]
   int64_t* num_invalid;      // [B, C]
+  float* transmittance;      // [B, C, H, W] left behind the last splat, for the backward; or null, with `last`
+  int32_t* last;             // [B, C, H, W] one past the last splat blended, counted in its tile's list
   int64_t num_scenes, num_views, num_gaussians;
   int64_t color_size;        // floats a Gaussian in `colors`
   int64_t channels;          // X, the depth channel included
   int64_t width, height;
   int sh_degree;             // -1: colors are used as they are
-  int depth_mode;            // 0 none, 1 D, 2 ED; depth is the last channel
+  int depth_mode;            // DepthMode; depth is the last channel
   int colors_per_view;       // whether `colors` has a C axis
   int antialiased;
   float near_plane, far_plane, radius_clip, eps2d, max_alpha, compensation_floor;
   int num_threads;
+};
+
+// What the backward reads and writes beside the arguments of the forward. Gradients are zero on entry, like their inputs in
+// shape, null where not wanted.
+struct BackwardArgs {
+  const float* transmittance;  // of the forward
+  const int32_t* last;
+  const float* render_colors;  // of the forward; read with kExpectedDepth alone
+  const float* grad_colors;    // [B, C, H, W, X] or null
+  const float* grad_alphas;    // [B, C, H, W, 1] or null
+  float *means, *quats, *scales, *covars, *opacities, *colors, *viewmats, *Ks, *backgrounds;
+  float* means2d;              // [B, C, N, 2]; given, the chain stops there; or null
 };
 
 // A scene, view-independent part, one array per component, `padded` long (a multiple of 8).
@@ -71,15 +88,41 @@ struct ProjectTarget {
 
 struct TileTarget {
   float* colors;             // of the view, [H, W, X]
-  float* alphas;             // of the view, [H, W]
+  float* alphas;             // of the view, [H, W]; null after the first pass
+  float* transmittance;      // of the view, [H, W], or null, with `last`
+  int32_t* last;
   const float* background;   // [X] or null
   int64_t width, height, channels;
   int64_t first_channel;     // of this pass
   int num_channels;          // of this pass, 0 to kPassChannels
-  bool write_alpha;          // first pass only
-  bool expected_depth;       // the last channel of this pass is divided by alpha
+  int depth_mode;            // of the last channel of this pass
   float max_alpha;
 };
+
+struct TileSource {
+  const float* transmittance;  // of the view, [H, W]
+  const int32_t* last;         // [H, W]
+  const float* render_colors;  // [H, W, X]; read with kExpectedDepth alone
+  const float* grad_colors;    // [H, W, X] or null
+  const float* grad_alphas;    // [H, W], or null, and after the first pass
+  const float* background;     // [X] or null
+  int64_t width, height, channels, first_channel;
+  int num_channels, depth_mode;
+  float max_alpha;
+};
+
+// Sums over the pixels of one tile, in a slot of its own for each (tile, splat): h, hx, hy, hxx, hxy, hyy (gaussian_backward.h),
+// then the colours of the pass; two floats of padding make it three SSE registers.
+constexpr int kMoments = 6;
+constexpr int kSlot = 12;
+
+// Sums over the whole view, for a record.
+struct RecordGradient {
+  float moments[kMoments];
+};
+
+// Of one view: rotation, translation, fx, fy, cx, cy, and the camera centre (by spherical harmonics).
+constexpr int kCameraValues = 9 + 3 + 4 + 3;
 
 struct Kernels {
   // Fills Gaussians [begin, end) of a scene, begin a multiple of 8; returns how many are not finite (their opacity becomes NaN).
@@ -94,9 +137,28 @@ struct Kernels {
                      const TileTarget& target);
 };
 
+struct BackwardKernels {
+  // Replays one tile back to front. Writes the slot of every pair of the tile: slots[i] of the record plus the place of the
+  // tile among those that the record's bounds touch. Adds to `v_background` [channels of the pass].
+  void (*tile)(const Record* records, const Bounds* bounds, const int64_t* slots, const Pair* begin, const Pair* end,
+               int64_t tile_x, int64_t tile_y, const TileSource& source, float* partials, float* v_background);
+  // Carries records [begin, end) of a view on to the Gaussians and, summed, to `v_camera` [kCameraValues]. v_colors is
+  // [records, X] and v_covars [N, 6], of the scene.
+  void (*project)(const RasterizeArgs& args, const BackwardArgs& grads, const Scene& scene, int64_t scene_index,
+                  int64_t view_index, const uint32_t* ids, const RecordGradient* records, const float* v_colors,
+                  int64_t begin, int64_t end, float* v_covars, float* v_camera);
+  // From covariances to quaternions and scales, Gaussians [begin, end) of a scene, begin a multiple of 8.
+  void (*finish)(const RasterizeArgs& args, const BackwardArgs& grads, const Scene& scene, int64_t scene_index,
+                 const float* v_covars, int64_t begin, int64_t end);
+};
+
 WR_ISA_DECLARE(Kernels, rasterize_kernels);
+WR_ISA_DECLARE(BackwardKernels, rasterize_backward_kernels);
 
 // The whole forward pass with the kernels of one instruction set. Throws std::bad_alloc, and std::runtime_error as choose_isa.
 void rasterize(const RasterizeArgs& args, const char* level);
+
+// Its gradients; `args` as in the forward, its outputs ignored.
+void rasterize_backward(const RasterizeArgs& args, const BackwardArgs& grads, const char* level);
 
 }  // namespace worldr1

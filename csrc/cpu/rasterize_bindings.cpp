@@ -8,57 +8,94 @@ namespace py = pybind11;
 namespace worldr1 {
 namespace {
 
-void rasterize_forward(uintptr_t means, uintptr_t quats, uintptr_t scales, uintptr_t opacities, uintptr_t colors,
-                       uintptr_t viewmats, uintptr_t Ks, uintptr_t backgrounds, uintptr_t render_colors,
-                       uintptr_t render_alphas, uintptr_t num_invalid, int64_t num_scenes, int64_t num_views,
-                       int64_t num_gaussians, int64_t color_size, int64_t channels, int64_t width, int64_t height,
-                       int sh_degree, int depth_mode, bool colors_per_view, bool antialiased, float near_plane,
-                       float far_plane, float radius_clip, float eps2d, float max_alpha, float compensation_floor,
-                       int num_threads, const std::string& level) {
-  worldr1::RasterizeArgs args{};
-  args.means = pointer<const float>(means);
-  args.quats = pointer<const float>(quats);
-  args.scales = pointer<const float>(scales);
-  args.opacities = pointer<const float>(opacities);
-  args.colors = pointer<const float>(colors);
-  args.viewmats = pointer<const float>(viewmats);
-  args.Ks = pointer<const float>(Ks);
-  args.backgrounds = pointer<const float>(backgrounds);
-  args.render_colors = pointer<float>(render_colors);
-  args.render_alphas = pointer<float>(render_alphas);
-  args.num_invalid = pointer<int64_t>(num_invalid);
-  args.num_scenes = num_scenes;
-  args.num_views = num_views;
-  args.num_gaussians = num_gaussians;
-  args.color_size = color_size;
-  args.channels = channels;
-  args.width = width;
-  args.height = height;
-  args.sh_degree = sh_degree;
-  args.depth_mode = depth_mode;
-  args.colors_per_view = colors_per_view;
-  args.antialiased = antialiased;
-  args.near_plane = near_plane;
-  args.far_plane = far_plane;
-  args.radius_clip = radius_clip;
-  args.eps2d = eps2d;
-  args.max_alpha = max_alpha;
-  args.compensation_floor = compensation_floor;
-  args.num_threads = num_threads;
+// Keyword arguments by the names of the structs in rasterize.h; addresses come as integers, 0 for null.
+struct Reader {
+  const py::kwargs& given;
+
+  template <class T>
+  void operator()(const char* name, T& value) const {
+    value = given[name].cast<T>();
+  }
+  template <class T>
+  void operator()(const char* name, T*& value) const {
+    value = pointer<T>(given[name].cast<uintptr_t>());
+  }
+};
+
+RasterizeArgs read_args(const Reader& read) {
+  RasterizeArgs args{};
+  read("means", args.means);
+  read("quats", args.quats);
+  read("scales", args.scales);
+  read("covars", args.covars);
+  read("opacities", args.opacities);
+  read("colors", args.colors);
+  read("viewmats", args.viewmats);
+  read("Ks", args.Ks);
+  read("backgrounds", args.backgrounds);
+  read("num_scenes", args.num_scenes);
+  read("num_views", args.num_views);
+  read("num_gaussians", args.num_gaussians);
+  read("color_size", args.color_size);
+  read("channels", args.channels);
+  read("width", args.width);
+  read("height", args.height);
+  read("sh_degree", args.sh_degree);
+  read("depth_mode", args.depth_mode);
+  read("colors_per_view", args.colors_per_view);
+  read("antialiased", args.antialiased);
+  read("near_plane", args.near_plane);
+  read("far_plane", args.far_plane);
+  read("radius_clip", args.radius_clip);
+  read("eps2d", args.eps2d);
+  read("max_alpha", args.max_alpha);
+  read("compensation_floor", args.compensation_floor);
+  read("num_threads", args.num_threads);
+  return args;
+}
+
+void forward(const py::kwargs& kwargs) {
+  const Reader read{kwargs};
+  RasterizeArgs args = read_args(read);
+  read("render_colors", args.render_colors);
+  read("render_alphas", args.render_alphas);
+  read("num_invalid", args.num_invalid);
+  read("transmittance", args.transmittance);
+  read("last", args.last);
+  const std::string level = kwargs["level"].cast<std::string>();
   py::gil_scoped_release release;
-  worldr1::rasterize(args, level.c_str());
+  rasterize(args, level.c_str());
+}
+
+void backward(const py::kwargs& kwargs) {
+  const Reader read{kwargs};
+  const RasterizeArgs args = read_args(read);
+  BackwardArgs grads{};
+  read("transmittance", grads.transmittance);
+  read("last", grads.last);
+  read("render_colors", grads.render_colors);
+  read("grad_colors", grads.grad_colors);
+  read("grad_alphas", grads.grad_alphas);
+  read("v_means", grads.means);
+  read("v_quats", grads.quats);
+  read("v_scales", grads.scales);
+  read("v_covars", grads.covars);
+  read("v_opacities", grads.opacities);
+  read("v_colors", grads.colors);
+  read("v_viewmats", grads.viewmats);
+  read("v_Ks", grads.Ks);
+  read("v_backgrounds", grads.backgrounds);
+  read("v_means2d", grads.means2d);
+  const std::string level = kwargs["level"].cast<std::string>();
+  py::gil_scoped_release release;
+  rasterize_backward(args, grads, level.c_str());
 }
 
 }  // namespace
 
 void bind_rasterize(py::module_& m) {
-  m.def("rasterize_forward", &rasterize_forward, py::kw_only(), py::arg("means"), py::arg("quats"), py::arg("scales"),
-        py::arg("opacities"), py::arg("colors"), py::arg("viewmats"), py::arg("Ks"), py::arg("backgrounds"),
-        py::arg("render_colors"), py::arg("render_alphas"), py::arg("num_invalid"), py::arg("num_scenes"),
-        py::arg("num_views"), py::arg("num_gaussians"), py::arg("color_size"), py::arg("channels"), py::arg("width"),
-        py::arg("height"), py::arg("sh_degree"), py::arg("depth_mode"), py::arg("colors_per_view"), py::arg("antialiased"),
-        py::arg("near_plane"), py::arg("far_plane"), py::arg("radius_clip"), py::arg("eps2d"), py::arg("max_alpha"),
-        py::arg("compensation_floor"), py::arg("num_threads"), py::arg("level"));
+  m.def("rasterize_forward", &forward);
+  m.def("rasterize_backward", &backward);
 }
 
 }  // namespace worldr1

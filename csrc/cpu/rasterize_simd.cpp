@@ -20,40 +20,60 @@ WR_INLINE f8 log_of(f8 x) {
   return r;
 }
 
+// A covariance from quaternion and scales, lanes transposed by hand. `ok` loses lanes that are not finite.
+WR_INLINE Covariance3<f8> load_rotated(const RasterizeArgs& args, int64_t first, int lanes, i8& ok) {
+  alignas(32) float in[7][8] = {};
+  for (int i = 0; i < lanes; ++i) {
+    for (int k = 0; k < 4; ++k) in[k][i] = args.quats[4 * (first + i) + k];
+    for (int k = 0; k < 3; ++k) in[4 + k][i] = args.scales[3 * (first + i) + k];
+  }
+  f8 v[7];
+  for (int k = 0; k < 7; ++k) {
+    v[k] = f8_load(in[k]);
+    ok &= finite(v[k]);
+  }
+  const f8 norm = v[0] * v[0] + v[1] * v[1] + v[2] * v[2] + v[3] * v[3];
+  ok &= (norm > f8_set(0.0f)) & finite(norm);
+  return covariance_world(v[0], v[1], v[2], v[3], v[4], v[5], v[6]);
+}
+
+WR_INLINE Covariance3<f8> load_covariance(const RasterizeArgs& args, int64_t first, int lanes, i8& ok) {
+  alignas(32) float in[6][8] = {};
+  for (int i = 0; i < lanes; ++i) {
+    for (int k = 0; k < 6; ++k) in[k][i] = args.covars[6 * (first + i) + k];
+  }
+  f8 v[6];
+  for (int k = 0; k < 6; ++k) {
+    v[k] = f8_load(in[k]);
+    ok &= finite(v[k]);
+  }
+  return {v[0], v[1], v[2], v[3], v[4], v[5]};
+}
+
 int64_t prepare(const RasterizeArgs& args, int64_t scene_index, const uint8_t* color_bad, Scene& scene, int64_t begin,
                 int64_t end) {
-  const int64_t n = scene.count;
-  const float* means = args.means + scene_index * n * 3;
-  const float* quats = args.quats + scene_index * n * 4;
-  const float* scales = args.scales + scene_index * n * 3;
-  const float* opacities = args.opacities + scene_index * n;
+  const int64_t n = scene.count, row = scene_index * n;
   int64_t invalid = 0;
   for (int64_t base = begin; base < end; base += 8) {
     const int lanes = (int)(n - base < 8 ? n - base : 8);
-    alignas(32) float in[11][8] = {};
+    alignas(32) float in[4][8] = {};
     for (int i = 0; i < lanes; ++i) {
-      const int64_t g = base + i;
-      for (int k = 0; k < 3; ++k) in[k][i] = means[3 * g + k];
-      for (int k = 0; k < 4; ++k) in[3 + k][i] = quats[4 * g + k];
-      for (int k = 0; k < 3; ++k) in[7 + k][i] = scales[3 * g + k];
-      in[10][i] = opacities[g];
+      const int64_t g = row + base + i;
+      for (int k = 0; k < 3; ++k) in[k][i] = args.means[3 * g + k];
+      in[3][i] = args.opacities[g];
     }
-    f8 v[11];
-    i8 ok = finite(f8_load(in[0]));
-    for (int k = 0; k < 11; ++k) {
-      v[k] = f8_load(in[k]);
-      ok &= finite(v[k]);
-    }
-    const f8 norm = v[3] * v[3] + v[4] * v[4] + v[5] * v[5] + v[6] * v[6];
-    ok &= (norm > f8_set(0.0f)) & finite(norm);
+    const f8 x = f8_load(in[0]), y = f8_load(in[1]), z = f8_load(in[2]);
+    f8 opacity = f8_load(in[3]);
+    i8 ok = finite(x) & finite(y) & finite(z) & finite(opacity);
+    const Covariance3<f8> s = args.covars != nullptr ? load_covariance(args, row + base, lanes, ok)
+                                                     : load_rotated(args, row + base, lanes, ok);
     if (color_bad != nullptr) {
       for (int i = 0; i < lanes; ++i) ok[i] = color_bad[base + i] ? 0 : ok[i];
     }
     invalid += lanes - __builtin_popcount(lane_bits(ok) & ((1u << lanes) - 1u));
-    const Covariance3<f8> s = covariance_world(v[3], v[4], v[5], v[6], v[7], v[8], v[9]);
-    const f8 opacity = select(ok, v[10], f8_set(__builtin_nanf("")));  // NaN fails every test of the projection
+    opacity = select(ok, opacity, f8_set(__builtin_nanf("")));  // NaN fails every test of the projection
     const f8 extend = sqrt_of(2.0f * log_of(max_of(opacity * 255.0f, 1.0f)));
-    const f8 out[kSceneArrays] = {v[0], v[1], v[2], s.xx, s.xy, s.xz, s.yy, s.yz, s.zz, opacity, extend};
+    const f8 out[kSceneArrays] = {x, y, z, s.xx, s.xy, s.xz, s.yy, s.yz, s.zz, opacity, extend};
     for (int k = 0; k < kSceneArrays; ++k) f8_store(scene.array(k) + base, out[k]);
   }
   return invalid;
@@ -139,24 +159,28 @@ int64_t project_view(const RasterizeArgs& args, const Scene& scene, int64_t scen
   return kept;
 }
 
-template <int CH>
-WR_INLINE void blend(const Record* records, const Pair* pair, const Pair* end, int64_t tile_x, int64_t tile_y,
+// What else than weighted sums the loop keeps.
+enum BlendKind { kPlain, kForBackward, kMedian, kFirst };
+
+template <int CH, int KIND>
+void blend(const Record* records, const Pair* begin, const Pair* end, int64_t tile_x, int64_t tile_y,
                      const TileTarget& t) {
   const int64_t x0 = tile_x * kTile, y0 = tile_y * kTile;
   const int rows = (int)(t.height - y0 < kTile ? t.height - y0 : kTile);
   const int columns = (int)(t.width - x0 < kTile ? t.width - x0 : kTile);
-  f8 transmittance[kTile], color[kTile][CH > 0 ? CH : 1];
-  i8 live[kTile];
+  f8 transmittance[kTile], color[kTile][CH];
+  i8 live[kTile], last[kTile];
   const i8 inside = f8_iota() < f8_set((float)columns);
   for (int r = 0; r < kTile; ++r) {
     transmittance[r] = f8_set(1.0f);
     live[r] = inside;
+    last[r] = i8{};
     for (int c = 0; c < CH; ++c) color[r][c] = f8_set(0.0f);
   }
   const f8 pixel_x = f8_iota() + ((float)x0 + 0.5f);
   const f8 threshold = f8_set(kAlphaThreshold), stop_at = f8_set(kTransmittanceStop), max_alpha = f8_set(t.max_alpha);
   uint32_t live_rows = (1u << rows) - 1u;
-  for (; pair != end; ++pair) {
+  for (const Pair* pair = begin; pair != end; ++pair) {
     uint32_t todo = pair->rows & live_rows;
     if (!todo) continue;
     const Record& g = records[pair->record];
@@ -178,36 +202,59 @@ WR_INLINE void blend(const Record* records, const Pair* pair, const Pair* end, i
         if (!lane_bits(live[r])) live_rows &= ~(1u << r);
       }
       const f8 weight = before * alpha;
-      transmittance[r] = before - weight;
-      for (int c = 0; c < CH; ++c) color[r][c] += weight * g.color[c];
+      const f8 after = before - weight;
+      transmittance[r] = after;
+      constexpr int kSums = KIND == kMedian || KIND == kFirst ? CH - 1 : CH;
+      for (int c = 0; c < kSums; ++c) color[r][c] += weight * g.color[c];
+      if (KIND == kForBackward) last[r] = select(alpha > f8_set(0.0f), i8_set((int32_t)(pair - begin) + 1), last[r]);
+      if (KIND == kMedian) {
+        const f8 half = f8_set(0.5f);
+        color[r][kSums] = select((before > half) & (after <= half), f8_set(g.color[kSums]), color[r][kSums]);
+      }
+      if (KIND == kFirst) {
+        const f8 one = f8_set(1.0f);
+        color[r][kSums] = select((before == one) & (after < one), f8_set(g.color[kSums]), color[r][kSums]);
+      }
     }
     if (!live_rows) break;
   }
   for (int r = 0; r < rows; ++r) {
     const int64_t pixel = (y0 + r) * t.width + x0;
     const f8 alpha = 1.0f - transmittance[r];
-    if (t.write_alpha) {
+    if (t.alphas != nullptr) {
       for (int i = 0; i < columns; ++i) t.alphas[pixel + i] = alpha[i];
+    }
+    if (KIND == kForBackward) {
+      for (int i = 0; i < columns; ++i) t.transmittance[pixel + i] = transmittance[r][i];
+      for (int i = 0; i < columns; ++i) t.last[pixel + i] = last[r][i];
     }
     for (int c = 0; c < CH; ++c) {
       const int64_t channel = t.first_channel + c;
       f8 value = color[r][c];
       if (t.background != nullptr) value += transmittance[r] * t.background[channel];
-      if (t.expected_depth && c == CH - 1) value /= max_of(alpha, 1e-10f);
+      if (t.depth_mode == kExpectedDepth && c == CH - 1) value /= max_of(alpha, 1e-10f);
       float* out = t.colors + pixel * t.channels + channel;
       for (int i = 0; i < columns; ++i) out[i * t.channels] = value[i];
     }
   }
 }
 
+template <int CH>
+void blend_kind(const Record* records, const Pair* begin, const Pair* end, int64_t tile_x, int64_t tile_y,
+                          const TileTarget& t) {
+  if (t.transmittance != nullptr) return blend<CH, kForBackward>(records, begin, end, tile_x, tile_y, t);
+  if (t.depth_mode == kMedianDepth) return blend<CH, kMedian>(records, begin, end, tile_x, tile_y, t);
+  if (t.depth_mode == kFirstDepth) return blend<CH, kFirst>(records, begin, end, tile_x, tile_y, t);
+  return blend<CH, kPlain>(records, begin, end, tile_x, tile_y, t);
+}
+
 void blend_tile(const Record* records, const Pair* begin, const Pair* end, int64_t tile_x, int64_t tile_y,
                 const TileTarget& t) {
   switch (t.num_channels) {
-    case 0: return blend<0>(records, begin, end, tile_x, tile_y, t);
-    case 1: return blend<1>(records, begin, end, tile_x, tile_y, t);
-    case 2: return blend<2>(records, begin, end, tile_x, tile_y, t);
-    case 3: return blend<3>(records, begin, end, tile_x, tile_y, t);
-    default: return blend<4>(records, begin, end, tile_x, tile_y, t);
+    case 1: return blend_kind<1>(records, begin, end, tile_x, tile_y, t);
+    case 2: return blend_kind<2>(records, begin, end, tile_x, tile_y, t);
+    case 3: return blend_kind<3>(records, begin, end, tile_x, tile_y, t);
+    default: return blend_kind<4>(records, begin, end, tile_x, tile_y, t);
   }
 }
 

@@ -23,6 +23,12 @@ def double(scene: GaussianScene) -> GaussianScene:
     return GaussianScene(*(t.double() for t in scene))
 
 
+def flat_inputs(scene: GaussianScene) -> Inputs:
+    """One scene in the form the op takes."""
+    means, quats, scales, opacities, colors, viewmats, Ks = (t[None] for t in scene)
+    return Inputs(means, quats, scales, None, opacities, colors[None], viewmats, Ks, None)
+
+
 def assert_images_close(actual: torch.Tensor, expected: torch.Tensor, scale: float = 1.0) -> None:
     """|d| <= 1e-5 on all but 1 in 10,000 pixels (one at least), the rest within one borderline splat."""
     difference = (actual.double() - expected).abs().amax(-1) / scale  # [..., H, W]
@@ -73,8 +79,8 @@ def test_every_instruction_set(level: str) -> None:
         pytest.skip(f"this processor has no {level}")
     scene = gaussian_scene(400, 40, 33, seed=5)
     settings = Settings(40, 33, 0.01, 1e10, 0.0, 0.3, -1, 1, True, 0.99, 0.005)
-    inputs = Inputs(*(t[None] for t in scene[:4]), scene.colors[None, None], scene.viewmats[None], scene.Ks[None], None)
-    colors, alphas, _ = rasterize_native(inputs, settings, level=level)
+    inputs = flat_inputs(scene)
+    colors, alphas, _ = rasterize_native(inputs, settings, level=level)[:3]
     expected = rasterize(*double(scene), 40, 33, render_mode="RGB+D", rasterize_mode="antialiased", backend="reference")
     assert_images_close(colors[0], expected.render_colors, 6.0)
     assert_images_close(alphas[0], expected.render_alphas)
@@ -280,9 +286,9 @@ def test_moving_camera_and_scene_together_changes_nothing() -> None:
 def test_op_and_compile() -> None:
     scene = gaussian_scene(30, 18, 13, num_views=2)
     settings = Settings(18, 13, 0.01, 1e10, 0.0, 0.3, -1, 2, False, 0.99, 0.005)
-    inputs = Inputs(*(t[None] for t in scene[:4]), scene.colors[None, None], scene.viewmats[None], scene.Ks[None], None)
+    inputs = flat_inputs(scene)
     for backend in ("native", "reference"):
-        check_op(rasterize_op, (*inputs, *settings, backend))
+        check_op(rasterize_op, (*inputs, *settings, backend, False))
 
     def function(means: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
         moved = scene._replace(means=means * 1.0, colors=colors)
@@ -351,12 +357,16 @@ class TestErrors:
         with pytest.raises(TypeError, match="backend 'native' computes in float32"):
             rasterize(*double(self.scene), 8, 8, backend="native")
 
-    def test_native_with_gradients_names_the_reference(self) -> None:
+    @pytest.mark.parametrize("mode", ["MD", "RGB+FD"])
+    def test_native_gradient_of_one_depth_names_the_reference(self, mode: str) -> None:
         scene = self.scene._replace(means=self.scene.means.clone().requires_grad_())
         with pytest.raises(NotImplementedError, match="use backend='reference'"):
-            rasterize(*scene, 8, 8, backend="native")
-        out = rasterize(*scene, 8, 8)  # "auto" takes the reference
+            rasterize(*scene, 8, 8, render_mode=mode, backend="native")
+        out = rasterize(*scene, 8, 8, render_mode=mode)  # "auto" takes the reference
         assert out.render_colors.requires_grad
+        with torch.no_grad():
+            rendered = rasterize(*scene, 8, 8, render_mode=mode, backend="native").render_colors
+        torch.testing.assert_close(rendered, out.render_colors.detach(), rtol=0, atol=1e-5)
 
     def test_native_on_another_device_says_why(self) -> None:
         scene = GaussianScene(*(t.to("meta") for t in self.scene))

@@ -4,13 +4,19 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+# Settings.depth_mode
+NO_DEPTH, WEIGHTED_DEPTH, EXPECTED_DEPTH, MEDIAN_DEPTH, FIRST_DEPTH = range(5)
+# Suffix of a render mode -> depth_mode.
+DEPTH_MODES = {"D": WEIGHTED_DEPTH, "ED": EXPECTED_DEPTH, "MD": MEDIAN_DEPTH, "FD": FIRST_DEPTH}
+
 
 class Inputs(NamedTuple):
-    """Checked tensors, all of one floating dtype and on one device."""
+    """Checked tensors, all of one floating dtype and on one device. Either quats and scales or covars are given."""
 
     means: Tensor  # [B, N, 3]
-    quats: Tensor  # [B, N, 4]
-    scales: Tensor  # [B, N, 3]
+    quats: Tensor | None  # [B, N, 4]
+    scales: Tensor | None  # [B, N, 3]
+    covars: Tensor | None  # [B, N, 6]: xx, xy, xz, yy, yz, zz
     opacities: Tensor  # [B, N]
     colors: Tensor | None  # [B, 1 or C, N, D] or, with sh_degree >= 0, [B, 1 or C, N, K, 3]; None for depth alone
     viewmats: Tensor  # [B, C, 4, 4]
@@ -28,7 +34,7 @@ class Settings(NamedTuple):
     radius_clip: float
     eps2d: float
     sh_degree: int  # -1: colours as they are
-    depth_mode: int  # 0 none, 1 the weighted sum D, 2 the expected depth ED; the last channel
+    depth_mode: int  # one of the constants above; depth is the last channel
     antialiased: bool
     max_alpha: float
     compensation_floor: float
@@ -36,4 +42,4 @@ class Settings(NamedTuple):
     def channels(self, colors: Tensor | None) -> int:
         """X: number of rendered channels."""
         features = 0 if colors is None else (3 if self.sh_degree >= 0 else colors.shape[-1])
-        return features + (1 if self.depth_mode else 0)
+        return features + (1 if self.depth_mode != NO_DEPTH else 0)

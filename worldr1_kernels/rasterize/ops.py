@@ -1,46 +1,112 @@
-"""The op `worldr1::rasterize`: schema, dispatch, fake kernel. Forward only; gradients: see api.py."""
+"""The ops `worldr1::rasterize` and `worldr1::rasterize_backward`: schemas, dispatch, fake kernels, autograd."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from worldr1_kernels import _native
 from worldr1_kernels._library import define_op
-from worldr1_kernels.rasterize.arguments import Inputs, Settings
-from worldr1_kernels.rasterize.native_impl import rasterize_native
+from worldr1_kernels.rasterize import native_impl
+from worldr1_kernels.rasterize.arguments import EXPECTED_DEPTH, Inputs, Settings
 from worldr1_kernels.rasterize.reference import rasterize_reference
 
-SCHEMA = (
-    "rasterize(Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor? colors, Tensor viewmats, "
-    "Tensor Ks, Tensor? backgrounds, int width, int height, float near_plane, float far_plane, float radius_clip, "
-    "float eps2d, int sh_degree, int depth_mode, bool antialiased, float max_alpha, float compensation_floor, "
-    "str backend) -> (Tensor, Tensor, Tensor)"
+_INPUTS = (
+    "Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities, Tensor? colors, Tensor viewmats, "
+    "Tensor Ks, Tensor? backgrounds"
 )
-_NUM_INPUTS = len(Inputs._fields)
+_SETTINGS = (
+    "int width, int height, float near_plane, float far_plane, float radius_clip, float eps2d, int sh_degree, "
+    "int depth_mode, bool antialiased, float max_alpha, float compensation_floor"
+)
+_NUM_INPUTS, _NUM_SETTINGS = len(Inputs._fields), len(Settings._fields)
 
 
-def _split(args: tuple[Any, ...]) -> tuple[Inputs, Settings, str]:
-    return Inputs(*args[:_NUM_INPUTS]), Settings(*args[_NUM_INPUTS:-1]), args[-1]
+def native_unavailable(device: torch.device) -> str | None:
+    """None when the compiled rasterizer can run on `device`, else the reason."""
+    if device.type != "cpu":
+        return f"the native backend has no kernel for device {device.type}"
+    return _native.cpu_unavailable()
 
 
-def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, settings, backend = _split(args)
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs, settings = Inputs(*args[:_NUM_INPUTS]), Settings(*args[_NUM_INPUTS:-2])
+    backend, for_backward = args[-2:]
     if backend == "native":
-        return rasterize_native(inputs, settings)
+        return native_impl.rasterize_native(inputs, settings, for_backward=for_backward)
     output = rasterize_reference(inputs, settings)
+    none = inputs.means.new_empty(0)
     # Slices of a larger tensor: the fake kernel promises contiguous outputs of their own.
-    return output.render_colors.contiguous(), output.render_alphas.contiguous(), output.num_invalid
+    images = output.render_colors.contiguous(), output.render_alphas.contiguous()
+    return *images, output.num_invalid, none, none.to(torch.int32)
 
 
-def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, settings, _ = _split(args)
-    image = (*inputs.viewmats.shape[:2], settings.height, settings.width)
+def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs, settings = Inputs(*args[:_NUM_INPUTS]), Settings(*args[_NUM_INPUTS:-2])
+    means, views = inputs.means, inputs.viewmats.shape[:2]
+    image = (*views, settings.height, settings.width)
+    kept = image if args[-1] else (0,)
     return (
-        inputs.means.new_empty(*image, settings.channels(inputs.colors)),
-        inputs.means.new_empty(*image, 1),
-        inputs.means.new_empty(*inputs.viewmats.shape[:2], dtype=torch.int64),
+        means.new_empty(*image, settings.channels(inputs.colors)),
+        means.new_empty(*image, 1),
+        means.new_empty(*views, dtype=torch.int64),
+        means.new_empty(*kept),
+        means.new_empty(*kept, dtype=torch.int32),
     )
 
 
-# Positional: *Inputs, *Settings, backend -> (render_colors [B,C,H,W,X], render_alphas [B,C,H,W,1], num_invalid [B,C]).
-rasterize_op = define_op(SCHEMA, _forward, _fake)
+def _backward(*args: Any) -> tuple[Tensor, ...]:
+    inputs, images = Inputs(*args[:_NUM_INPUTS]), args[_NUM_INPUTS : -_NUM_SETTINGS - 1]
+    settings, split_means2d = Settings(*args[-_NUM_SETTINGS - 1 : -1]), args[-1]
+    return native_impl.rasterize_backward_native(inputs, settings, *images, split_means2d=split_means2d)
+
+
+def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
+    inputs, split_means2d = Inputs(*args[:_NUM_INPUTS]), args[-1]
+    return native_impl.empty_gradients(inputs, split_means2d=split_means2d)
+
+
+# *Inputs, *Settings, backend, for_backward -> render_colors [B,C,H,W,X], render_alphas [B,C,H,W,1], num_invalid [B,C]
+# and, with for_backward (backend "native" alone; else empty), what the backward reads: the transmittance left
+# [B,C,H,W] and where each pixel's list of splats ended [B,C,H,W], in the implementation's own count.
+rasterize_op = define_op(
+    f"rasterize({_INPUTS}, {_SETTINGS}, str backend, bool for_backward) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+
+# Gradients of *Inputs, empty for those that are None, and of the projected means [B,C,N,2], empty unless split_means2d:
+# then the chain stops at the projected means, and the other gradients leave out what comes through them.
+rasterize_backward_op = define_op(
+    f"rasterize_backward({_INPUTS}, Tensor? render_colors, Tensor transmittance, Tensor last, Tensor? grad_colors, "
+    f"Tensor? grad_alphas, {_SETTINGS}, bool split_means2d) "
+    f"-> ({', '.join(['Tensor'] * (_NUM_INPUTS + 1))})",
+    _backward,
+    _backward_fake,
+)
+
+
+class Rasterize(torch.autograd.Function):
+    """The native kernels, differentiable in every tensor. `means2d` [..., C, N, 2] may be None; given, it receives the
+    gradient of the projected means, which then does not flow to the other inputs from here."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, settings: Settings, means2d: Tensor | None, *inputs: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        colors, alphas, num_invalid, transmittance, last = rasterize_op(*inputs, *settings, "native", True)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(num_invalid)
+        divided = colors if settings.depth_mode == EXPECTED_DEPTH else None
+        ctx.save_for_backward(*inputs, divided, transmittance, last)
+        ctx.settings, ctx.means2d_shape = settings, None if means2d is None else means2d.shape
+        return colors, alphas, num_invalid
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        shape = ctx.means2d_shape
+        *outputs, means2d = rasterize_backward_op(*saved, *grads[:2], *ctx.settings, shape is not None)
+        gradients = [g if t is not None else None for g, t in zip(outputs, saved[:_NUM_INPUTS], strict=True)]
+        return None, (None if shape is None else means2d.reshape(shape)), *gradients

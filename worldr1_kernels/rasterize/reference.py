@@ -9,7 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldr1_kernels.rasterize.arguments import Inputs, Settings
+from worldr1_kernels.rasterize.arguments import (
+    EXPECTED_DEPTH,
+    FIRST_DEPTH,
+    MEDIAN_DEPTH,
+    NO_DEPTH,
+    Inputs,
+    Settings,
+)
 
 ALPHA_THRESHOLD = 1.0 / 255.0
 TRANSMITTANCE_STOP = 1e-4
@@ -29,11 +36,32 @@ class Projection(NamedTuple):
     keep: Tensor  # [B, C, N] bool
 
 
-def finite_gaussians(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor) -> Tensor:
-    """True where all parameters are finite and the quaternion has a length. [B, N] bool."""
-    norm = (quats * quats).sum(-1)
-    finite = means.isfinite().all(-1) & quats.isfinite().all(-1) & scales.isfinite().all(-1) & opacities.isfinite()
-    return finite & norm.isfinite() & (norm > 0)
+def replace_invalid(inputs: Inputs) -> tuple[Inputs, Tensor]:
+    """Harmless values in place of Gaussians that are not finite or have a zero quaternion; `valid` [B, C, N] is False
+    there. Replaced rather than dropped: no NaN enters the arithmetic, so none can leave through a gradient."""
+    means, quats, scales, covars, opacities, colors = inputs[:6]
+    good = means.isfinite().all(-1) & opacities.isfinite()  # [B, N]
+    if covars is not None:
+        good = good & covars.isfinite().all(-1)
+        covars = torch.where(good[..., None], covars, 0.0)
+    if quats is not None and scales is not None:
+        norm = (quats * quats).sum(-1)
+        good = good & quats.isfinite().all(-1) & scales.isfinite().all(-1) & norm.isfinite() & (norm > 0)
+        identity = torch.zeros_like(quats)
+        identity[..., 0] = 1.0
+        quats = torch.where(good[..., None], quats, identity)
+        scales = torch.where(good[..., None], scales, 1.0)
+    valid = good[:, None].expand(-1, inputs.viewmats.shape[1], -1)
+    if colors is not None:
+        color_good = colors.isfinite().flatten(3).all(-1)  # [B, 1 or C, N]
+        valid = valid & color_good
+        colors = torch.where(color_good.reshape(color_good.shape + (1,) * (colors.dim() - 3)), colors, 0.0)
+    means = torch.where(good[..., None], means, 0.0)
+    opacities = torch.where(good, opacities, 0.0)
+    replaced = inputs._replace(
+        means=means, quats=quats, scales=scales, covars=covars, opacities=opacities, colors=colors
+    )
+    return replaced, valid
 
 
 def rotation_matrices(quats: Tensor) -> Tensor:
@@ -47,8 +75,17 @@ def rotation_matrices(quats: Tensor) -> Tensor:
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
-def project(inputs: Inputs, settings: Settings) -> Projection:
-    """Projects every Gaussian into every camera (EWA splatting). `inputs` must be finite, see `finite_gaussians`."""
+def covariances(inputs: Inputs) -> Tensor:
+    """Covariances in the world, from quats and scales or as given. [B, N, 3, 3]."""
+    if inputs.covars is not None:
+        return inputs.covars[..., [0, 1, 2, 1, 3, 4, 2, 4, 5]].unflatten(-1, (3, 3))
+    assert inputs.quats is not None and inputs.scales is not None
+    factor = rotation_matrices(inputs.quats) * inputs.scales[..., None, :]
+    return factor @ factor.transpose(-1, -2)
+
+
+def project(inputs: Inputs, valid: Tensor, settings: Settings) -> Projection:
+    """Projects every Gaussian into every camera (EWA splatting); takes what `replace_invalid` returns."""
     viewmats, Ks, width, height = inputs.viewmats, inputs.Ks, settings.width, settings.height
     rotation, translation = viewmats[..., :3, :3], viewmats[..., :3, 3]
     p = torch.einsum("bcij,bnj->bcni", rotation, inputs.means) + translation[..., None, :]
@@ -63,9 +100,8 @@ def project(inputs: Inputs, settings: Settings) -> Projection:
     zero = torch.zeros_like(z)
     jacobian = torch.stack([fx / z, zero, -fx * uc / z, zero, fy / z, -fy * vc / z], -1).unflatten(-1, (2, 3))
 
-    factor = rotation_matrices(inputs.quats) * inputs.scales[..., None, :]  # [B, N, 3, 3]; covariance = factor factor^T
-    m = torch.einsum("bcnij,bcjk,bnkl->bcnil", jacobian, rotation, factor)  # [B, C, N, 2, 3]
-    raw = m @ m.transpose(-1, -2)
+    m = jacobian @ rotation[:, :, None]  # [B, C, N, 2, 3]
+    raw = m @ covariances(inputs)[:, None] @ m.transpose(-1, -2)
     xx, xy, yy = raw[..., 0, 0] + settings.eps2d, raw[..., 0, 1], raw[..., 1, 1] + settings.eps2d
     det = xx * yy - xy * xy
     det_ok = det > 0
@@ -86,7 +122,8 @@ def project(inputs: Inputs, settings: Settings) -> Projection:
         radii = (extend.clamp_max(MAX_EXTEND)[..., None] * sigma).ceil()
         size = torch.tensor([width, height], dtype=z.dtype, device=z.device)
         on_screen = ((means2d + reach > 0) & (means2d - reach < size)).all(-1)
-        keep = in_front & det_ok & on_screen & (opacity >= ALPHA_THRESHOLD) & (radii > settings.radius_clip).any(-1)
+        keep = valid & in_front & det_ok & on_screen & (opacity >= ALPHA_THRESHOLD)
+        keep &= (radii > settings.radius_clip).any(-1)
         radii = torch.where(keep[..., None], radii.clamp_max(2**30), 0).int()
     return Projection(means2d, conics, p[..., 2], reach, radii, opacity, keep)
 
@@ -156,23 +193,28 @@ def blend(
     conics: Tensor,  # [n, 3]
     opacities: Tensor,  # [n]
     features: Tensor,  # [n, X]
-    max_alpha: float,
+    settings: Settings,
 ) -> tuple[Tensor, Tensor]:
     """Blends splats front to back. Returns (features [P, X], transmittance left [P])."""
     d = pixels[:, None] - means2d[None]  # [P, n, 2]
     sigma = 0.5 * (conics[:, 0] * d[..., 0] ** 2 + conics[:, 2] * d[..., 1] ** 2) + conics[:, 1] * d[..., 0] * d[..., 1]
-    alpha = (opacities * torch.exp(-sigma)).clamp_max(max_alpha)
+    alpha = (opacities * torch.exp(-sigma)).clamp_max(settings.max_alpha)
     alpha = torch.where((sigma < 0) | (alpha < ALPHA_THRESHOLD), 0.0, alpha)
     after = torch.cumprod(1.0 - alpha, 1)  # [P, n] transmittance behind each splat
     # The splat that would bring it to the threshold is left out, and so is everything behind it; `after` never rises.
     alpha = torch.where(after > TRANSMITTANCE_STOP, alpha, 0.0)
     after = torch.cumprod(1.0 - alpha, 1)
     before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], 1)
-    return (alpha * before) @ features, after[:, -1]
+    color = (alpha * before) @ features
+    if settings.depth_mode in (MEDIAN_DEPTH, FIRST_DEPTH):  # the depth of one splat, 0 where there is none
+        reached = after <= 0.5 if settings.depth_mode == MEDIAN_DEPTH else alpha > 0
+        depth = features[reached.int().argmax(1), -1]  # argmax: the first of them
+        color = torch.cat([color[:, :-1], torch.where(reached.any(1), depth, 0.0)[:, None]], 1)
+    return color, after[:, -1]
 
 
 def _render_block(
-    x: Tensor, y: Tensor, splats: tuple[Tensor, Tensor, Tensor, Tensor], hit: Tensor, max_alpha: float
+    x: Tensor, y: Tensor, splats: tuple[Tensor, Tensor, Tensor, Tensor], hit: Tensor, settings: Settings
 ) -> Tensor:
     """Blends the splats `hit` over the pixels of a block. Returns [len(y), len(x), X + 1], transmittance last."""
     means2d, conics, opacities, features = (t[hit] for t in splats)
@@ -181,7 +223,7 @@ def _render_block(
         zeros, ones = features.new_zeros(len(pixels), features.shape[-1]), features.new_ones(len(pixels), 1)
         block = torch.cat([zeros, ones], 1)
     else:
-        color, left = blend(pixels, means2d, conics, opacities, features, max_alpha)
+        color, left = blend(pixels, means2d, conics, opacities, features, settings)
         block = torch.cat([color, left[:, None]], 1)
     return block.reshape(len(y), len(x), -1)
 
@@ -201,7 +243,7 @@ def render_view(view: Projection, features: Tensor, settings: Settings) -> Tenso
         row = []
         for x in xs.split(BLOCK):
             hit = (in_rows & (high[:, 0] >= x[0]) & (low[:, 0] <= x[-1])).nonzero()[:, 0]
-            row.append(_render_block(x, y, splats, hit, settings.max_alpha))
+            row.append(_render_block(x, y, splats, hit, settings))
         rows.append(torch.cat(row, 1))
     return torch.cat(rows, 0)
 
@@ -221,47 +263,31 @@ def render(projection: Projection, features: Tensor, settings: Settings) -> tupl
 
 
 class ReferenceOutput(NamedTuple):
-    """What `rasterize_reference` returns; shapes as in `Projection`."""
+    """What `rasterize_reference` returns."""
 
     render_colors: Tensor  # [B, C, H, W, X]
     render_alphas: Tensor  # [B, C, H, W, 1]
     num_invalid: Tensor  # [B, C] int64
-    projection: Projection
 
 
-def rasterize_reference(inputs: Inputs, settings: Settings) -> ReferenceOutput:
-    """The whole forward pass: drop what is not finite, project, shade, blend. Differentiable in every tensor."""
-    means, quats, scales, opacities, colors, viewmats, _, backgrounds = inputs
-    num_views = viewmats.shape[1]
-    geometry = finite_gaussians(means, quats, scales, opacities)  # [B, N]
-    valid = geometry[:, None].expand(-1, num_views, -1)  # [B, C, N]
-    # Replaced rather than dropped: no NaN enters the arithmetic, so none can leave through a gradient (0 * NaN is NaN).
-    identity = torch.zeros_like(quats)
-    identity[..., 0] = 1.0
-    inputs = inputs._replace(
-        means=torch.where(geometry[..., None], means, 0.0),
-        quats=torch.where(geometry[..., None], quats, identity),
-        scales=torch.where(geometry[..., None], scales, 1.0),
-        opacities=torch.where(geometry, opacities, 0.0),
-    )
-    if colors is not None:
-        color_valid = colors.isfinite().flatten(3).all(-1)  # [B, 1 or C, N]
-        valid = valid & color_valid
-        colors = torch.where(color_valid.reshape(color_valid.shape + (1,) * (colors.dim() - 3)), colors, 0.0)
-    projection = project(inputs, settings)
-    keep = projection.keep & valid
-    projection = projection._replace(keep=keep, radii=torch.where(keep[..., None], projection.radii, 0))
+def rasterize_reference(inputs: Inputs, settings: Settings, projection: Projection | None = None) -> ReferenceOutput:
+    """The whole forward pass: drop what is not finite, project, shade, blend. Differentiable in every tensor. Takes the
+    `projection` from the caller where there is one already."""
+    inputs, valid = replace_invalid(inputs)
+    if projection is None:
+        projection = project(inputs, valid, settings)
     features = []
-    if colors is not None:
+    if inputs.colors is not None:
+        colors = inputs.colors
         if settings.sh_degree >= 0:
-            colors = sh_colors(settings.sh_degree, colors, inputs.means, viewmats)
-        features.append(colors.expand(-1, num_views, -1, -1))
-    if settings.depth_mode:
-        features.append(torch.where(keep, projection.depths, 0.0)[..., None])
+            colors = sh_colors(settings.sh_degree, colors, inputs.means, inputs.viewmats)
+        features.append(colors.expand(-1, inputs.viewmats.shape[1], -1, -1))
+    if settings.depth_mode != NO_DEPTH:
+        features.append(torch.where(projection.keep, projection.depths, 0.0)[..., None])
     render_colors, render_alphas = render(projection, torch.cat(features, -1), settings)
-    if backgrounds is not None:
-        render_colors = render_colors + (1.0 - render_alphas) * backgrounds[:, :, None, None]
-    if settings.depth_mode == 2:
+    if inputs.backgrounds is not None:
+        render_colors = render_colors + (1.0 - render_alphas) * inputs.backgrounds[:, :, None, None]
+    if settings.depth_mode == EXPECTED_DEPTH:
         depth = render_colors[..., -1:] / render_alphas.clamp_min(1e-10)
         render_colors = torch.cat([render_colors[..., :-1], depth], -1)
-    return ReferenceOutput(render_colors, render_alphas, (~valid).sum(-1), projection)
+    return ReferenceOutput(render_colors, render_alphas, (~valid).sum(-1))

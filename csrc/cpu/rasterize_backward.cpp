@@ -1,0 +1,209 @@
+// Backward driver of the CPU rasterizer. The lists of the forward are made again, tiles are replayed back to front, and every
+// sum has a fixed order: pixels within a tile, tiles of a splat, views of a Gaussian, chunks of a camera. So the gradients do
+// not depend on the number of threads. The arithmetic is in rasterize_backward_simd.cpp.
+#include <vector>
+
+#include "rasterize.h"
+#include "rasterize_view.h"
+
+namespace worldr1 {
+namespace {
+
+constexpr int64_t kRecordChunk = 1024;
+
+// What one view leaves for its Gaussians.
+struct ViewGradients {
+  Workspace lists;
+  int64_t kept = 0;
+  Buffer<int64_t> slots;            // first slot of each record, and the end
+  Buffer<float> partials;           // [slots, kSlot]
+  Buffer<RecordGradient> records;   // [kept]
+  Buffer<float> colors;             // [kept, X]
+  Buffer<float> backgrounds;        // [tile rows, kPassChannels]
+  Buffer<float> cameras;            // [chunks, kCameraValues]
+};
+
+struct Call {
+  const RasterizeArgs& args;
+  const BackwardArgs& grads;
+  const Kernels& forward;
+  const BackwardKernels& backward;
+};
+
+int64_t chunks_of(int64_t count) { return (count + kRecordChunk - 1) / kRecordChunk; }
+
+TileSource tile_source(const Call& call, int64_t view) {
+  const RasterizeArgs& args = call.args;
+  const BackwardArgs& grads = call.grads;
+  const int64_t pixel = view * args.width * args.height;
+  TileSource s{};
+  s.transmittance = grads.transmittance + pixel;
+  s.last = grads.last + pixel;
+  if (grads.render_colors != nullptr) s.render_colors = grads.render_colors + pixel * args.channels;
+  if (grads.grad_colors != nullptr) s.grad_colors = grads.grad_colors + pixel * args.channels;
+  if (grads.grad_alphas != nullptr) s.grad_alphas = grads.grad_alphas + pixel;
+  if (args.backgrounds != nullptr) s.background = args.backgrounds + view * args.channels;
+  s.width = args.width;
+  s.height = args.height;
+  s.channels = args.channels;
+  s.max_alpha = args.max_alpha;
+  return s;
+}
+
+// Gives every record room for one slot in each tile that its bounds touch. Returns the number of slots.
+int64_t assign_slots(ViewGradients& v) {
+  int64_t* slots = v.slots.need(v.kept + 1);
+  const Bounds* bounds = v.lists.bounds.data();
+  int64_t sum = 0;
+  for (int64_t i = 0; i < v.kept; ++i) {
+    const Bounds b = bounds[i];
+    slots[i] = sum;
+    sum += (int64_t)(b.x1 / kTile - b.x0 / kTile + 1) * (b.y1 / kTile - b.y0 / kTile + 1);
+  }
+  slots[v.kept] = sum;
+  return sum;
+}
+
+// Adds the slots of each record up: moments over all passes, colours of this pass.
+void sum_slots(ViewGradients& v, int64_t channels, int64_t first, int count, int threads) {
+  parallel_for(chunks_of(v.kept), threads, [&](int64_t chunk, int) {
+    const int64_t end = std::min((chunk + 1) * kRecordChunk, v.kept);
+    for (int64_t i = chunk * kRecordChunk; i < end; ++i) {
+      float sums[kSlot] = {};
+      const float* slot = v.partials.data() + v.slots.data()[i] * kSlot;
+      for (int64_t n = v.slots.data()[i + 1] - v.slots.data()[i]; n > 0; --n, slot += kSlot) {
+        for (int k = 0; k < kMoments + count; ++k) sums[k] += slot[k];
+      }
+      RecordGradient& record = v.records.data()[i];
+      for (int k = 0; k < kMoments; ++k) record.moments[k] = first == 0 ? sums[k] : record.moments[k] + sums[k];
+      for (int c = 0; c < count; ++c) v.colors.data()[i * channels + first + c] = sums[kMoments + c];
+    }
+  });
+}
+
+void replay_view(const Call& call, const Scene& scene, int64_t scene_index, int64_t view_index, int threads,
+                 ViewGradients& v) {
+  const RasterizeArgs& args = call.args;
+  const int64_t view = scene_index * args.num_views + view_index;
+  v.kept = prepare_view(args, call.forward, scene, scene_index, view_index, threads, v.lists);
+  float* partials = v.partials.need(assign_slots(v) * kSlot);
+  v.records.need(v.kept);
+  v.colors.need(v.kept * args.channels);
+  const TileGrid tiles = tile_grid(args);
+  float* backgrounds = v.backgrounds.need(tiles.y * kPassChannels);
+  TileSource source = tile_source(call, view);
+  for (int64_t first = 0; first < args.channels; first += kPassChannels) {
+    const int count = (int)std::min<int64_t>(kPassChannels, args.channels - first);
+    fill_colors(args, color_row(args, scene_index, view_index), first, count, v.kept, v.lists);
+    source.first_channel = first;
+    source.num_channels = count;
+    source.depth_mode = first + count == args.channels ? args.depth_mode : kNoDepth;
+    std::fill(backgrounds, backgrounds + tiles.y * kPassChannels, 0.0f);
+    const Record* records = v.lists.records.data();
+    const Pair* pairs = v.lists.pairs.data();
+    const int64_t* offsets = v.lists.offsets.data();
+    parallel_for(tiles.y, threads, [&](int64_t ty, int) {
+      for (int64_t tx = 0; tx < tiles.x; ++tx) {
+        const int64_t tile = ty * tiles.x + tx;
+        call.backward.tile(records, v.lists.bounds.data(), v.slots.data(), pairs + offsets[tile], pairs + offsets[tile + 1],
+                           tx, ty, source, partials, backgrounds + ty * kPassChannels);
+      }
+    });
+    sum_slots(v, args.channels, first, count, threads);
+    for (int c = 0; call.grads.backgrounds != nullptr && c < count; ++c) {
+      double sum = 0.0;
+      for (int64_t ty = 0; ty < tiles.y; ++ty) sum += backgrounds[ty * kPassChannels + c];
+      call.grads.backgrounds[view * args.channels + first + c] = (float)sum;
+    }
+    source.grad_alphas = nullptr;  // counted once
+  }
+}
+
+// From the sums over Gaussians to viewmats and Ks. position = -R^T t.
+void store_camera(const Call& call, int64_t view, const float* cameras, int64_t chunks) {
+  double v[kCameraValues] = {};
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    for (int k = 0; k < kCameraValues; ++k) v[k] += cameras[chunk * kCameraValues + k];
+  }
+  const float* viewmat = call.args.viewmats + 16 * view;
+  const double* v_position = v + 16;
+  float* v_viewmat = call.grads.viewmats + 16 * view;
+  for (int i = 0; i < 3; ++i) {
+    double v_t = v[9 + i];
+    for (int j = 0; j < 3; ++j) {
+      v_viewmat[4 * i + j] = (float)(v[3 * i + j] - viewmat[4 * i + 3] * v_position[j]);
+      v_t -= viewmat[4 * i + j] * v_position[j];
+    }
+    v_viewmat[4 * i + 3] = (float)v_t;
+  }
+  float* v_k = call.grads.Ks + 9 * view;
+  v_k[0] = (float)v[12];
+  v_k[4] = (float)v[13];
+  v_k[2] = (float)v[14];
+  v_k[5] = (float)v[15];
+}
+
+void project_view(const Call& call, const Scene& scene, int64_t scene_index, int64_t view_index, int threads,
+                  float* v_covars, ViewGradients& v) {
+  const int64_t chunks = chunks_of(v.kept);
+  float* cameras = v.cameras.need(chunks * kCameraValues);
+  std::fill(cameras, cameras + chunks * kCameraValues, 0.0f);
+  parallel_for(chunks, threads, [&](int64_t chunk, int) {
+    const int64_t begin = chunk * kRecordChunk, end = std::min(begin + kRecordChunk, v.kept);
+    call.backward.project(call.args, call.grads, scene, scene_index, view_index, v.lists.ids.data(), v.records.data(),
+                          v.colors.data(), begin, end, v_covars, cameras + chunk * kCameraValues);
+  });
+  store_camera(call, scene_index * call.args.num_views + view_index, cameras, chunks);
+}
+
+struct SceneGradients {
+  Workspace scene;
+  Buffer<float> covars;
+  std::vector<ViewGradients> views;  // those that are replayed at the same time
+};
+
+void scene_backward(const Call& call, int64_t s, int threads, SceneGradients& w) {
+  const RasterizeArgs& args = call.args;
+  Scene scene;
+  prepare_scene(args, call.forward, s, threads, scene, w.scene);
+  float* v_covars;
+  if (args.covars != nullptr) {
+    v_covars = call.grads.covars + s * scene.count * 6;
+  } else {
+    v_covars = w.covars.need(scene.count * 6);
+    std::fill(v_covars, v_covars + scene.count * 6, 0.0f);
+  }
+  const int64_t group = args.num_views >= threads ? threads : 1;
+  w.views.resize((size_t)group);
+  for (int64_t first = 0; first < args.num_views; first += group) {
+    const int64_t count = std::min(group, args.num_views - first);
+    parallel_for(count, group > 1 ? threads : 1, [&](int64_t i, int) {
+      replay_view(call, scene, s, first + i, group > 1 ? 1 : threads, w.views[(size_t)i]);
+    });
+    for (int64_t i = 0; i < count; ++i) project_view(call, scene, s, first + i, threads, v_covars, w.views[(size_t)i]);
+  }
+  if (args.covars != nullptr) return;
+  parallel_for(chunks_of(scene.count), threads, [&](int64_t chunk, int) {
+    const int64_t begin = chunk * kRecordChunk, end = std::min(begin + kRecordChunk, scene.count);
+    call.backward.finish(args, call.grads, scene, s, v_covars, begin, end);
+  });
+}
+
+}  // namespace
+
+void rasterize_backward(const RasterizeArgs& forward_args, const BackwardArgs& grads, const char* level) {
+  constexpr const Kernels* (*forward[])() = WR_ISA_TABLE(rasterize_kernels);
+  constexpr const BackwardKernels* (*backward[])() = WR_ISA_TABLE(rasterize_backward_kernels);
+  const int isa = choose_isa(level);
+  RasterizeArgs args = forward_args;
+  std::vector<int64_t> num_invalid((size_t)(args.num_scenes * args.num_views));  // counted again, and not wanted
+  args.num_invalid = num_invalid.data();
+  const Call call = {args, grads, *forward[isa](), *backward[isa]()};
+  const int threads = std::max(args.num_threads, 1);
+  std::vector<SceneGradients> workspaces((size_t)threads);
+  for_each_scene(args, threads, [&](int64_t s, int scene_threads, int worker) {
+    scene_backward(call, s, scene_threads, workspaces[(size_t)worker]);
+  });
+}
+
+}  // namespace worldr1

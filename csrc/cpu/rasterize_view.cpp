@@ -1,0 +1,162 @@
+#include "rasterize_view.h"
+
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "thread_pool.h"
+
+namespace worldr1 {
+namespace {
+
+// Bits of a float in an order that unsigned comparison respects, negative numbers included.
+uint32_t sortable(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
+}
+
+// Stable sort by the upper 32 bits; the result is in `keys` or `other`, the one returned. Three passes of 11 bits.
+uint64_t* sort_by_depth(uint64_t* keys, uint64_t* other, int64_t count) {
+  if (count < 256) {
+    std::sort(keys, keys + count);  // the record number in the low bits makes it stable
+    return keys;
+  }
+  constexpr int kBits = 11, kPasses = 3, kBins = 1 << kBits;
+  std::vector<int64_t> histogram((size_t)kPasses * kBins, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int p = 0; p < kPasses; ++p) ++histogram[(size_t)(p * kBins) + ((keys[i] >> (32 + p * kBits)) & (kBins - 1))];
+  }
+  for (int p = 0; p < kPasses; ++p) {
+    int64_t* bins = histogram.data() + p * kBins;
+    if (bins[(keys[0] >> (32 + p * kBits)) & (kBins - 1)] == count) continue;  // one digit throughout
+    int64_t sum = 0;
+    for (int b = 0; b < kBins; ++b) {
+      const int64_t n = bins[b];
+      bins[b] = sum;
+      sum += n;
+    }
+    for (int64_t i = 0; i < count; ++i) other[bins[(keys[i] >> (32 + p * kBits)) & (kBins - 1)]++] = keys[i];
+    std::swap(keys, other);
+  }
+  return keys;
+}
+
+// Marks Gaussians with a colour that is not finite. Returns null when there are none.
+const uint8_t* find_bad_colors(const float* colors, int64_t count, int64_t size, Buffer<uint8_t>& buffer) {
+  // All exponent bits set means infinity or NaN; in integers, so that the compiler vectorises it.
+  const int64_t total = count * size;
+  uint32_t any = 0;
+  for (int64_t i = 0; i < total; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, colors + i, sizeof(bits));
+    any |= (uint32_t)((bits & 0x7f800000u) == 0x7f800000u);
+  }
+  if (any == 0) return nullptr;
+  uint8_t* bad = buffer.need(count);
+  for (int64_t g = 0; g < count; ++g) {
+    bool finite = true;
+    for (int64_t k = 0; k < size; ++k) finite = finite && std::isfinite(colors[g * size + k]);
+    bad[g] = !finite;
+  }
+  return bad;
+}
+
+// Lists of (record, rows) per tile, in depth order within a tile. Each thread makes those of a band of tile rows.
+void build_tile_lists(int64_t kept, TileGrid tiles, int threads, Workspace& w) {
+  const Bounds* bounds = w.bounds.data();
+  int64_t* offsets = w.offsets.need(tiles.x * tiles.y + 2);
+  std::fill(offsets, offsets + tiles.x * tiles.y + 2, 0);
+  const int64_t bands = std::min<int64_t>(threads, tiles.y);
+  const auto first_row = [&](int64_t band) { return band * tiles.y / bands; };
+  int64_t* counts = offsets + 2;  // shifted by two: the scatter below then leaves the starts in place
+  parallel_for(bands, threads, [&](int64_t band, int) {
+    const int64_t top = first_row(band), bottom = first_row(band + 1) - 1;
+    for (int64_t i = 0; i < kept; ++i) {
+      const Bounds b = bounds[i];
+      const int64_t end = std::min<int64_t>(b.y1 / kTile, bottom);
+      for (int64_t ty = std::max<int64_t>(b.y0 / kTile, top); ty <= end; ++ty) {
+        for (int64_t tx = b.x0 / kTile; tx <= b.x1 / kTile; ++tx) ++counts[ty * tiles.x + tx];
+      }
+    }
+  });
+  for (int64_t t = 2; t < tiles.x * tiles.y + 2; ++t) offsets[t] += offsets[t - 1];
+  Pair* pairs = w.pairs.need(offsets[tiles.x * tiles.y + 1]);
+  uint64_t* keys = w.keys.need(kept);
+  const Record* records = w.records.data();
+  for (int64_t i = 0; i < kept; ++i) keys[i] = ((uint64_t)sortable(records[i].depth) << 32) | (uint64_t)i;
+  const uint64_t* order = sort_by_depth(keys, w.keys_other.need(kept), kept);
+  int64_t* cursor = offsets + 1;
+  parallel_for(bands, threads, [&](int64_t band, int) {
+    const int64_t top = first_row(band), bottom = first_row(band + 1) - 1;
+    for (int64_t k = 0; k < kept; ++k) {
+      const uint32_t i = (uint32_t)order[k];
+      const Bounds b = bounds[i];
+      const int64_t end = std::min<int64_t>(b.y1 / kTile, bottom);
+      for (int64_t ty = std::max<int64_t>(b.y0 / kTile, top); ty <= end; ++ty) {
+        const int first = std::max(b.y0 - (int32_t)ty * kTile, 0), last = std::min(b.y1 - (int32_t)ty * kTile, kTile - 1);
+        const uint32_t rows = (0xffu >> (kTile - 1 - last)) & (0xffu << first);
+        for (int64_t tx = b.x0 / kTile; tx <= b.x1 / kTile; ++tx) pairs[cursor[ty * tiles.x + tx]++] = {i, rows};
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void prepare_scene(const RasterizeArgs& args, const Kernels& kernels, int64_t scene_index, int threads, Scene& scene,
+                   Workspace& w) {
+  scene.count = args.num_gaussians;
+  scene.padded = (scene.count + 7) / 8 * 8;
+  scene.data = w.scene.need(scene.padded * kSceneArrays);
+  const uint8_t* color_bad = nullptr;
+  if (!args.colors_per_view && args.color_size > 0) {
+    color_bad = find_bad_colors(args.colors + scene_index * scene.count * args.color_size, scene.count, args.color_size,
+                                w.color_bad);
+  }
+  constexpr int64_t kChunk = 8192;
+  std::atomic<int64_t> invalid{0};
+  parallel_for((scene.count + kChunk - 1) / kChunk, threads, [&](int64_t chunk, int) {
+    const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, scene.count);
+    invalid += kernels.prepare(args, scene_index, color_bad, scene, begin, end);
+  });
+  int64_t* counts = args.num_invalid + scene_index * args.num_views;
+  std::fill(counts, counts + args.num_views, invalid.load());
+}
+
+int64_t prepare_view(const RasterizeArgs& args, const Kernels& kernels, const Scene& scene, int64_t scene_index,
+                     int64_t view_index, int threads, Workspace& w) {
+  const int64_t view = scene_index * args.num_views + view_index;
+  const uint8_t* color_bad = nullptr;
+  if (args.colors_per_view && args.color_size > 0) {
+    color_bad = find_bad_colors(args.colors + color_row(args, scene_index, view_index) * args.color_size, scene.count,
+                                args.color_size, w.color_bad);
+    if (color_bad != nullptr) {
+      const float* opacity = scene.array(9);  // NaN where the geometry was found invalid, which is counted already
+      for (int64_t g = 0; g < scene.count; ++g) args.num_invalid[view] += color_bad[g] && opacity[g] == opacity[g];
+    }
+  }
+  const ProjectTarget target = {w.records.need(scene.padded), w.bounds.need(scene.padded), w.ids.need(scene.padded)};
+  const int64_t kept = kernels.project(args, scene, scene_index, view_index, color_bad, target);
+  build_tile_lists(kept, tile_grid(args), threads, w);
+  return kept;
+}
+
+void fill_colors(const RasterizeArgs& args, int64_t row, int64_t first, int count, int64_t kept, Workspace& w) {
+  const int64_t depth_channel = args.depth_mode ? args.channels - 1 : args.channels;
+  Record* records = w.records.data();
+  const uint32_t* ids = w.ids.data();
+  if (args.sh_degree >= 0) return;  // the projection has written red, green, blue, depth
+  for (int c = 0; c < count; ++c) {
+    const int64_t channel = first + c;
+    if (channel == depth_channel) {
+      for (int64_t i = 0; i < kept; ++i) records[i].color[c] = records[i].depth;
+    } else {
+      const float* source = args.colors + row * args.color_size + channel;
+      for (int64_t i = 0; i < kept; ++i) records[i].color[c] = source[(int64_t)ids[i] * args.color_size];
+    }
+  }
+}
+
+}  // namespace worldr1

@@ -1,0 +1,83 @@
+// What forward and backward share of the rasterizer's driver: buffers, scene preparation, depth order and tile lists.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "rasterize.h"
+#include "thread_pool.h"
+
+namespace worldr1 {
+
+// Uninitialised storage that only grows: one worker reuses it from view to view.
+template <class T>
+class Buffer {
+ public:
+  T* need(int64_t count) {
+    if (count > capacity_) {
+      capacity_ = count + count / 4;
+      data_.reset(new T[(size_t)capacity_]);
+    }
+    return data_.get();
+  }
+  T* data() { return data_.get(); }
+
+ private:
+  std::unique_ptr<T[]> data_;
+  int64_t capacity_ = 0;
+};
+
+struct Workspace {
+  Buffer<float> scene;
+  Buffer<Record> records;
+  Buffer<Bounds> bounds;
+  Buffer<uint32_t> ids;
+  Buffer<uint64_t> keys, keys_other;  // depth bits << 32 | record
+  Buffer<int64_t> offsets;            // [tiles + 1]
+  Buffer<Pair> pairs;
+  Buffer<uint8_t> color_bad;
+};
+
+struct SceneWorkspace {
+  Workspace scene;
+  std::vector<Workspace> views;  // one for each thread that renders a view
+};
+
+struct TileGrid {
+  int64_t x, y;  // number of tiles
+};
+
+inline TileGrid tile_grid(const RasterizeArgs& args) {
+  return {(args.width + kTile - 1) / kTile, (args.height + kTile - 1) / kTile};
+}
+
+// Which of the C (or 1) sets of colours a view takes, times N.
+inline int64_t color_row(const RasterizeArgs& args, int64_t scene_index, int64_t view_index) {
+  return (args.colors_per_view ? scene_index * args.num_views + view_index : scene_index) * args.num_gaussians;
+}
+
+// Fills `scene`, which lives in `w`; adds what is invalid in all of its views to num_invalid.
+void prepare_scene(const RasterizeArgs& args, const Kernels& kernels, int64_t scene_index, int threads, Scene& scene,
+                   Workspace& w);
+
+// Records, their bounds and ids, and the lists of each tile, all in `w`, nearest first within a tile. Returns the number of
+// records. Adds what is invalid in this view alone to num_invalid.
+int64_t prepare_view(const RasterizeArgs& args, const Kernels& kernels, const Scene& scene, int64_t scene_index,
+                     int64_t view_index, int threads, Workspace& w);
+
+// Copies channels [first, first + count) into the records of `w`, depth last.
+void fill_colors(const RasterizeArgs& args, int64_t row, int64_t first, int count, int64_t kept, Workspace& w);
+
+// Calls run(scene_index, threads, worker) for each scene, on one thread each where there are enough scenes: they need no
+// hand-over between threads.
+template <class Run>
+void for_each_scene(const RasterizeArgs& args, int threads, const Run& run) {
+  if (args.num_scenes >= threads) {
+    parallel_for(args.num_scenes, threads, [&](int64_t scene_index, int worker) { run(scene_index, 1, worker); });
+  } else {
+    for (int64_t s = 0; s < args.num_scenes; ++s) run(s, threads, 0);
+  }
+}
+
+}  // namespace worldr1
