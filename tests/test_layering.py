@@ -16,7 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("worldr1_kernels",),
     ("worldr1.datatypes", "worldr1.config", "worldr1.distributed", "worldr1.metrics"),
-    ("worldr1.prompts", "worldr1.motion", "worldr1.trajectory", "worldr1.flow", "worldr1.noise", "worldr1.schedule"),
+    (
+        "worldr1.prompts",
+        "worldr1.motion",
+        "worldr1.trajectory",
+        "worldr1.flow",
+        "worldr1.noise",
+        "worldr1.schedule",
+        "worldr1.solver",
+        "worldr1.sample_gradients",
+    ),
     ("worldr1.models",),
     ("worldr1.microworld.captions", "worldr1.microworld.scene", "worldr1.microworld.networks"),
     ("worldr1.rollout", "worldr1.rewards"),

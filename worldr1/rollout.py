@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +13,10 @@ from torch import Tensor
 from worldr1.config import TrainConfig
 from worldr1.datatypes import PromptBatch, Rollout
 from worldr1.models.base import VideoPolicy
-from worldr1_kernels.sde_step import SdeStepOutput, ode_step, sde_step
+from worldr1.sample_gradients import SampleGradients
+from worldr1.schedule import step_weights
+from worldr1.solver import OdeSolver
+from worldr1_kernels.sde_step import SdeStepOutput, sde_step
 
 NEGATIVE_PROMPT = ""
 """What the unconditional pass of classifier-free guidance is given."""
@@ -26,11 +31,14 @@ def sample(
     sigmas: tuple[float, ...],
     steps: tuple[int, ...],
     config: TrainConfig,
+    gradients: SampleGradients | None = None,
 ) -> Rollout:
     """Sample every prompt of a batch G times and keep what the update needs.
 
     Steps in `steps` draw from sde_step's Gaussian with key config.seed and counter (sample id, step); the others are
-    Euler steps of the ODE. With `rollout.share_initial_noise` the steps before the window are run once per group.
+    steps of the ODE: Euler's, after the window those of `rollout.solver`. With `rollout.share_initial_noise` the steps
+    before the window are run once per group. With `schedule.compat` every step is UniPC's, and those in `steps` are
+    scored as if they had been drawn.
 
     Args:
       policy: The model and its adapter.
@@ -38,7 +46,8 @@ def sample(
       noise: Latents at sigma = 1, [N, C, f, h, w], float32.
       sigmas: The grid, T + 1 values from 1 to 0.
       steps: Indices of the stochastic steps, rising, not the last of the grid.
-      config: schedule, rollout and seed.
+      config: schedule, rollout and seed; update.kl_beta with `gradients`.
+      gradients: Filled by a backward pass right after each stochastic step (`update.deferred`).
     Returns:
       Rollout. A sample whose latent stopped being finite is marked in `finite`, and holds zeros instead.
     Raises:
@@ -77,14 +86,24 @@ def sample(
     )  # fmt: skip
     for rows in batch_rows(num, config.rollout.micro_batch):
         latents = noise[rows]
+        solver = OdeSolver("unipc" if config.schedule.compat else "euler", sigmas)
         for i in range(first, len(sigmas) - 1):
             if i not in steps:
-                latents = _euler(policy, latents, i, sigmas, embeds[rows], _rows(negative, rows), scale)
+                latents = _ode(policy, solver, latents, i, embeds[rows], _rows(negative, rows), scale)
                 continue
             s = steps.index(i)
             before[s, rows] = latents
-            latents, log_prob[rows, s] = _draw(policy, empty, s, rows, config=config, sample_ids=ids[rows])
-            after[s, rows] = latents
+            if config.schedule.compat:
+                velocity, uncond = _window_velocities(policy, empty, s, rows, scale, adapter=True)
+                latents = solver.step(velocity, latents, i, velocity_uncond=uncond, guidance_scale=scale)
+                after[s, rows] = latents
+                log_prob[rows, s] = _score(velocity, uncond, empty, s, rows, config).log_prob
+                continue
+            latents, log_prob[rows, s] = _draw(
+                policy, empty, s, rows, config=config, sample_ids=ids[rows], gradients=gradients
+            )
+            if i == steps[-1]:
+                solver = OdeSolver(config.rollout.solver, sigmas)
         ok = torch.isfinite(latents).flatten(1).all(1) & torch.isfinite(log_prob[rows]).all(1)
         videos.append(policy.decode(torch.where(ok[:, None, None, None, None], latents, 0.0)))
         finite.append(ok)
@@ -121,13 +140,7 @@ def window_step(
       SdeStepOutput; log_prob [rows] and kl [rows] in nats, means over elements, differentiable in the adapter.
     """
     velocity, uncond = _window_velocities(policy, rollout, index, rows, config.rollout.guidance_scale, adapter=adapter)
-    step = rollout.steps[index]
-    return sde_step(
-        velocity, rollout.samples[index, rows], rollout.sigmas[step], rollout.sigmas[step + 1],
-        prev_sample=rollout.prev_samples[index, rows], velocity_uncond=uncond,
-        guidance_scale=config.rollout.guidance_scale, sde_type=config.schedule.sde_type,
-        noise_level=config.schedule.noise_level, sigma_max=rollout.sigmas[1], velocity_ref=velocity_ref,
-    )  # fmt: skip
+    return _score(velocity, uncond, rollout, index, rows, config, velocity_ref=velocity_ref)
 
 
 @torch.no_grad()
@@ -150,6 +163,7 @@ def generate(
     noise: Tensor,
     *,
     sigmas: tuple[float, ...],
+    solver: Literal["euler", "multistep", "unipc"] = "euler",
     guidance_scale: float = 1.0,
     adapter: bool = True,
     micro_batch: int = 8,
@@ -161,6 +175,7 @@ def generate(
       prompts: One per sample, N.
       noise: Latents at sigma = 1, [N, C, f, h, w].
       sigmas: The grid, T + 1 values from 1 to 0.
+      solver: Of the ODE; `unipc` needs the grid of schedule.unipc_sigmas.
       guidance_scale: 1 runs no unconditional pass.
       adapter: False samples the base model.
       micro_batch: Samples per transformer call.
@@ -180,8 +195,9 @@ def generate(
         latents = noise[rows]
         embeds = policy.encode_prompts(prompts[rows])
         negative = _negative(policy, len(latents), guidance_scale)
+        ode = OdeSolver(solver, sigmas)
         for i in range(len(sigmas) - 1):
-            latents = _euler(policy, latents, i, sigmas, embeds, negative, guidance_scale, adapter=adapter)
+            latents = _ode(policy, ode, latents, i, embeds, negative, guidance_scale, adapter=adapter)
         videos.append(policy.decode(latents))
     return torch.cat(videos)
 
@@ -215,19 +231,19 @@ def _velocities(
     return velocity, None if negative is None else policy.velocity(latents, sigma, negative, adapter=adapter)
 
 
-def _euler(
+def _ode(
     policy: VideoPolicy,
+    solver: OdeSolver,
     latents: Tensor,
     i: int,
-    sigmas: tuple[float, ...],
     embeds: Tensor,
     negative: Tensor | None,
     scale: float,
     *,
     adapter: bool = True,
 ) -> Tensor:
-    velocity, uncond = _velocities(policy, latents, sigmas[i], embeds, negative, adapter=adapter)
-    return ode_step(velocity, latents, sigmas[i], sigmas[i + 1], velocity_uncond=uncond, guidance_scale=scale)
+    velocity, uncond = _velocities(policy, latents, solver.sigmas[i], embeds, negative, adapter=adapter)
+    return solver.step(velocity, latents, i, velocity_uncond=uncond, guidance_scale=scale)
 
 
 def _window_velocities(
@@ -241,18 +257,59 @@ def _window_velocities(
 
 
 def _draw(
-    policy: VideoPolicy, rollout: Rollout, index: int, rows: slice, *, config: TrainConfig, sample_ids: Tensor
+    policy: VideoPolicy,
+    rollout: Rollout,
+    index: int,
+    rows: slice,
+    *,
+    config: TrainConfig,
+    sample_ids: Tensor,
+    gradients: SampleGradients | None,
 ) -> tuple[Tensor, Tensor]:
-    """A true draw of a stochastic step, and its log-density: (prev_sample [rows, ...], log_prob [rows])."""
-    velocity, uncond = _window_velocities(policy, rollout, index, rows, config.rollout.guidance_scale, adapter=True)
-    step = rollout.steps[index]
-    out = sde_step(
-        velocity, rollout.samples[index, rows], rollout.sigmas[step], rollout.sigmas[step + 1],
-        seed=config.seed, sample_ids=sample_ids, step=step, velocity_uncond=uncond,
-        guidance_scale=config.rollout.guidance_scale, sde_type=config.schedule.sde_type,
-        noise_level=config.schedule.noise_level, sigma_max=rollout.sigmas[1],
-    )  # fmt: skip
+    """A true draw of a stochastic step, and its log-density: (prev_sample [rows, ...], log_prob [rows]).
+
+    With `gradients` the same forward pass is also differentiated, once its draw is known.
+    """
+    scale, step = config.rollout.guidance_scale, rollout.steps[index]
+    with contextlib.ExitStack() as stack:
+        if gradients is not None:
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(gradients.recording())
+        velocity, uncond = _window_velocities(policy, rollout, index, rows, scale, adapter=True)
+        out = sde_step(
+            velocity, rollout.samples[index, rows], rollout.sigmas[step], rollout.sigmas[step + 1],
+            seed=config.seed, sample_ids=sample_ids, step=step, velocity_uncond=uncond,
+            guidance_scale=scale, sde_type=config.schedule.sde_type,
+            noise_level=config.schedule.noise_level, sigma_max=rollout.sigmas[1],
+        )  # fmt: skip
+        rollout.prev_samples[index, rows] = out.prev_sample
+        if gradients is not None:
+            with_kl = config.update.kl_beta > 0
+            reference = reference_velocity(policy, rollout, index=index, rows=rows, config=config) if with_kl else None
+            scored = _score(velocity, uncond, rollout, index, rows, config, velocity_ref=reference)
+            weight = step_weights(rollout.sigmas, rollout.steps, config.schedule)[index]
+            gradients.add(scored.log_prob, scored.kl, rows=rows, index=index, weight=weight)
     return out.prev_sample, out.log_prob
+
+
+def _score(
+    velocity: Tensor,
+    uncond: Tensor | None,
+    rollout: Rollout,
+    index: int,
+    rows: slice,
+    config: TrainConfig,
+    *,
+    velocity_ref: Tensor | None = None,
+) -> SdeStepOutput:
+    """The Gaussian of a stochastic step at what the rollout holds for it."""
+    step = rollout.steps[index]
+    return sde_step(
+        velocity, rollout.samples[index, rows], rollout.sigmas[step], rollout.sigmas[step + 1],
+        prev_sample=rollout.prev_samples[index, rows], velocity_uncond=uncond,
+        guidance_scale=config.rollout.guidance_scale, sde_type=config.schedule.sde_type,
+        noise_level=config.schedule.noise_level, sigma_max=rollout.sigmas[1], velocity_ref=velocity_ref,
+    )  # fmt: skip
 
 
 def _shared_prefix(
@@ -273,9 +330,9 @@ def _shared_prefix(
     negative = _negative(policy, len(heads), scale)
     moved = []
     for rows in batch_rows(len(heads), config.rollout.micro_batch):
-        latents = heads[rows]
+        latents, solver = heads[rows], OdeSolver("euler", sigmas)
         for i in range(until):
             own = embeds[:: batch.group_size][rows]
-            latents = _euler(policy, latents, i, sigmas, own, _rows(negative, rows), scale)
+            latents = _ode(policy, solver, latents, i, own, _rows(negative, rows), scale)
         moved.append(latents)
     return batch.repeat(torch.cat(moved)), until

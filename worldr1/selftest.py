@@ -23,7 +23,7 @@ from worldr1.models.base import VideoPolicy
 from worldr1.noise import initial_noise
 from worldr1.prompts import prompt_batch
 from worldr1.rollout import batch_rows, sample, window_step
-from worldr1.schedule import euler_sigmas, sde_window
+from worldr1.schedule import rollout_sigmas, sde_window
 
 NUM_WINDOWS = 64
 """Iterations whose window the ranks compare."""
@@ -52,7 +52,7 @@ def run_self_tests(policy: VideoPolicy, *, prompts: Sequence[str], config: Train
     """
     tests = [_ranks_agree(policy, config)]
     batch = _small_batch(prompts, config)
-    sigmas = euler_sigmas(config.schedule.num_steps, config.schedule.shift)
+    sigmas = rollout_sigmas(config.schedule)
     steps = sde_window(config.schedule, seed=config.seed, iteration=0)
     noise = initial_noise(batch, policy.latent_shape(config.video), config=config).to(policy.device)
     rows = next(batch_rows(batch.num_samples, config.rollout.micro_batch))

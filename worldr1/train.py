@@ -49,10 +49,19 @@ from worldr1.runtime import (
     set_threads,
     stop_on_signal,
 )
-from worldr1.schedule import euler_sigmas, sde_window
+from worldr1.schedule import rollout_sigmas, sde_window
 from worldr1.selftest import run_self_tests
 from worldr1.study import run_study
-from worldr1.update import Learner, NonFiniteGuard, check_window, learning_rate, make_optimizer, policy_step
+from worldr1.update import (
+    Learner,
+    NonFiniteGuard,
+    check_window,
+    deferred_step,
+    learning_rate,
+    make_optimizer,
+    policy_step,
+    sample_gradients,
+)
 
 
 class Outcome(NamedTuple):
@@ -133,7 +142,7 @@ def _iterate(
     progress: Progress,
 ) -> int:
     """The loop; returns the iterations done, fewer than asked for after Ctrl-C."""
-    sigmas = euler_sigmas(config.schedule.num_steps, config.schedule.shift)
+    sigmas = rollout_sigmas(config.schedule)
     latent_shape = learner.policy.latent_shape(config.video)
     guard, iteration = NonFiniteGuard(), first
     with stop_on_signal(progress) as stop:
@@ -150,12 +159,18 @@ def _iterate(
             with watch.stage("noise"), progress.stage("noise"):
                 noise = initial_noise(batch, latent_shape, config=config)  # [N, C, f, h, w]
             with watch.stage("rollout"), progress.stage("rollout"):
-                rollout = sample(learner.policy, batch, noise, sigmas=sigmas, steps=steps, config=config)
+                gradients = sample_gradients(learner.ema.params, batch, config) if config.update.deferred else None
+                rollout = sample(
+                    learner.policy, batch, noise, sigmas=sigmas, steps=steps, config=config, gradients=gradients
+                )
             with watch.stage("rewards"), progress.stage("rewards"):
                 scores = rewards.score(batch, rollout.video, finite=rollout.finite)
             advantage = group_advantage(scores, group_size=batch.group_size, config=config.advantage)
             with watch.stage("update"), progress.stage("update"):
-                update = policy_step(*learner, rollout, advantage, config=config, lr=lr)
+                if gradients is None:
+                    update = policy_step(*learner, rollout, advantage, config=config, lr=lr)
+                else:
+                    update = deferred_step(*learner, rollout, gradients, advantage, config=config, lr=lr)
 
             metrics = {
                 "iteration": iteration, "phase": "dynamic" if dynamic else "main", "learning_rate": lr,

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from worldr1 import distributed
 from worldr1.advantage import Advantage
 from worldr1.config import TrainConfig, UpdateConfig
-from worldr1.datatypes import Rollout
+from worldr1.datatypes import PromptBatch, Rollout
 from worldr1.ema import Ema
 from worldr1.grpo import step_loss
 from worldr1.metrics import Metrics
 from worldr1.models.base import VideoPolicy
 from worldr1.rollout import batch_rows, reference_velocity, window_step
-from worldr1.schedule import euler_sigmas, step_weights
+from worldr1.sample_gradients import SampleGradients
+from worldr1.schedule import rollout_sigmas, step_weights
 
 MAX_NONFINITE_IN_A_ROW = 3
 """So many iterations in a row without one finite gradient stop the run."""
@@ -38,7 +39,7 @@ def check_window(config: TrainConfig) -> None:
     Raises:
       ValueError: the adapter does not act at a step of window_range.
     """
-    sigmas = euler_sigmas(config.schedule.num_steps, config.schedule.shift)
+    sigmas = rollout_sigmas(config.schedule)
     first, last = config.schedule.window_range
     if sigmas[last - 1] < config.model.adapter_sigma_min:
         acting = sum(s >= config.model.adapter_sigma_min for s in sigmas)
@@ -95,8 +96,7 @@ def policy_step(
       The figures of metrics.jsonl (see metrics.py), the same on all ranks.
     """
     params = ema.params
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    _set_rate(optimizer, lr)
     u, num_steps = config.update, len(rollout.steps)
     weights = step_weights(rollout.sigmas, rollout.steps, config.schedule)
     tally = _Tally(num_steps)
@@ -115,16 +115,58 @@ def policy_step(
                         reference=references[k][s] if references else None,
                         scale=weights[s] * per_sample, tally=tally, first=update == 0,
                     )  # fmt: skip
-            distributed.average_gradients(params)
-            norm = torch.nn.utils.clip_grad_norm_(params, u.max_grad_norm)
-            if not bool(torch.isfinite(norm)):  # averaged, hence the same decision on all ranks
-                tally.nonfinite += 1
-                continue
-            optimizer.step()
-            ema.step()
-            tally.norms.append(float(norm))
+            _optimizer_step(params, optimizer, ema, u.max_grad_norm, tally)
         optimizer.zero_grad(set_to_none=True)
     return tally.metrics(rollout.steps, weights, has_reference=u.kl_beta > 0, planned=u.updates_per_rollout)
+
+
+def sample_gradients(params: Sequence[nn.Parameter], batch: PromptBatch, config: TrainConfig) -> SampleGradients:
+    """Empty buffers for `rollout.sample` and `deferred_step`."""
+    return SampleGradients(
+        params, num_samples=batch.num_samples, num_steps=config.schedule.window_size,
+        with_kl=config.update.kl_beta > 0,
+    )  # fmt: skip
+
+
+def deferred_step(
+    policy: VideoPolicy,
+    optimizer: torch.optim.AdamW,
+    ema: Ema,
+    rollout: Rollout,
+    gradients: SampleGradients,
+    advantage: Advantage,
+    *,
+    config: TrainConfig,
+    lr: float,
+) -> Metrics:
+    """One optimizer step from gradients that the rollout has already taken: `policy_step` with updates_per_rollout 1.
+
+    The ratio is 1 by construction, so the clip does not act. Every rank must call this.
+
+    Args:
+      policy, optimizer, ema, rollout, advantage, config, lr: As for `policy_step`.
+      gradients: What `rollout.sample` filled.
+    Returns:
+      The figures of metrics.jsonl, the same on all ranks.
+    """
+    params = ema.params
+    _set_rate(optimizer, lr)
+    u, num_steps = config.update, len(rollout.steps)
+    weights = step_weights(rollout.sigmas, rollout.steps, config.schedule)
+    tally = _Tally(num_steps)
+    if advantage.num_active:
+        mask = advantage.mask.to(policy.device) & rollout.finite.to(policy.device)
+        scale = distributed.world_size() / (advantage.num_active * num_steps)
+        gradients.write(advantage.advantage.to(policy.device), mask, kl_beta=u.kl_beta, scale=scale)
+        size = torch.where(mask, advantage.advantage.to(policy.device), 0.0).sum().double()
+        for s in range(num_steps):
+            kl = torch.where(mask, gradients.kl_values[:, s], 0.0).sum().double()
+            loss = weights[s] * scale * (u.kl_beta * kl - size)
+            nothing = torch.zeros_like(kl)
+            tally.add(s, torch.stack([mask.sum().double(), *[nothing] * 3, kl, loss]), nothing, first=True)
+        _optimizer_step(params, optimizer, ema, u.max_grad_norm, tally)
+        optimizer.zero_grad(set_to_none=True)
+    return tally.metrics(rollout.steps, weights, has_reference=u.kl_beta > 0, planned=1)
 
 
 class NonFiniteGuard:
@@ -146,6 +188,25 @@ class NonFiniteGuard:
                 f"policy_step: gradients must be finite, got NaN or infinity in {self.in_a_row} iterations in a row; "
                 "lower --update.learning-rate, or go back with --resume to the last checkpoint"
             )
+
+
+def _set_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _optimizer_step(
+    params: Sequence[nn.Parameter], optimizer: torch.optim.AdamW, ema: Ema, max_grad_norm: float, tally: _Tally
+) -> None:
+    """Averages the gradients of the ranks, clips and steps; a gradient that is not finite changes nothing."""
+    distributed.average_gradients(params)
+    norm = torch.nn.utils.clip_grad_norm_(params, max_grad_norm)
+    if not bool(torch.isfinite(norm)):  # averaged, hence the same decision on all ranks
+        tally.nonfinite += 1
+        return
+    optimizer.step()
+    ema.step()
+    tally.norms.append(float(norm))
 
 
 def _references(
