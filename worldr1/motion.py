@@ -123,7 +123,10 @@ _ACROSS = _set("around about across along over the a an this its")
 _BREAK = _set("and then while before as with but or who that which . ,")
 _RELATIVE = _set("who that which whose where as while when ,")
 _STOP = _BREAK | frozenset(_VERBS)
-_AFTER_IN = _set("on to toward towards close closer tight tightly for from and then with while as until past . ,")
+_AFTER_IN = _set(
+    "on to toward towards close closer tight tightly for from and then with while as until before after over through "
+    "past . ,"
+)
 _EMPHASIS = _set("all straight further ever even so by full degree degrees camera")
 _NOUNS = _set("push pull zoom dolly tilt orbit pedestal")  # "a push in" needs no more than its article
 _PATHS = _set("hall hallway corridor street road path trail aisle alley lane tunnel river track avenue canyon valley")
@@ -535,18 +538,28 @@ class _Reader:
             first = i + 1
             while self._fill(first):
                 first += 1
-            word = self.at(first)
-            spoken = word.endswith(("s", "ing")) or self.at(first - 1) in ("to", "will", "can", "should", "must")
-            if not spoken or word in _NO_MOTION or word in _VERBS or word in ("static", "motionless") or word == ".":
+            told = self.at(first - 1) in ("to", "will", "can", "should", "must") and self.at(first).isalpha()
+            known = self.at(first) in _NO_MOTION | _RESTING | _VERBS.keys()
+            if known or not (told or self._is_verb(first)):
+                return
+        elif self.end > self.period and 0 < i - self.end < 6 and self._is_verb(i):  # "pans left, then swoops"
+            between = {self.at(m) for m in range(self.end, i)}
+            if not between & {"then", "before"} or not between <= _JOINERS | {","} or self.at(i) in _NO_MOTION:
                 return
         elif not _FOREIGN.search(self.at(i)):
             return
         last = first + 1
-        if self.at(last) in _BREAK | {"into"}:  # "The camera swoops, then rises": what follows is still the camera's
+        if self.at(last) in _BREAK:  # "The camera swoops, then rises": what follows is still the camera's
             self.end = last
         while last < first + 4 and self.at(last) not in _BREAK:
             last += 1
         self._note(first, last)
+
+    def _is_verb(self, i: int) -> bool:
+        """Whether word i may be a verb in a form that follows the camera, and not one of those that are read."""
+        word = self.at(i)
+        known = word in _VERBS or self._fill(i)
+        return word.endswith(("s", "ing")) and len(word) > 3 and not known
 
     def _note(self, first: int, last: int) -> None:
         if self.unknown and self.unknown[-1][1] > first:

@@ -1,22 +1,42 @@
-"""Motion tokens -> camera trajectory: smooth world-to-camera matrices in OpenCV axes (x right, y down, z forward)."""
+"""Motion tokens -> camera trajectory: smooth world-to-camera matrices in OpenCV axes (x right, y down, z forward).
+
+python -m worldr1.trajectory "The camera pushes in, then pans left" --save path.json --plot path.png
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from worldr1.config import CameraConfig
+from worldr1.config import MICRO_CAMERA, CameraConfig
 from worldr1.datatypes import MotionToken
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_JOINT_EASE = 0.15
+"""Least share of a motion spent slowing down before a joint and speeding up after it, also where `ease` is less."""
+_FORMAT = "worldr1-trajectory-1"
 
 
 def build_trajectory(tokens: Sequence[MotionToken], num_frames: int, camera: CameraConfig) -> Tensor:
     """The camera path of a sequence of motions, each starting where the one before it ended.
 
     n motions share the time equally and each covers magnitude / n of its configured extent, so that the speed, and with
-    it the optical flow, does not depend on n. Frame 0 is the identity; the path is continuous at every joint.
+    it the optical flow, does not depend on n. Extents at magnitude 1 are those of `camera`, in scene units and degrees;
+    for the default: push and pull 600, move 220, pan and tilt 14 deg, roll 10 deg, orbit 24 deg about a point 600 in
+    front of the camera, pull left or right 150 back, 80 aside and 8 deg. The plane of the flow is at 1000.
+
+    Frame 0 is the identity. The speed of a motion is a trapezoid with ramps of a share e = `ease` of its time, which is
+    T = (F - 1) / n frames, and the camera rests at every joint (ramps there take >= .15 even where `ease` is less):
+    along a motion of extent E the second difference is <= E / (n T^2 e (1 - e)); a bare chain jumps by up to E / (n T).
 
     Args:
       tokens: Motions in order; none means a camera at rest.
@@ -26,11 +46,18 @@ def build_trajectory(tokens: Sequence[MotionToken], num_frames: int, camera: Cam
       viewmats [F, 4, 4], world-to-camera, float64.
     Raises:
       ValueError: num_frames < 2, an unknown kind, a magnitude that is not finite and positive.
+      TypeError: num_frames is not an int, a token is not a MotionToken.
     """
+    if isinstance(num_frames, bool) or not isinstance(num_frames, int):
+        raise TypeError(f"build_trajectory: num_frames must be an int, got {type(num_frames).__name__}")
     if num_frames < 2:
         raise ValueError(f"build_trajectory: num_frames must be >= 2, got {num_frames}")
     tokens = list(tokens) or [MotionToken("fixed")]
     for token in tokens:
+        if not isinstance(token, MotionToken):
+            raise TypeError(
+                f"build_trajectory: tokens must be MotionToken, got {type(token).__name__}: use parse_motion"
+            )
         if token.kind not in MOTIONS:
             raise ValueError(f"build_trajectory: kind must be one of {sorted(MOTIONS)}, got {token.kind!r}")
         if not (math.isfinite(token.magnitude) and token.magnitude > 0):
@@ -43,7 +70,9 @@ def build_trajectory(tokens: Sequence[MotionToken], num_frames: int, camera: Cam
     for i in range(num_frames):
         u = i / (num_frames - 1) * n
         k = min(int(u), n - 1)
-        poses.append(starts[k] @ _camera_to_world(tokens[k], _eased(u - k, camera.ease) / n, camera))
+        first = max(camera.ease, _JOINT_EASE if k > 0 else 0.0)
+        last = max(camera.ease, _JOINT_EASE if k < n - 1 else 0.0)
+        poses.append(starts[k] @ _camera_to_world(tokens[k], _eased(u - k, first, last) / n, camera))
     return torch.linalg.inv(torch.stack(poses))  # [F, 4, 4]
 
 
@@ -53,17 +82,15 @@ def intrinsics(height: int, width: int, camera: CameraConfig) -> Tensor:
     return torch.tensor([[f, 0.0, width / 2], [0.0, f, height / 2], [0.0, 0.0, 1.0]], dtype=torch.float64)
 
 
-def _eased(s: float, ease: float) -> float:
-    """Distance covered at time s in [0, 1] with trapezoidal speed: ramps of length `ease` at both ends."""
-    ease = min(max(ease, 0.0), 0.5)
-    if ease == 0.0:
-        return s
-    top = 1.0 / (1.0 - ease)  # cruising speed that covers 1 in total
-    if s < ease:
-        return 0.5 * top * s * s / ease
-    if s > 1.0 - ease:
-        return 1.0 - 0.5 * top * (1.0 - s) ** 2 / ease
-    return top * (s - 0.5 * ease)
+def _eased(s: float, first: float, last: float) -> float:
+    """Distance covered at time s in [0, 1] with trapezoidal speed: ramps of length `first` and `last`, at most 1/2."""
+    first, last = min(first, 0.5), min(last, 0.5)
+    top = 1.0 / (1.0 - 0.5 * (first + last))  # cruising speed that covers 1 in total
+    if s < first:
+        return 0.5 * top * s * s / first
+    if s > 1.0 - last:
+        return 1.0 - 0.5 * top * (1.0 - s) ** 2 / last
+    return top * (s - 0.5 * first)
 
 
 def _rotation(axis: str, angle: float) -> Tensor:
@@ -124,3 +151,137 @@ MOTIONS: dict[str, tuple[str, float]] = {
     "pull_right": ("pull", 1.0),
 }
 """Kind of the taxonomy -> (family, sign). The first eleven of the release, and tilt, pedestal and roll."""
+
+
+class SavedTrajectory(NamedTuple):
+    """What `save_trajectory` writes."""
+
+    viewmats: Tensor  # [F, 4, 4] world-to-camera, float64
+    tokens: tuple[MotionToken, ...]
+    camera: CameraConfig
+
+
+def save_trajectory(path: Path, viewmats: Tensor, *, tokens: Sequence[MotionToken], camera: CameraConfig) -> None:
+    """Writes a camera path as JSON; the schema is in docs/camera.md. Numbers keep all their bits.
+
+    Args:
+      path: File to write; it is replaced whole.
+      viewmats: World-to-camera, [F >= 2, 4, 4], rigid; saved as float64.
+      tokens: The motions that it was made from; may be empty.
+      camera: Extents, lens and depth that belong to it.
+    Raises:
+      ValueError: viewmats of another shape, not finite or not rigid.
+      OSError: the file cannot be written.
+    """
+    _check_rigid("save_trajectory", viewmats)
+    content = {
+        "format": _FORMAT,
+        "convention": "world-to-camera, OpenCV axes (x right, y down, z forward)",
+        "camera": dataclasses.asdict(camera),
+        "tokens": [[token.kind, token.magnitude] for token in tokens],
+        "viewmats": viewmats.detach().cpu().double().tolist(),
+    }
+    text = json.dumps(content, indent=None, allow_nan=False).replace("]], [[", "]],\n  [[")
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def load_trajectory(path: Path) -> SavedTrajectory:
+    """Reads what `save_trajectory` wrote, bit for bit.
+
+    Raises:
+      ValueError: not such a file: what is wrong with it.
+      OSError: the file cannot be read.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT:
+            raise ValueError(f"format must be {_FORMAT!r}, got {content['format']!r}")
+        viewmats = torch.tensor(content["viewmats"], dtype=torch.float64)
+        tokens = tuple(MotionToken(str(kind), float(magnitude)) for kind, magnitude in content["tokens"])
+        camera = CameraConfig(**{name: float(value) for name, value in content["camera"].items()})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"load_trajectory: {path} must be a saved trajectory, got {error!r}") from error
+    _check_rigid("load_trajectory", viewmats)
+    return SavedTrajectory(viewmats, tokens, camera)
+
+
+def _check_rigid(op: str, viewmats: Tensor) -> None:
+    if viewmats.ndim != 3 or viewmats.shape[1:] != (4, 4) or len(viewmats) < 2:
+        raise ValueError(f"{op}: viewmats must have shape [F >= 2, 4, 4], got {list(viewmats.shape)}")
+    matrices = viewmats.detach().cpu().double()
+    rotation = matrices[:, :3, :3]
+    error = (rotation @ rotation.mT - torch.eye(3)).abs().max() + (torch.linalg.det(rotation) - 1).abs().max()
+    error = error + (matrices[:, 3] - torch.tensor([0.0, 0.0, 0.0, 1.0])).abs().max()
+    if not (matrices.isfinite().all() and error < 1e-4):
+        raise ValueError(f"{op}: viewmats must be finite rigid motions [R t; 0 1], got an error of {float(error):.2g}")
+
+
+def plot_trajectory(viewmats: Tensor, *, title: str = "") -> Figure:
+    """The path from above and from the right side, with the way the camera looks; to be saved with `savefig`.
+
+    Args:
+      viewmats: World-to-camera, [F >= 2, 4, 4].
+      title: Above the figure.
+    Returns:
+      matplotlib Figure, 6 x 3 inches.
+    Raises:
+      ValueError: as `save_trajectory`.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no global state
+
+    _check_rigid("plot_trajectory", viewmats)
+    poses = torch.linalg.inv(viewmats.detach().cpu().double())  # camera-to-world
+    centre, look, up = poses[:, :3, 3].numpy(), poses[:, :3, 2].numpy(), -poses[:, :3, 1].numpy()
+    size = max(float(abs(centre - centre[0]).max()), 1e-9)
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    axes = figure.subplots(1, 2)
+    for ax, (h, v), name in zip(axes, ((0, 2), (2, 1)), ("from above: x, z", "from the right: z, y"), strict=True):
+        ax.plot(centre[:, h], centre[:, v], color="0.6", linewidth=1)
+        for i in torch.linspace(0, len(poses) - 1, 9).round().long().tolist():
+            # The optical axis; from above a roll would not show, so the up vector is drawn too.
+            for vector, colour in ((look, "C0"), (up, "C1")):
+                ax.annotate(
+                    "", centre[i, [h, v]] + 0.3 * size * vector[i, [h, v]], centre[i, [h, v]],
+                    arrowprops={"arrowstyle": "->", "color": colour, "alpha": 0.3 + 0.7 * i / (len(poses) - 1)},
+                )  # fmt: skip
+        ax.set_title(name, fontsize=8)
+        ax.tick_params(labelsize=7)
+        low, high = centre.min(0) - 0.4 * size, centre.max(0) + 0.4 * size
+        ax.set(xlim=(low[h], high[h]), ylim=(low[v], high[v]), aspect="equal")
+    axes[1].invert_yaxis()  # y points down
+    return figure
+
+
+def _main(argv: Sequence[str] | None = None) -> None:
+    import argparse
+
+    from worldr1.motion import describe_motion
+
+    parser = argparse.ArgumentParser(prog="python -m worldr1.trajectory", description="Show how prompts are read.")
+    parser.add_argument("prompt", nargs="+")
+    parser.add_argument("--frames", type=int, default=81, help="default 81")
+    parser.add_argument("--micro", action="store_true", help="the camera of the micro world, not the default one")
+    parser.add_argument("--save", type=Path, help="write the path of the last prompt as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the path of the last prompt")
+    args = parser.parse_args(argv)
+    camera = MICRO_CAMERA if args.micro else CameraConfig()
+    for prompt in args.prompt:
+        tokens, unknown = describe_motion(prompt)
+        viewmats = build_trajectory(tokens, args.frames, camera)
+        centre = torch.linalg.inv(viewmats)[:, :3, 3]
+        step = viewmats[1:, :3, :3] @ viewmats[:-1, :3, :3].mT
+        turn = torch.rad2deg((0.5 * (step.diagonal(dim1=1, dim2=2).sum(1) - 1)).clamp(-1, 1).acos())
+        print(prompt)
+        print("  motions:", ", ".join(f"{t.kind} x{t.magnitude:g}" for t in tokens) or "none: a camera at rest")
+        print("  not understood:", "; ".join(unknown) or "nothing")
+        print(f"  travels {float(centre.diff(dim=0).norm(dim=1).sum()):.4g} units to", end=" ")
+        print("({:.4g}, {:.4g}, {:.4g})".format(*centre[-1].tolist()), f"and turns {float(turn.sum()):.4g} degrees")
+    if args.save is not None:
+        save_trajectory(args.save, viewmats, tokens=tokens, camera=camera)
+    if args.plot is not None:
+        plot_trajectory(viewmats, title=prompt).savefig(args.plot, dpi=120)
+
+
+if __name__ == "__main__":
+    _main()

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from worldr1.config import MICRO_CAMERA, CameraConfig
 from worldr1.datatypes import MotionToken
 from worldr1.microworld.captions import MOTIONS as MICRO_MOTIONS
-from worldr1.trajectory import MOTIONS, build_trajectory, intrinsics
+from worldr1.trajectory import (
+    MOTIONS,
+    _main,
+    build_trajectory,
+    intrinsics,
+    load_trajectory,
+    plot_trajectory,
+    save_trajectory,
+)
 
 CAMERA = CameraConfig()
 LINEAR = replace(CAMERA, ease=0.0)
@@ -151,23 +163,81 @@ def test_an_orbit_keeps_its_centre_in_the_middle_at_the_same_distance(kind: str)
 
 
 @pytest.mark.parametrize("kinds", [("push_in", "pan_left"), ("orbit_left", "move_right", "pull_out")])
-@pytest.mark.parametrize("camera", [CAMERA, LINEAR], ids=["eased", "linear"])
-def test_composites_are_continuous_and_cover_their_share(kinds: tuple[str, ...], camera: CameraConfig) -> None:
-    n, frames = len(kinds), 60 * len(kinds) + 1
-    viewmats = path(*kinds, frames=frames, camera=camera)
-    step = viewmats[1:] @ torch.linalg.inv(viewmats[:-1])
-    single = torch.cat(
-        [
-            path(k, frames=frames, camera=camera)[1:] @ path(k, frames=frames, camera=camera)[:-1].inverse()
-            for k in kinds
-        ]
-    )
-    # No jump at a joint: no step is larger than those of the motions run alone.
-    assert step[:, :3, 3].norm(dim=1).max() <= single[:, :3, 3].norm(dim=1).max() * 1.05 + 1e-9
-    # Each part is the motion alone with magnitude 1 / n, seen from where the part began.
-    for k, kind in enumerate(kinds):
+def test_composites_are_their_parts_in_order(kinds: tuple[str, ...]) -> None:
+    n = len(kinds)
+    viewmats = path(*kinds, frames=60 * n + 1)
+    for k, kind in enumerate(kinds):  # each is the motion alone with magnitude 1 / n, seen from where it began
         part = viewmats[60 * k : 60 * k + 61] @ torch.linalg.inv(viewmats[60 * k])
-        assert (part - path(kind, frames=61, camera=camera, magnitude=1 / n)).abs().max() < 1e-9
+        assert (part - path(kind, frames=61, magnitude=1 / n)).abs().max() < 1e-9
+
+
+def derivatives(kind: str, camera: CameraConfig) -> tuple[float, float, float, float]:
+    """By share of the extent: first and second derivative of the camera's centre, the same of its rotation matrix."""
+    arc, turn = math.radians(camera.orbit_deg), math.sqrt(2)  # |dR| / |d angle|, Frobenius
+    length, bend, degrees = {
+        "fixed": (0.0, 0.0, 0.0),
+        "push": (camera.push, 0.0, 0.0),
+        "move_x": (camera.move, 0.0, 0.0),
+        "move_y": (camera.move, 0.0, 0.0),
+        "pan": (0.0, 0.0, camera.pan_deg),
+        "tilt": (0.0, 0.0, camera.pan_deg),
+        "roll": (0.0, 0.0, camera.roll_deg),
+        "orbit": (camera.orbit_radius * arc, camera.orbit_radius * arc**2, camera.orbit_deg),
+        "pull": (math.hypot(camera.pull_back, camera.pull_side), 0.0, camera.pull_deg),
+    }[MOTIONS[kind][0]]
+    return length, bend, turn * math.radians(degrees), turn * math.radians(degrees) ** 2
+
+
+def second_differences(viewmats: Tensor) -> tuple[float, float]:
+    """Largest second difference of the camera's centre, scene units, and of its rotation matrix, Frobenius."""
+    poses = torch.linalg.inv(viewmats)
+    bend = poses[2:] - 2 * poses[1:-1] + poses[:-2]
+    return float(bend[:, :3, 3].norm(dim=1).max()), float(bend[:, :3, :3].flatten(1).norm(dim=1).max())
+
+
+def bounds(tokens: list[MotionToken], frames: int, camera: CameraConfig) -> tuple[float, float]:
+    """What the docstring promises for both, with the curvature of an arc at cruising speed added."""
+    n, e = len(tokens), max(camera.ease, 0.15)
+    duration = (frames - 1) / n
+    speed, change = 1 / (n * duration * (1 - e)), 1 / (n * duration**2 * e * (1 - e))
+    centre, rotation = 0.0, 0.0
+    for kind, m in tokens:
+        length, bend, turn, curl = derivatives(kind, camera)
+        centre = max(centre, m * length * change + m**2 * bend * speed**2)
+        rotation = max(rotation, m * turn * change + m**2 * curl * speed**2)
+    return centre, rotation
+
+
+TOKENS = st.builds(MotionToken, st.sampled_from(sorted(MOTIONS)), st.sampled_from([0.5, 1.0, 1.5]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TOKENS, min_size=2, max_size=5), st.integers(5, 121), st.sampled_from([CAMERA, LINEAR, MICRO_CAMERA]))
+def test_no_composite_jumps_at_any_length(tokens: list[MotionToken], frames: int, camera: CameraConfig) -> None:
+    viewmats = build_trajectory(tokens, frames, camera)
+    rotation = viewmats[:, :3, :3]
+    assert (rotation @ rotation.mT - torch.eye(3)).abs().max() < 1e-12
+    assert torch.equal(viewmats[0], torch.eye(4, dtype=torch.float64))
+    end = torch.eye(4, dtype=torch.float64)
+    for kind, magnitude in tokens:
+        end = path(kind, magnitude=magnitude / len(tokens), camera=camera)[-1] @ end
+    assert (viewmats[-1] - end).abs().max() < 1e-9
+    # Constant speed at the outer ends (ease 0) is no jump of the path: frames 0 and F - 1 have no second difference.
+    for found, bound in zip(second_differences(viewmats), bounds(tokens, frames, camera), strict=True):
+        assert found <= bound * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize("frames", [41, 81, 121])
+@pytest.mark.parametrize("kinds", [("push_in", "pull_out"), ("pan_left", "tilt_up"), ("move_up", "orbit_right")])
+def test_the_bound_tells_an_eased_joint_from_a_bare_chain(kinds: tuple[str, str], frames: int) -> None:
+    tokens = [MotionToken(k) for k in kinds]
+    bound = bounds(tokens, frames, CAMERA)
+    eased = second_differences(build_trajectory(tokens, frames, CAMERA))
+    half = frames // 2
+    first, second = (path(k, frames=half + 1, magnitude=0.5, camera=LINEAR) for k in kinds)
+    chain = second_differences(torch.cat([first, second[1:] @ first[-1]]))
+    assert all(e <= b * (1 + 1e-9) + 1e-12 for e, b in zip(eased, bound, strict=True))
+    assert any(c > 1.1 * b for c, b in zip(chain, bound, strict=True))
 
 
 def test_easing_starts_and_ends_at_rest_and_is_symmetric() -> None:
@@ -190,6 +260,72 @@ def test_intrinsics_are_square_pixels_about_the_centre_at_any_scale() -> None:
     assert torch.equal(intrinsics(960, 1664, CAMERA)[:2], 2 * K[:2])
 
 
+@pytest.mark.parametrize("kinds", [("push_in",), ("orbit_left", "roll_right"), ()])
+def test_a_saved_path_comes_back_bit_for_bit(kinds: tuple[str, ...], tmp_path: Path) -> None:
+    tokens = [MotionToken(k, 0.5) for k in kinds]
+    viewmats = build_trajectory(tokens, 9, MICRO_CAMERA)
+    file = tmp_path / "path.json"
+    save_trajectory(file, viewmats, tokens=tokens, camera=MICRO_CAMERA)
+    saved = load_trajectory(file)
+    assert torch.equal(saved.viewmats, viewmats) and saved.viewmats.dtype == torch.float64
+    assert saved.tokens == tuple(tokens) and saved.camera == MICRO_CAMERA
+    # The documented schema, read without this module.
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert sorted(content) == ["camera", "convention", "format", "tokens", "viewmats"]
+    assert content["viewmats"][8] == viewmats[8].tolist() and content["camera"]["focal_ratio"] == 0.8
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"format": "other"}, "format must be 'worldr1-trajectory-1', got 'other'"),
+        ({"viewmats": [[1.0, 2.0]]}, "shape"),
+        ({"viewmats": [[["a"]]]}, "must be a saved trajectory"),
+        ({"viewmats": (2 * torch.eye(4).expand(3, 4, 4)).tolist()}, "rigid"),
+        ({"tokens": [["push_in"]]}, "must be a saved trajectory"),
+        ({"camera": {"lens": 3}}, "lens"),
+        ({"camera": None}, "must be a saved trajectory"),
+        (None, "must be a saved trajectory"),
+    ],
+)
+def test_what_is_no_saved_path_is_refused(change: dict | None, match: str, tmp_path: Path) -> None:
+    file = tmp_path / "path.json"
+    save_trajectory(file, path("pan_left", frames=5), tokens=[MotionToken("pan_left")], camera=CAMERA)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text("no json" if change is None else json.dumps(content | change), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"load_trajectory: .*{match}"):
+        load_trajectory(file)
+
+
+@pytest.mark.parametrize(
+    "viewmats", [torch.eye(4), torch.eye(4)[None], torch.full((3, 4, 4), math.nan), path("move_left", frames=3).mT]
+)
+def test_only_rigid_motions_are_saved(viewmats: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="save_trajectory: viewmats must"):
+        save_trajectory(tmp_path / "path.json", viewmats, tokens=[], camera=CAMERA)
+    assert not (tmp_path / "path.json").exists()
+
+
+def test_the_plot_shows_the_path_from_above_and_from_the_right() -> None:
+    viewmats = path("move_up", "push_in", frames=41)
+    figure = plot_trajectory(viewmats, title="a path")
+    above, side = figure.axes
+    centre = centres(viewmats)
+    assert above.lines[0].get_xydata().tolist() == centre[:, [0, 2]].tolist()
+    assert side.lines[0].get_xydata().tolist() == centre[:, [2, 1]].tolist()
+    assert side.yaxis_inverted() and not above.yaxis_inverted()
+    assert len(above.texts) == 18  # nine optical axes and nine up vectors
+
+
+def test_the_command_tells_how_a_prompt_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, picture = tmp_path / "path.json", tmp_path / "path.png"
+    _main(["The camera swoops, then pushes in slowly", "--frames", "9", "--save", str(file), "--plot", str(picture)])
+    said = capsys.readouterr().out
+    assert "push_in x0.5" in said and "not understood: swoops" in said and "travels 300 units to (0, 0, 300)" in said
+    assert load_trajectory(file).tokens == (MotionToken("push_in", 0.5),)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     "tokens, frames, match",
     [
@@ -201,4 +337,10 @@ def test_intrinsics_are_square_pixels_about_the_centre_at_any_scale() -> None:
 )
 def test_bad_input_is_named(tokens: list[MotionToken], frames: int, match: str) -> None:
     with pytest.raises(ValueError, match=f"build_trajectory: {match}"):
+        build_trajectory(tokens, frames, CAMERA)
+
+
+@pytest.mark.parametrize("tokens, frames", [(["push_in"], 9), ([("push_in", 1.0)], 9), ([], 9.0), ([], True)])
+def test_bad_types_are_named(tokens: list, frames: int) -> None:
+    with pytest.raises(TypeError, match="build_trajectory: (tokens|num_frames) must be"):
         build_trajectory(tokens, frames, CAMERA)
