@@ -7,6 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+from torch import Tensor
 
 from worldr1.config import MICRO_CAMERA, CameraConfig
 from worldr1.datatypes import MotionToken
@@ -30,6 +34,57 @@ def test_flow_is_the_difference_of_two_projections(kind: str, camera: CameraConf
         seen = (viewmats[t + 1] @ torch.linalg.inv(viewmats[t]) @ point)[:3]
         projected = K @ (seen / seen[2])
         assert (flow[t, :, y, x] - (projected - pixel)[:2]).abs().max() < 1e-10
+
+
+def projected(viewmats: Tensor, K: Tensor, depth: float, height: int, width: int) -> Tensor:
+    """The plane's points in the world, one for each pixel of frame t, seen by cameras t and t + 1: the difference."""
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).double()  # [H, W, 3]
+    flows = []
+    for old, new in zip(viewmats[:-1], viewmats[1:], strict=True):
+        points = torch.linalg.solve(K, pixels[..., None])[..., 0] * depth  # in the axes of camera t
+        world = (points - old[:3, 3]) @ old[:3, :3]  # R^T (p - t)
+        seen = world @ new[:3, :3].T + new[:3, 3]
+        image = seen @ K.T
+        flows.append((image[..., :2] / image[..., 2:] - pixels[..., :2]).permute(2, 0, 1))
+    return torch.stack(flows)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    lens=st.tuples(st.floats(0.4, 4.0), st.floats(0.4, 4.0), st.floats(-0.2, 0.2), st.floats(0, 1), st.floats(0, 1)),
+    angles=st.lists(st.tuples(*[st.floats(-0.15, 0.15)] * 3), min_size=2, max_size=5),
+    depth=st.floats(0.5, 2000.0),
+    seed=st.integers(0, 2**31),
+)
+def test_flow_is_exact_for_the_plane_at_any_resolution_and_lens(
+    size: tuple[int, int], lens: tuple[float, ...], angles: list[tuple[float, ...]], depth: float, seed: int
+) -> None:
+    height, width = size
+    fx, fy, skew, cx, cy = lens
+    K = torch.tensor([[fx * width, skew * width, cx * width], [0, fy * width, cy * height], [0, 0, 1]]).double()
+    viewmats = torch.eye(4, dtype=torch.float64).repeat(len(angles), 1, 1)
+    viewmats[:, :3, :3] = torch.from_numpy(Rotation.from_euler("xyz", angles).as_matrix())
+    viewmats[:, :3, 3] = (torch.rand(len(angles), 3, generator=torch.Generator().manual_seed(seed)) - 0.5) * 0.2 * depth
+    expected = projected(viewmats, K, depth, height, width)
+    try:
+        flow = camera_flow(viewmats, K, depth=depth, height=height, width=width)
+    except ValueError as error:  # a wide lens and a large turn: part of the plane is behind the next camera
+        assert "passes the plane" in str(error) and max(height / fy, width / fx) / width > 1.0
+        return
+    assert (flow - expected).abs().max() < 1e-9 * (1 + expected.abs().max())
+
+
+def test_a_frame_is_the_same_in_any_part_of_the_path() -> None:
+    """A fixed order of operations: the bits of a step do not depend on what else is computed."""
+    viewmats = build_trajectory([MotionToken("orbit_left"), MotionToken("push_in")], 41, MICRO_CAMERA)
+    K = intrinsics(33, 47, MICRO_CAMERA)
+    whole = camera_flow(viewmats, K, depth=4.0, height=33, width=47)
+    for t in (0, 17, 39):
+        assert torch.equal(camera_flow(viewmats[t : t + 2], K, depth=4.0, height=33, width=47)[0], whole[t])
+    # Row and column of a larger image with the same lens: the same pixels.
+    assert torch.equal(camera_flow(viewmats, K, depth=4.0, height=20, width=47), whole[:, :, :20])
 
 
 # Centre flow in pixels a frame at 960x1664 over 81 frames, from the closed forms of a plane at depth 1000.
@@ -80,12 +135,20 @@ def test_flow_scales_with_the_grid() -> None:
         ({"K": torch.eye(4)}, "K must have"),
         ({"viewmats": torch.eye(4)[None]}, "viewmats must have"),
         ({"depth": 60.0}, "passes the plane"),
+        ({"depth": math.inf}, "depth"),
+        ({"K": torch.zeros(3, 3)}, "K must be finite and invertible"),
+        ({"K": torch.full((3, 3), math.nan)}, "K must be finite and invertible"),
+        ({"K": torch.eye(3, device="meta")}, "K must be on cpu like viewmats, got meta"),
+        ({"viewmats": torch.full((3, 4, 4), math.nan)}, "viewmats must be finite"),
+        ({"viewmats": torch.eye(4).repeat(3, 1, 1).index_fill(2, torch.tensor([3]), 2.0)}, "last row of viewmats"),
+        ({"height": 0}, "height and width must be >= 1, got 0 x 8"),
     ],
 )
 def test_bad_input_is_named(change: dict, match: str) -> None:
     arguments = {
         "viewmats": build_trajectory([MotionToken("push_in")], 9, CAMERA), "K": intrinsics(8, 8, CAMERA),
-        "depth": 1000.0, **change,
+        "depth": 1000.0, "height": 8, "width": 8, **change,
     }  # fmt: skip
+    viewmats, K = arguments.pop("viewmats"), arguments.pop("K")
     with pytest.raises(ValueError, match=f"camera_flow.*{match}"):
-        camera_flow(arguments["viewmats"], arguments["K"], depth=arguments["depth"], height=8, width=8)
+        camera_flow(viewmats, K, **arguments)
