@@ -38,6 +38,7 @@ LAYERS = (
         "worldr1.checkpoint",
         "worldr1.selftest",
         "worldr1.presets",
+        "worldr1.flops",
         "worldr1.report",
         "worldr1.runtime",
     ),

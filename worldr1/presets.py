@@ -62,10 +62,31 @@ def wan2_1_14b() -> TrainConfig:
     return dataclasses.replace(wan2_1_1_3b(), output_dir=Path("runs/wan2.1-14b"))
 
 
+def compat() -> TrainConfig:
+    """The official World-R1 release's sampler and update, for an honest comparison alone: its gradient is biased.
+
+    A deterministic UniPC rollout of 50 steps, whose first 24 are then scored by a Gaussian that never drew them; groups
+    of two. Rewards, noise and prompts stay those of this package.
+    """
+    ours = wan2_1_1_3b()
+    return dataclasses.replace(
+        ours,
+        output_dir=Path("runs/compat"),
+        schedule=ScheduleConfig(
+            num_steps=50, shift=3.0, sde_type="linear", window_size=24, window_range=(0, 24), compat=True
+        ),
+        rollout=dataclasses.replace(ours.rollout, group_size=2, allow_small_group=True),
+        update=dataclasses.replace(
+            ours.update, learning_rate=1e-4, updates_per_rollout=1, clip_range=1e-3, kl_beta=0.004
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "micro": micro,
     "wan2.1-1.3b": wan2_1_1_3b,
     "wan2.1-14b": wan2_1_14b,
+    "compat": compat,
 }
 
 

@@ -33,6 +33,7 @@ from worldr1 import checkpoint, distributed, evaluate
 from worldr1.advantage import group_advantage
 from worldr1.config import TrainConfig
 from worldr1.ema import Ema
+from worldr1.flops import describe
 from worldr1.metrics import MetricsWriter, Progress, Stopwatch, reward_metrics
 from worldr1.models.wan import load_policy
 from worldr1.noise import initial_noise
@@ -61,6 +62,11 @@ from worldr1.update import (
     make_optimizer,
     policy_step,
     sample_gradients,
+)
+
+COMPAT_NOTICE = (
+    "schedule.compat: the official release's sampler. Its rollouts are deterministic, and scored by a Gaussian that "
+    "never drew them: the gradient is biased. For comparison only."
 )
 
 
@@ -116,6 +122,9 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     writer = MetricsWriter(config.output_dir, first_iteration=first, enabled=world.is_main)
     try:
         progress.say(opening_line(config, world, first=first, num_params=sum(p.numel() for p in params)))
+        progress.say(describe(config))
+        if config.schedule.compat:
+            progress.say(COMPAT_NOTICE)
         if config.self_test and first < config.max_iterations:
             with progress.stage("self-tests"):
                 tests = run_self_tests(policy, prompts=prompts[False], config=config)

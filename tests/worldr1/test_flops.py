@@ -1,0 +1,135 @@
+"""The cost table: passes against a real iteration, FLOPs against the arithmetic of a transformer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import brightness, fake_config
+
+from worldr1.advantage import group_advantage
+from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, VideoConfig
+from worldr1.ema import Ema
+from worldr1.flops import WAN, describe, main, model_flops, passes_per_sample, recipes, sample_flops
+from worldr1.models.wan import load_policy
+from worldr1.noise import initial_noise
+from worldr1.prompts import prompt_batch
+from worldr1.rollout import sample
+from worldr1.schedule import rollout_sigmas, sde_window
+from worldr1.update import deferred_step, make_optimizer, policy_step, sample_gradients
+
+TINY = dict(
+    patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=32,
+    freq_dim=32, ffn_dim=48, num_layers=2, rope_max_seq_len=64,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("share", "scale", "kl_beta", "updates", "deferred"),
+    [(False, 1.0, 0.0, 1, False), (True, 3.0, 0.1, 2, False), (True, 3.0, 0.1, 1, True), (False, 1.0, 0.0, 1, True)],
+    ids=["plain", "shared-cfg-kl-2", "shared-cfg-kl-deferred", "deferred"],
+)
+def test_passes_are_those_of_a_real_iteration(
+    tiny_wan: Path, share: bool, scale: float, kl_beta: float, updates: int, deferred: bool
+) -> None:
+    """Sample by sample, over all starts of the window."""
+    config = fake_config(
+        model=ModelConfig(path=tiny_wan, lora_rank=2, adapter_sigma_min=0.0),
+        schedule=ScheduleConfig(
+            num_steps=6, window_size=2, window_range=(0, 5), window_mode="sliding", window_interval=1
+        ),
+        rollout=RolloutConfig(
+            group_size=4, prompts_per_iteration=1, micro_batch=4, guidance_scale=scale, share_initial_noise=share
+        ),
+        update=UpdateConfig(updates_per_rollout=updates, kl_beta=kl_beta, deferred=deferred),
+    )
+    policy = load_policy(config.model, device="cpu")
+    params = policy.adapter_parameters()
+    learner = policy, make_optimizer(params, config.update), Ema(params, decay=0.0)
+    seen = {"plain": 0, "graph": 0, "backward": 0}
+
+    def count(module: object, args: object, kwargs: dict, output: tuple) -> None:
+        seen["graph" if torch.is_grad_enabled() else "plain"] += len(kwargs["hidden_states"])
+        if output[0].requires_grad:
+            output[0].register_hook(lambda g: seen.__setitem__("backward", seen["backward"] + len(g)))
+
+    policy.transformer.register_forward_hook(count, with_kwargs=True)
+    for iteration in range(4):
+        batch = prompt_batch(["push in"], config=config, iteration=iteration, dynamic=False, rank=0, world_size=1)
+        noise = initial_noise(batch, policy.latent_shape(config.video), config=config)
+        buffers = sample_gradients(params, batch, config) if deferred else None
+        steps = sde_window(config.schedule, seed=0, iteration=iteration)
+        sigmas = rollout_sigmas(config.schedule)
+        rollout = sample(policy, batch, noise, sigmas=sigmas, steps=steps, config=config, gradients=buffers)
+        advantage = group_advantage(brightness(rollout), group_size=4, config=config.advantage)
+        if buffers is None:
+            policy_step(*learner, rollout, advantage, config=config, lr=1e-4)
+        else:
+            deferred_step(*learner, rollout, buffers, advantage, config=config, lr=1e-4)
+    passes = passes_per_sample(config)
+    assert seen["plain"] / 16 == passes.rollout + passes.reference
+    assert seen["graph"] / 16 == passes.forward and seen["backward"] / 16 == passes.backward
+    assert (
+        f"{passes.forwards:.3g} forward" in describe(config) and passes.forwards * 16 == seen["plain"] + seen["graph"]
+    )
+
+
+def test_forward_is_the_arithmetic_of_its_layers() -> None:
+    video = VideoConfig(height=64, width=32, num_frames=5)
+    got = model_flops(TINY, ModelConfig(lora_rank=2), video)
+    tokens, text, width, ffn, rank = 2 * 4 * 2, 512, 24, 48, 2  # latents 2 x 8 x 4, patches of 1 x 2 x 2
+    assert got.num_tokens == tokens
+
+    def linear(rows: int, inside: int, outside: int) -> int:
+        return 2 * rows * inside * outside
+
+    def adapted(rows: int) -> int:
+        return linear(rows, width, width) + linear(rows, width, rank) + linear(rows, rank, width)
+
+    block = 4 * adapted(tokens) + 4 * tokens * tokens * width  # self-attention: q, k, v, out; scores and their product
+    block += 2 * adapted(tokens) + 2 * adapted(text) + 4 * tokens * text * width  # cross-attention
+    block += 2 * linear(tokens, width, ffn)
+    around = linear(tokens, 4 * 4, width) + linear(tokens, width, 4 * 4)  # patches in and out
+    around += linear(text, 32, width) + linear(text, width, width)  # text
+    around += linear(1, 32, width) + linear(1, width, width) + linear(1, width, 6 * width)  # time
+    assert got.forward == 2 * block + around
+    assert 1.5 * got.forward < got.backward + got.forward  # a LoRA's backward pass: no gradient of the frozen weights
+    again = model_flops(TINY, ModelConfig(lora_rank=2, gradient_checkpointing=True), video)
+    assert again.forward == got.forward and 0.9 < (again.backward - got.backward) / (2 * block) <= 1.0
+
+
+def test_shares_of_the_official_recipe_on_wan() -> None:
+    """The targets, by torch's FLOP counter on the published 1.3B configuration at 480x832x81."""
+    rows = recipes()
+    ours = rows["preset wan2.1-1.3b"]
+    model = model_flops(WAN["1.3b"], ours.model, ours.video)
+    assert model.num_tokens == 32_760 and 283e12 < model.forward < 285e12
+    whole = sample_flops(passes_per_sample(rows["official release"]), model)
+    share = {name: sample_flops(passes_per_sample(config), model) / whole for name, config in rows.items()}
+    assert share["CFG, KL, 1 update"] <= 0.22 and share["CFG, KL, 2 updates, shared prefix"] <= 0.22
+    assert share["no CFG, no KL, 1 update"] <= 0.09 and share["no CFG, no KL, deferred"] <= 0.09
+    # By hand: 50 steps of 2 passes, 24 trained steps of 2 passes with their reference and backward passes.
+    assert whole == pytest.approx((100 + 48 + 48) * model.forward + 48 * model.backward, rel=1e-12)
+
+
+def test_passes_of_the_settings() -> None:
+    micro = passes_per_sample(TrainConfig())
+    s, g = TrainConfig().schedule, TrainConfig().rollout.group_size
+    starts = range(s.window_range[0], s.window_range[1] - s.window_size + 1)
+    shared = sum(s.num_steps - i * (1 - 1 / g) for i in starts) / len(starts)
+    assert micro.rollout == pytest.approx(shared) and micro.reference == s.window_size
+    guided = replace(TrainConfig(), rollout=replace(TrainConfig().rollout, guidance_scale=5.0))
+    assert passes_per_sample(guided) == pytest.approx([2 * n for n in micro])
+
+
+def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import json
+
+    (tmp_path / "config.json").write_text(json.dumps(TINY | {"_class_name": "WanTransformer3DModel"}))
+    arguments = ["--transformer-config", str(tmp_path / "config.json"), "--height", "32", "--width", "32"]
+    assert main([*arguments, "--num-frames", "9"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("12 tokens") and len(printed.splitlines()) == 2 + len(recipes())
+    assert "official release" in printed and "100.0%" in printed
