@@ -14,6 +14,7 @@ T* pointer(uintptr_t address) {
 }
 
 void bind_rasterize(pybind11::module_& m);
+void bind_se3(pybind11::module_& m);
 void bind_rasterize_emulated(pybind11::module_& m);
 void bind_sde_step(pybind11::module_& m);
 

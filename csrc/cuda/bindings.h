@@ -21,5 +21,6 @@ inline void check_cuda(const char* op, int status) {
 }
 
 void bind_rasterize(pybind11::module_& m);
+void bind_se3(pybind11::module_& m);
 
 }  // namespace worldr1

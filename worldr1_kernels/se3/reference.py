@@ -1,7 +1,8 @@
 """Camera trajectories in plain torch. Arithmetic is float64 whatever the inputs; results take the inputs' dtype.
 
 Every function here is differentiable. Norms and angles have the subgradient 0 where they have a kink (zero vector,
-equal rotations, rotations half a turn apart), so no gradient is ever NaN.
+equal rotations, rotations half a turn apart), so no gradient is ever NaN. Differences within rounding of what is
+compared count as 0: their direction, and with it a gradient of length one, would be noise.
 """
 
 import math
@@ -14,6 +15,8 @@ STATIC_EXTENT = 1e-5
 above the rounding of float32 matrices, below any motion one would ask for. Scene units."""
 STATIC_SHARE = 0.01
 """A recovered path within this share of the median depth is a camera at rest: a scale would only blow up its noise."""
+ROUNDING = 1e-14
+"""Differences below this times what is compared are rounding, and count as 0."""
 MIN_ANGLE = math.radians(10.0)
 """Rotation errors are measured against the requested angle, but never against less than this."""
 
@@ -38,6 +41,12 @@ def norm(x: torch.Tensor, dims: int = 1) -> torch.Tensor:
     return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
 
 
+def _beyond_rounding(difference: torch.Tensor, squares: torch.Tensor | float) -> torch.Tensor:
+    """`difference` [..., k], or 0 where its square is within rounding of `squares`, those of what was compared."""
+    counts = difference.square().sum(-1) > ROUNDING**2 * squares
+    return torch.where(counts[..., None], difference, 0.0)
+
+
 def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
     """numerator / denominator, 0 where the denominator is 0; no NaN in the gradient either."""
     positive = denominator > 0
@@ -55,7 +64,7 @@ def angle(rotation: torch.Tensor) -> torch.Tensor:
         dim=-1,
     )
     trace = rotation.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return torch.atan2(norm(skew), trace - 1.0)
+    return torch.atan2(norm(_beyond_rounding(skew, 1.0)), trace - 1.0)
 
 
 def geodesic_distance(R_a: torch.Tensor, R_b: torch.Tensor) -> torch.Tensor:
@@ -69,11 +78,14 @@ def centers(viewmats: torch.Tensor) -> torch.Tensor:
 
 
 def relative_poses(viewmats: torch.Tensor) -> torch.Tensor:
-    """E_t E_0^-1, [..., F, 4, 4]: the first camera becomes the world. The inverse is rigid, not numeric."""
-    rotation = viewmats[..., :3, :3] @ viewmats[..., :1, :3, :3].transpose(-1, -2)  # [..., F, 3, 3]
-    translation = viewmats[..., :3, 3:] - rotation @ viewmats[..., :1, :3, 3:]
-    bottom = viewmats.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*viewmats.shape[:-2], 1, 4)
-    return torch.cat([torch.cat([rotation, translation], -1), bottom], -2)
+    """E_t E_0^-1, [..., F, 4, 4]: the first camera becomes the world. The inverse is rigid, not numeric; frame 0 is the
+    identity, a constant."""
+    first, rest = viewmats[..., :1, :, :], viewmats[..., 1:, :, :]
+    rotation = rest[..., :3, :3] @ first[..., :3, :3].transpose(-1, -2)  # [..., F-1, 3, 3]
+    translation = rest[..., :3, 3:] - rotation @ first[..., :3, 3:]
+    identity = torch.eye(4, dtype=viewmats.dtype, device=viewmats.device).expand_as(first)
+    moved = torch.cat([torch.cat([rotation, translation], -1), identity[..., 3:, :].expand(rest[..., 3:, :].shape)], -2)
+    return torch.cat([identity, moved], -3)
 
 
 def path_length(points: torch.Tensor) -> torch.Tensor:
@@ -102,6 +114,10 @@ def _similarity(pred: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor,
     scale = _ratio((S * sign).sum(-1), (pred - mean_pred).square().flatten(-2).sum(-1))
     offset = mean_target[..., 0, :] - scale[..., None] * (rotation @ mean_pred.transpose(-1, -2))[..., 0]
     return scale, rotation, offset
+
+
+def _deviation(moved: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+    return _beyond_rounding(moved - goal, moved.square().sum(-1) + goal.square().sum(-1))
 
 
 def _aligned(
@@ -140,8 +156,10 @@ def trajectory_error(
     path_pred, path_target = centers(pred), centers(target)  # [N, F, 3]
     moved, goal, scale = _aligned(path_pred, path_target, scale_mode, depth)
     rotation = angle(R_pred.transpose(-1, -2) @ R_target)  # [N, F]
-    translation = norm(moved - goal)  # [N, F]
-    pose_difference = torch.cat([(R_pred - R_target).flatten(-2), moved - goal], -1)  # [N, F, 12]
+    deviation = _deviation(moved, goal)
+    translation = norm(deviation)  # [N, F]
+    turned = _beyond_rounding((R_pred - R_target).flatten(-2), 1.0)
+    pose_difference = torch.cat([turned, deviation], -1)  # [N, F, 12]
     errors = Errors(
         rotation,
         translation,
@@ -173,7 +191,7 @@ def trajectory_reward(
     fixed = norm(target).amax(-1) <= STATIC_EXTENT * reach  # [N]
 
     scale = least_squares_scale(pred, target, depth)
-    deviation = norm(scale[..., None, None] * pred - target).mean(-1)
+    deviation = norm(_deviation(scale[..., None, None] * pred, target)).mean(-1)
     # No scale can turn a path round: it stops at 0, where running against the request would cost what standing still
     # does. The share of the path that runs against it is charged on top.
     inner = (pred * target).flatten(-2).sum(-1)

@@ -1,0 +1,20 @@
+#include "bindings.h"
+//
+#include "../common/se3_bindings.h"
+#include "se3.h"
+
+namespace worldr1 {
+namespace {
+
+struct Run {
+  static void error(const ErrorArgs& args, bool backward) { run_error(args, backward); }
+  static void reward(const RewardArgs& args, bool backward) { run_reward(args, backward); }
+  static void rotation(const RotationArgs& args, bool backward) { run_rotation(args, backward); }
+  static void rigid(const RigidArgs& args) { run_rigid(args); }
+};
+
+}  // namespace
+
+void bind_se3(pybind11::module_& m) { bind_se3_functions<Run>(m); }
+
+}  // namespace worldr1

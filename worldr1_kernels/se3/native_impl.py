@@ -1,0 +1,183 @@
+"""Launcher of csrc/{cpu,cuda}/se3*: contiguous float32 or float64 in, one call for the whole batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldr1_kernels import _native
+
+SCALE_MODES = {"least_squares": 0, "max_norm": 1, "none": 2, "sim3": 3}
+SCRATCH_ROWS, ROW_PAD = 10, 8  # csrc/common/se3_args.h
+WORK_PER_THREAD = 4096
+"""Frames below which a second CPU thread costs more to wake than it saves."""
+
+
+def unavailable(device: torch.device) -> str | None:
+    """None when the compiled module for `device` can run, else the reason."""
+    if device.type == "cpu":
+        return _native.cpu_unavailable()
+    if device.type == "cuda":
+        return _native.cuda_unavailable()
+    return f"the native backend has no kernel for device {device.type}"
+
+
+def _module(tensor: Tensor) -> Any:
+    return _native.cuda() if tensor.is_cuda else _native.cpu()
+
+
+def _place(tensor: Tensor, work: int, level: str = "") -> dict[str, Any]:
+    """Where and in which type a call on `tensor` runs; `work` counts frames or matrices."""
+    stream = torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+    threads = max(1, min(torch.get_num_threads(), work // WORK_PER_THREAD))
+    is_double = tensor.dtype == torch.float64
+    return {"is_double": is_double, "num_threads": threads, "level": level, "stream": stream}
+
+
+def _scratch(pred: Tensor) -> Tensor | None:
+    """Device memory for rows of intermediate values; on a CPU the module has its own."""
+    if not pred.is_cuda:
+        return None
+    num, frames = pred.shape[:2]
+    row = (frames + 7) // 8 * 8 + 2 * ROW_PAD
+    return torch.empty(num, SCRATCH_ROWS, row, dtype=torch.float64, device=pred.device)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _trajectories(pred: Tensor, target: Tensor, depth: Tensor | None, level: str) -> tuple[dict[str, Any], list[Any]]:
+    """Arguments that all trajectory calls share, and the tensors that must live until the call returns."""
+    pred, target = pred.contiguous(), target.contiguous()
+    depth = None if depth is None else depth.contiguous()
+    scratch = _scratch(pred)
+    num, frames = pred.shape[:2]
+    arguments = {
+        "pred": _address(pred),
+        "target": _address(target),
+        "depth": _address(depth),
+        "num": num,
+        "frames": frames,
+        "scratch": _address(scratch),
+        **_place(pred, num * frames, level),
+    }
+    return arguments, [pred, target, depth, scratch]
+
+
+def geodesic_distance(R_a: Tensor, R_b: Tensor, *, level: str = "") -> Tensor:
+    """Angles [...] of R_a^T R_b, shapes [..., 3, 3]; `level` names the CPU's instruction set, "" is the best."""
+    a, b = R_a.contiguous(), R_b.contiguous()
+    angle = a.new_empty(a.shape[:-2])
+    with torch.cuda.device_of(a):
+        _module(a).se3_rotation(
+            backward=False, a=_address(a), b=_address(b), num=angle.numel(), angle=_address(angle), grad_a=0, grad_b=0,
+            **_place(a, angle.numel(), level),
+        )  # fmt: skip
+    return angle
+
+
+def geodesic_distance_backward(grad: Tensor, R_a: Tensor, R_b: Tensor, *, level: str = "") -> tuple[Tensor, Tensor]:
+    """Gradients in R_a and R_b of the angles' [...]."""
+    a, b, grad = R_a.contiguous(), R_b.contiguous(), grad.contiguous()
+    grad_a, grad_b = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (a, b))
+    with torch.cuda.device_of(a):
+        _module(a).se3_rotation(
+            backward=True, a=_address(a), b=_address(b), num=grad.numel(), angle=_address(grad),
+            grad_a=_address(grad_a), grad_b=_address(grad_b), **_place(a, grad.numel(), level),
+        )  # fmt: skip
+    return grad_a, grad_b
+
+
+def trajectory_error(
+    pred: Tensor, target: Tensor, median_depth: Tensor | None, relative_to: str, scale_mode: str, *, level: str = ""
+) -> tuple[Tensor, ...]:
+    """The eight fields of TrajectoryError; all tensors share dtype and device."""
+    num, frames = pred.shape[:2]
+    arguments, held = _trajectories(pred, target, median_depth, level)
+    fields = [pred.new_empty(num, frames) for _ in range(2)] + [pred.new_empty(num) for _ in range(6)]
+    with torch.cuda.device_of(pred):
+        _module(pred).se3_error(
+            backward=False, relative=relative_to == "first", mode=SCALE_MODES[scale_mode],
+            fields=[_address(f) for f in fields], grad_pred=0, grad_target=0, **arguments,
+        )  # fmt: skip
+    del held
+    return tuple(fields)
+
+
+def trajectory_error_backward(
+    grads: Sequence[Tensor | None],
+    pred: Tensor,
+    target: Tensor,
+    median_depth: Tensor | None,
+    relative_to: str,
+    scale_mode: str,
+    *,
+    level: str = "",
+) -> tuple[Tensor, Tensor]:
+    """Gradients in pred and target of the eight fields'; None is zero."""
+    arguments, held = _trajectories(pred, target, median_depth, level)
+    given = [None if g is None else g.contiguous() for g in grads]
+    grad_pred, grad_target = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (pred, target))
+    with torch.cuda.device_of(pred):
+        _module(pred).se3_error(
+            backward=True, relative=relative_to == "first", mode=SCALE_MODES[scale_mode],
+            fields=[_address(g) for g in given], grad_pred=_address(grad_pred), grad_target=_address(grad_target),
+            **arguments,
+        )  # fmt: skip
+    del held
+    return grad_pred, grad_target
+
+
+def trajectory_reward(
+    pred: Tensor, target: Tensor, median_depth: Tensor, k_t: float, k_r: float, metric: bool, *, level: str = ""
+) -> Tensor:
+    """Rewards [N]; all tensors share dtype and device."""
+    arguments, held = _trajectories(pred, target, median_depth, level)
+    reward = pred.new_empty(pred.shape[0])
+    with torch.cuda.device_of(pred):
+        _module(pred).se3_reward(
+            backward=False, k_t=k_t, k_r=k_r, metric=metric, reward=_address(reward), grad_pred=0, grad_target=0,
+            **arguments,
+        )  # fmt: skip
+    del held
+    return reward
+
+
+def trajectory_reward_backward(
+    grad: Tensor,
+    pred: Tensor,
+    target: Tensor,
+    median_depth: Tensor,
+    k_t: float,
+    k_r: float,
+    metric: bool,
+    *,
+    level: str = "",
+) -> tuple[Tensor, Tensor]:
+    """Gradients in pred and target of the rewards' [N]."""
+    arguments, held = _trajectories(pred, target, median_depth, level)
+    grad = grad.contiguous()
+    grad_pred, grad_target = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (pred, target))
+    with torch.cuda.device_of(pred):
+        _module(pred).se3_reward(
+            backward=True, k_t=k_t, k_r=k_r, metric=metric, reward=_address(grad), grad_pred=_address(grad_pred),
+            grad_target=_address(grad_target), **arguments,
+        )  # fmt: skip
+    del held
+    return grad_pred, grad_target
+
+
+def all_rigid(matrices: Tensor, *, tolerance: float) -> bool:
+    """Whether all of [..., 3, 3] or [..., 4, 4] are finite and rigid: R^T R = I to `tolerance`, determinant not
+    negative, last row [0, 0, 0, 1]. One pass; on a device it waits for the answer."""
+    flat = matrices.detach().contiguous()
+    size = flat.shape[-1]
+    num = flat.numel() // (size * size)
+    bad = torch.zeros(1, dtype=torch.int32, device=flat.device)
+    with torch.cuda.device_of(flat):
+        _module(flat).se3_rigid(
+            matrices=_address(flat), num=num, size=size, tolerance=tolerance, bad=_address(bad), **_place(flat, num)
+        )
+    return not bool(bad.item())
