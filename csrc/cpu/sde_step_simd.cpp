@@ -194,18 +194,19 @@ SdeSums backward(const SdeStepArgs& args, int64_t n, int64_t begin, int64_t end)
     const int64_t at = row + e;
     const int count = (int)(end - e < kBlock ? end - e : kBlock);
     const float* v = fetch_guided(args, at, count, v_stage);
-    if (args.grad_mean == nullptr) {
-      std::memset(grad.values, 0, sizeof(grad.values));
-    } else {
+    const bool started = args.grad_mean != nullptr;
+    if (started) {
       const float* g = fetch(args.grad_mean, at, count, stage);
       for (int i = 0; i < kBlock; i += 8) f8_store(grad.values + i, f8_load(g + i) * args.coef_velocity);
+    } else if (args.grad_log_prob == nullptr) {
+      std::memset(grad.values, 0, sizeof(grad.values));
     }
     if (args.grad_log_prob != nullptr) {
       const float* x = fetch(args.sample, at, count, stage);
       const float* prev = fetch(args.prev_sample, at, count, prev_stage);
       for (int i = 0; i < kBlock; i += 8) {
-        const f8 r = f8_load(prev + i) - mean_of(args, v, x, i);
-        f8_store(grad.values + i, f8_load(grad.values + i) + r * of_residual);
+        const f8 r = (f8_load(prev + i) - mean_of(args, v, x, i)) * of_residual;
+        f8_store(grad.values + i, started ? f8_load(grad.values + i) + r : r);
       }
     }
     if (args.grad_kl != nullptr) {

@@ -242,6 +242,14 @@ def test_bad_input_of_sde_step() -> None:
         ({"guidance_scale": 2.0}, "velocity_uncond must be given"),
         ({"guidance_scale": nan}, "guidance_scale must be finite"),
         ({"sample": sample.clone().requires_grad_()}, "sample must not require a gradient"),
+        ({"prev_sample": noise}, r"exactly one of .* got \['noise', 'prev_sample'\]"),
+        ({"noise_level": float("inf")}, "noise_level must be finite"),
+        ({"sigma_max": nan}, r"sigma_max must be in \(0, 1\]"),
+        ({"sigma_next": -0.1}, r"must be in \[0, 1\]"),
+        ({"sample": sample.to("meta")}, "sample must be on cpu like velocity, got meta"),
+        ({"noise": None, "seed": 0, "sample_ids": torch.arange(4)}, r"sample_ids must have shape \[5\], got \[4\]"),
+        ({"noise": None, "seed": 0, "sample_ids": torch.arange(5) - 1}, r"sample_ids must be in \[0, .* got -1\.\.3"),
+        ({"velocity": velocity[..., :0], "sample": sample[..., :0], "noise": noise[..., :0]}, "elements per sample"),
         ({"velocity": velocity[0, 0, 0, 0], "sample": sample[0, 0, 0, 0]}, r"must have shape \[N, \.\.\.\]"),
     ]
     good: dict[str, Any] = {"velocity": velocity, "sample": sample, "sigma": 0.8, "sigma_next": 0.7, "noise": noise}
@@ -250,6 +258,10 @@ def test_bad_input_of_sde_step() -> None:
             sde_step(**{**good, **change})
     with pytest.raises(TypeError, match="sample must be floating point, got torch.int64"):
         sde_step(velocity, torch.zeros(SHAPE, dtype=torch.int64), 0.8, 0.7, noise=noise)
+    with pytest.raises(TypeError, match="sde_step: step must be an int .* got float"):
+        sde_step(velocity, sample, 0.8, 0.7, seed=0, step=1.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="seed must be an int, got float"):
+        sde_step(velocity, sample, 0.8, 0.7, seed=1.0)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="backend .triton. is not available"):
         sde_step(velocity, sample, 0.8, 0.7, noise=noise, backend="triton")
 

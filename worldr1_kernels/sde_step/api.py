@@ -125,7 +125,7 @@ def sde_step(
         differ; noise_level not finite or not > 0; `flow` at sigma 1 without sigma_max; the last `cps` step, which has
         no density; guidance without velocity_uncond; seed, step or sample_ids out of range; `sample`, `noise`,
         `prev_sample` or `velocity_ref` requires a gradient.
-      TypeError: not tensors, not floating point, seed not an int.
+      TypeError: not tensors, not floating point, seed or step not an int.
       RuntimeError: the backend chosen by name is not available, or computes in float32 and an input is float64.
     Source: Flow-GRPO, arXiv 2505.05470, eq. 8; DanceGRPO, arXiv 2505.07818; Flow-CPS, arXiv 2509.05952.
     """
@@ -145,6 +145,8 @@ def sde_step(
     coefficients = step_coefficients(
         op, sde_type, sigma, sigma_next, noise_level=float(noise_level), sigma_max=sigma_max
     )
+    if isinstance(step, bool) or not isinstance(step, int):
+        raise TypeError(f"{op}: step must be an int (the index of the denoising step), got {type(step).__name__}")
     if not 0 <= step < 2**32:
         raise ValueError(f"{op}: step must be in [0, 2**32), got {step}")
     inputs = (velocity, velocity_uncond, sample, noise, prev_sample)

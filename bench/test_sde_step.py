@@ -1,0 +1,151 @@
+"""Speed of the SDE step: `python -m pytest bench/test_sde_step.py -s [--record]`; the C++ backend on one CPU core, or
+the Triton one where torch sees a CUDA device.
+
+Values are compared with the reference first. Peers: the reference, which is eager torch; torch.compile of it (on a CPU
+only with `-m slow`, its compilation takes minutes there); and a copy that moves as many bytes into fresh memory, the
+ceiling for a step that touches every byte once.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.report import Case, print_table, record
+from bench.timing import Timing, measure
+from worldr1_kernels import sde_step
+from worldr1_kernels.sde_step import reference
+from worldr1_kernels.sde_step.ops import sde_log_prob_backward_op
+from worldr1_kernels.testing import normal
+
+SIGMAS = (0.9, 0.86)
+
+
+class Size(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype  # of the velocities
+    guided: bool
+
+
+SIZES = [
+    Size("micro", (32, 12, 3, 8, 8), torch.float32, False),
+    Size("wan", (1, 16, 21, 60, 104), torch.bfloat16, False),
+    Size("wan guided", (1, 16, 21, 60, 104), torch.bfloat16, True),
+    Size("wan 8", (8, 16, 21, 60, 104), torch.bfloat16, False),
+]
+
+
+class Work(NamedTuple):
+    """One form of the step on one size: `run(backend)`, and the bytes that it must read and write."""
+
+    form: str
+    run: Callable[[str], tuple[Tensor, ...]]
+    compiled: Callable[[], object]
+    num_bytes: int
+
+
+def _works(size: Size, device: str) -> list[Work]:
+    """Drawing, scoring and backward. `compiled` compiles at its first call."""
+    velocity, uncond = (normal(size.shape, seed, dtype=size.dtype, device=device) for seed in range(2))
+    sample, prev = (normal(size.shape, seed, device=device) for seed in range(2, 4))
+    num, weight = size.shape[0], torch.ones(size.shape[0], device=device)
+    ids = torch.arange(num, device=device)
+    other, scale = (uncond, 5.0) if size.guided else (None, 1.0)
+    scalars = (scale, 0.98, -0.05, 0.17)
+
+    def draw(backend: str) -> tuple[Tensor, ...]:
+        out = sde_step(
+            velocity, sample, *SIGMAS, seed=3, step=1, velocity_uncond=other, guidance_scale=scale, backend=backend
+        )
+        return out.prev_sample_mean, out.prev_sample, out.log_prob
+
+    def score(backend: str) -> tuple[Tensor, ...]:
+        out = sde_step(
+            velocity, sample, *SIGMAS, prev_sample=prev, velocity_uncond=other, guidance_scale=scale, backend=backend
+        )
+        return out.prev_sample_mean, out.log_prob
+
+    tensors = velocity, sample, prev, other, None
+
+    def backward(backend: str) -> tuple[Tensor, ...]:
+        grads = sde_log_prob_backward_op(None, weight, None, *tensors, *scalars, backend)
+        return grads if size.guided else grads[:1]
+
+    eager = reference.sample_step, reference.log_prob, reference.log_prob_backward
+    draw_compiled, score_compiled, backward_compiled = (torch.compile(function, dynamic=False) for function in eager)
+    count, narrow = math.prod(size.shape), velocity.element_size() * (1 + size.guided)
+    return [
+        Work(
+            "draw", draw, lambda: draw_compiled(velocity, sample, other, None, None, ids, *scalars, 3, 1),
+            count * (narrow + 4 + 8),
+        ),
+        Work("score", score, lambda: score_compiled(*tensors, *scalars), count * (narrow + 8 + 4)),
+        Work(
+            "backward", backward, lambda: backward_compiled(None, weight, None, *tensors, *scalars),
+            count * (2 * narrow + 8),
+        ),
+    ]  # fmt: skip
+
+
+def _check(work: Work, backend: str) -> None:
+    """The first result (mean, or the first gradient) is the reference's to the bit, the others to rounding."""
+    got, expected = work.run(backend), work.run("reference")
+    assert torch.equal(got[0], expected[0]), work.form
+    for k, t in zip(got[1:], expected[1:], strict=True):
+        torch.testing.assert_close(k, t, rtol=1e-6, atol=2e-6)
+
+
+def _peak_megabytes(function: Callable[[], object]) -> float:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def _run(size: Size, device: str, *, compiled: bool) -> list[Case]:
+    backend = "triton" if device == "cuda" else "native"
+    cases = []
+    for work in _works(size, device):
+        _check(work, backend)
+        source = torch.ones(work.num_bytes // 8, device=device)
+        variants: dict[str, Callable[[], object]] = {
+            backend: lambda work=work: work.run(backend),  # type: ignore[misc]
+            "copy": source.clone,
+            "torch reference": lambda work=work: work.run("reference"),  # type: ignore[misc]
+        }
+        if compiled:
+            variants["torch.compile of it"] = work.compiled
+        timings: dict[str, Timing] = measure(variants, device=device)
+        own = timings.pop(backend)
+        rate = work.num_bytes / own.decisive / 1e6
+        share = timings["copy"].decisive / own.decisive
+        notes = f"{work.num_bytes / 1e6:.1f} MB, {rate:.1f} GB/s, {share:.0%} of a copy"
+        if device == "cuda":
+            peaks = (_peak_megabytes(lambda b=b, work=work: work.run(b)) for b in (backend, "reference"))  # type: ignore[misc]
+            notes += ", peak {:.0f} MB, of the reference {:.0f} MB".format(*peaks)
+        shape = "x".join(map(str, size.shape)) + ("-guided" if size.guided else "")
+        name = f"{size.name.split()[0]} {work.form}"
+        cases.append(Case(name, shape, str(size.dtype).removeprefix("torch."), backend, own, timings, notes))
+    return cases
+
+
+def _report(cases: list[Case], record_figures: bool) -> None:
+    print()
+    print_table(cases)
+    for case in cases:
+        print(f"{case.name:14} {case.shape:24} {case.notes}")
+    if record_figures:
+        print(f"recorded in {record(cases, 'sde_step')}")
+
+
+def test_step(record_figures: bool, device: str) -> None:
+    _report([case for size in SIZES for case in _run(size, device, compiled=device == "cuda")], record_figures)
+
+
+@pytest.mark.slow
+def test_step_against_the_compiler(record_figures: bool, device: str) -> None:
+    _report([case for size in SIZES[:2] for case in _run(size, device, compiled=True)], record_figures)
