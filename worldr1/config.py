@@ -269,6 +269,8 @@ class TrainConfig:
     """Where the policy runs."""
     num_threads: int = 0
     """CPU threads per rank; 0 shares the cores among the ranks."""
+    nvtx: bool = False
+    """Name the stages of an iteration by NVTX ranges, for Nsight Systems."""
     open_report: bool = False
     """Open report.html in a browser at the end."""
     model: ModelConfig = field(default_factory=lambda: ModelConfig(adapter_sigma_min=0.7))
@@ -280,7 +282,7 @@ class TrainConfig:
     reward: RewardConfig = field(
         default_factory=lambda: RewardConfig(metric_paths=True, weight_recon=0.2, weight_meta=0.2, weight_gen=0.3)
     )
-    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    advantage: AdvantageConfig = field(default_factory=lambda: AdvantageConfig(std="group"))
     update: UpdateConfig = field(default_factory=UpdateConfig)
     phase: PhaseConfig = field(default_factory=PhaseConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

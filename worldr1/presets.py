@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from worldr1.config import (
+    AdvantageConfig,
     CameraConfig,
     EvaluationConfig,
     ModelConfig,
@@ -44,6 +45,7 @@ def wan2_1_1_3b() -> TrainConfig:
         schedule=ScheduleConfig(num_steps=20, shift=3.0, sde_type="linear", window_size=2, window_range=(0, 10)),
         rollout=RolloutConfig(group_size=8, prompts_per_iteration=48, guidance_scale=5.0, micro_batch=1),
         reward=RewardConfig(reconstructor=REQUIRED, critic=REQUIRED, aesthetic=REQUIRED, perceptual=REQUIRED),
+        advantage=AdvantageConfig(),
         update=UpdateConfig(
             learning_rate=1e-4,
             final_lr_fraction=1.0,
