@@ -18,6 +18,26 @@ class StepLoss(NamedTuple):
     max_deviation: Tensor  # scalar float64: largest |ratio - 1|
 
 
+def guarded_log_ratio(mean: Tensor, mean_old: Tensor, prev_sample: Tensor, *, std: Tensor) -> Tensor:
+    """Log-ratio of GRPO-Guard: centred, so that both signs of the advantage are clipped alike, and free of the std.
+
+        std (log_prob - log_prob_old + b),  b = mean_elements[(mean - mean_old)^2] / (2 std^2)
+          = mean_elements[(mean - mean_old) (prev_sample - mean_old)] / std
+
+    The second form needs no difference of two close numbers.
+
+    Args:
+      mean: Of the step's Gaussian under the policy in training. Shape [n, ...]. Differentiable.
+      mean_old: Under the policy that sampled; a constant.
+      prev_sample: What was drawn.
+      std: Of the Gaussian, shape [n].
+    Returns:
+      Shape [n]; 0 with gradient mean_elements[z d mean] where mean is mean_old and z the drawn noise.
+    Source: GRPO-Guard, arXiv 2510.22319.
+    """
+    return ((mean - mean_old) * (prev_sample - mean_old)).flatten(1).mean(1) / std
+
+
 def step_loss(
     log_prob: Tensor,
     log_prob_old: Tensor,

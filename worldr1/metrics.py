@@ -9,7 +9,7 @@ seed write the same bytes. Its keys:
     valid_fraction, dropped_groups, group_std, advantage_abs
     ratio_mean, ratio_max_deviation, ratio_first_deviation (of the first update: 0 unless rollout and training disagree)
     clip_fraction, approx_kl, kl, grad_norm, num_updates, skipped_updates, nonfinite_updates
-    steps: {t: {weight, clip_fraction, kl}}     the same by stochastic step t of the grid
+    steps: {t: {weight, clip_fraction, kl, ratio, lambda, grad_norm}}     by stochastic step t of the grid
     alarms                                sentences, empty when all is well
 A value that does not exist (the mean of no samples) is null.
 """
@@ -20,7 +20,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -63,10 +63,15 @@ def _summary(values: Tensor) -> tuple[float, float, float]:
 
 
 class Stopwatch:
-    """Seconds spent in each stage of an iteration."""
+    """Seconds spent in each stage of an iteration.
 
-    def __init__(self) -> None:
+    Args:
+      nvtx: Also mark each stage as an NVTX range, which Nsight Systems shows. Off, the package is not imported.
+    """
+
+    def __init__(self, *, nvtx: bool = False) -> None:
         self.seconds: dict[str, float] = {}
+        self._nvtx = nvtx
         self._start = time.perf_counter()
 
     @contextmanager
@@ -74,13 +79,25 @@ class Stopwatch:
         """Adds the block's duration to `name`."""
         start = time.perf_counter()
         try:
-            yield
+            with _nvtx_range(name) if self._nvtx else nullcontext():
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def finish(self) -> dict[str, float]:
         """Seconds by stage, and "total" since the stopwatch was made."""
         return {**self.seconds, "total": time.perf_counter() - self._start}
+
+
+@contextmanager
+def _nvtx_range(name: str) -> Iterator[None]:
+    import nvtx
+
+    nvtx.push_range(message=name, domain="worldr1")
+    try:
+        yield
+    finally:
+        nvtx.pop_range(domain="worldr1")
 
 
 class MetricsWriter:

@@ -287,7 +287,7 @@ def _draw(
             with_kl = config.update.kl_beta > 0
             reference = reference_velocity(policy, rollout, index=index, rows=rows, config=config) if with_kl else None
             scored = _score(velocity, uncond, rollout, index, rows, config, velocity_ref=reference)
-            weight = step_weights(rollout.sigmas, rollout.steps, config.schedule)[index]
+            weight = step_weights(rollout.sigmas, rollout.steps, config.schedule).weights[index]
             gradients.add(scored.log_prob, scored.kl, rows=rows, index=index, weight=weight)
     return out.prev_sample, out.log_prob
 

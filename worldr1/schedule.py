@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from worldr1.config import ScheduleConfig
@@ -97,7 +99,14 @@ def sde_window(schedule: ScheduleConfig, *, seed: int, iteration: int) -> tuple[
     return tuple(range(start, start + schedule.window_size))
 
 
-def step_weights(sigmas: tuple[float, ...], steps: tuple[int, ...], schedule: ScheduleConfig) -> tuple[float, ...]:
+class StepWeights(NamedTuple):
+    """Of the trained steps, one each."""
+
+    weights: tuple[float, ...]  # mean 1
+    lambdas: tuple[float, ...]
+
+
+def step_weights(sigmas: tuple[float, ...], steps: tuple[int, ...], schedule: ScheduleConfig) -> StepWeights:
     """Weight of each trained step in the loss: 1 / lambda, normalised to mean 1.
 
         lambda = |d mean / d v| / s  =  sqrt(|dt|) (1 / std + std (1 - sigma) / (2 sigma))  for flow, linear and dance
@@ -110,18 +119,18 @@ def step_weights(sigmas: tuple[float, ...], steps: tuple[int, ...], schedule: Sc
       steps: Indices of the trained steps.
       schedule: sde_type and noise_level.
     Returns:
-      One weight per step.
+      StepWeights(weights, lambdas), one of each per step.
     Raises:
       ValueError: no steps, an index outside [0, T - 1], or a step without a density.
     """
     if not steps or min(steps) < 0 or max(steps) > len(sigmas) - 2:
         raise ValueError(f"step_weights: steps must be indices in [0, {len(sigmas) - 2}], got {steps}")
-    weights = []
+    inverse = []
     for i in steps:
         c = step_coefficients(
             "step_weights", schedule.sde_type, sigmas[i], sigmas[i + 1],
             noise_level=schedule.noise_level, sigma_max=sigmas[1],
         )  # fmt: skip
-        weights.append(c.std / abs(c.coef_velocity))
-    mean = sum(weights) / len(weights)
-    return tuple(w / mean for w in weights)
+        inverse.append(c.std / abs(c.coef_velocity))
+    mean = sum(inverse) / len(inverse)
+    return StepWeights(tuple(w / mean for w in inverse), tuple(1.0 / w for w in inverse))

@@ -62,6 +62,7 @@ from worldr1.update import (
     make_optimizer,
     policy_step,
     sample_gradients,
+    update_alarms,
 )
 
 COMPAT_NOTICE = (
@@ -156,7 +157,7 @@ def _iterate(
     guard, iteration = NonFiniteGuard(), first
     with stop_on_signal(progress) as stop:
         while iteration < config.max_iterations:
-            watch = Stopwatch()
+            watch = Stopwatch(nvtx=config.nvtx)
             dynamic = is_dynamic(iteration, config.phase)
             steps = sde_window(config.schedule, seed=config.seed, iteration=iteration)
             lr = learning_rate(iteration, max_iterations=config.max_iterations, config=config.update)
@@ -184,7 +185,7 @@ def _iterate(
             metrics = {
                 "iteration": iteration, "phase": "dynamic" if dynamic else "main", "learning_rate": lr,
                 "window": list(steps), **reward_metrics(scores), **advantage.metrics(), **update,
-                "alarms": list(advantage.alarms),
+                "alarms": [*advantage.alarms, *update_alarms(update)],
             }  # fmt: skip
             iteration += 1
             writer.write(metrics)

@@ -14,7 +14,7 @@ from worldr1.advantage import Advantage
 from worldr1.config import TrainConfig, UpdateConfig
 from worldr1.datatypes import PromptBatch, Rollout
 from worldr1.ema import Ema
-from worldr1.grpo import step_loss
+from worldr1.grpo import guarded_log_ratio, step_loss
 from worldr1.metrics import Metrics
 from worldr1.models.base import VideoPolicy
 from worldr1.rollout import batch_rows, reference_velocity, window_step
@@ -23,6 +23,10 @@ from worldr1.schedule import rollout_sigmas, step_weights
 
 MAX_NONFINITE_IN_A_ROW = 3
 """So many iterations in a row without one finite gradient stop the run."""
+
+
+MAX_DRIFT = 1e-4
+"""Alarm above this deviation of the ratio from 1 before the first update."""
 
 
 class Learner(NamedTuple):
@@ -98,26 +102,31 @@ def policy_step(
     params = ema.params
     _set_rate(optimizer, lr)
     u, num_steps = config.update, len(rollout.steps)
-    weights = step_weights(rollout.sigmas, rollout.steps, config.schedule)
+    weights = _loss_weights(rollout, config)
     tally = _Tally(num_steps)
     if advantage.num_active:
         mask = advantage.mask.to(policy.device) & rollout.finite.to(policy.device)
+        means: dict[tuple[int, int], Tensor] = {}  # (micro-batch, step) -> mean of the policy that sampled
         rows_list = [r for r in batch_rows(len(mask), config.rollout.micro_batch) if bool(mask[r].any())]
         references = _references(policy, rollout, rows_list, config) if u.kl_beta > 0 else None
         # Each rank averages over the samples of all ranks; average_gradients divides by their number once more.
         per_sample = distributed.world_size() / (advantage.num_active * num_steps)
         for update in range(u.updates_per_rollout):
             optimizer.zero_grad(set_to_none=True)
-            for k, rows in enumerate(rows_list):
-                for s in range(num_steps):
-                    _accumulate(
+            before = None
+            for s in range(num_steps):
+                for k, rows in enumerate(rows_list):
+                    mean = _accumulate(
                         policy, rollout, advantage, mask, s, rows, config=config,
-                        reference=references[k][s] if references else None,
-                        scale=weights[s] * per_sample, tally=tally, first=update == 0,
+                        reference=references[k][s] if references else None, mean_old=means.get((k, s)),
+                        weight=weights[s], per_sample=per_sample, tally=tally, first=update == 0,
                     )  # fmt: skip
+                    if u.surrogate == "guard":
+                        means.setdefault((k, s), mean)
+                before = _step_norm(params, before, s, tally) if num_steps > 1 else None
             _optimizer_step(params, optimizer, ema, u.max_grad_norm, tally)
         optimizer.zero_grad(set_to_none=True)
-    return tally.metrics(rollout.steps, weights, has_reference=u.kl_beta > 0, planned=u.updates_per_rollout)
+    return tally.metrics(rollout, weights, config, planned=u.updates_per_rollout)
 
 
 def sample_gradients(params: Sequence[nn.Parameter], batch: PromptBatch, config: TrainConfig) -> SampleGradients:
@@ -152,7 +161,7 @@ def deferred_step(
     params = ema.params
     _set_rate(optimizer, lr)
     u, num_steps = config.update, len(rollout.steps)
-    weights = step_weights(rollout.sigmas, rollout.steps, config.schedule)
+    weights = step_weights(rollout.sigmas, rollout.steps, config.schedule).weights
     tally = _Tally(num_steps)
     if advantage.num_active:
         mask = advantage.mask.to(policy.device) & rollout.finite.to(policy.device)
@@ -166,7 +175,15 @@ def deferred_step(
             tally.add(s, torch.stack([mask.sum().double(), *[nothing] * 3, kl, loss]), nothing, first=True)
         _optimizer_step(params, optimizer, ema, u.max_grad_norm, tally)
         optimizer.zero_grad(set_to_none=True)
-    return tally.metrics(rollout.steps, weights, has_reference=u.kl_beta > 0, planned=1)
+    return tally.metrics(rollout, weights, config, planned=1)
+
+
+def update_alarms(metrics: Metrics) -> tuple[str, ...]:
+    """Sentences for the user on the figures of an update, the same on all ranks."""
+    drift = metrics["ratio_first_deviation"]
+    if drift <= MAX_DRIFT:
+        return ()
+    return (f"log-prob drift: the ratio before the first update is off by {drift:.1e}: rollout and training disagree",)
 
 
 class NonFiniteGuard:
@@ -219,6 +236,13 @@ def _references(
     ]
 
 
+def _loss_weights(rollout: Rollout, config: TrainConfig) -> tuple[float, ...]:
+    """w_step; the log-ratio of GRPO-Guard already lacks the std, what is left of lambda is |dt|."""
+    if config.update.surrogate == "guard":
+        return tuple(1.0 / (rollout.sigmas[i] - rollout.sigmas[i + 1]) for i in rollout.steps)
+    return step_weights(rollout.sigmas, rollout.steps, config.schedule).weights
+
+
 def _accumulate(
     policy: VideoPolicy,
     rollout: Rollout,
@@ -229,19 +253,39 @@ def _accumulate(
     *,
     config: TrainConfig,
     reference: Tensor | None,
-    scale: float,
+    mean_old: Tensor | None,
+    weight: float,
+    per_sample: float,
     tally: _Tally,
     first: bool,
-) -> None:
-    """Adds one micro-batch's gradient at one step, and its figures."""
+) -> Tensor:
+    """Adds one micro-batch's gradient at one step, and its figures; returns the mean of the step's Gaussian."""
+    u = config.update
     out = window_step(policy, rollout, index=index, rows=rows, config=config, velocity_ref=reference)
+    mean = out.prev_sample_mean.detach()
+    log_prob, log_prob_old, kl_beta = out.log_prob, rollout.log_prob[rows, index], u.kl_beta
+    if u.surrogate == "guard":
+        # Before the first optimizer step the policy is the one that sampled, and its mean is the old one.
+        old, drawn = mean if mean_old is None else mean_old, rollout.prev_samples[index, rows]
+        log_prob = guarded_log_ratio(out.prev_sample_mean, old, drawn, std=out.std)
+        log_prob_old, kl_beta = torch.zeros_like(log_prob_old), kl_beta / weight  # 1 / |dt| is not the KL's
     result = step_loss(
-        out.log_prob, rollout.log_prob[rows, index],
-        advantage=advantage.advantage.to(out.log_prob)[rows], mask=mask[rows], kl=out.kl,
-        clip_range=config.update.clip_range, kl_beta=config.update.kl_beta, scale=scale,
+        log_prob, log_prob_old, advantage=advantage.advantage.to(log_prob)[rows], mask=mask[rows], kl=out.kl,
+        clip_range=u.clip_range, kl_beta=kl_beta, scale=weight * per_sample,
     )  # fmt: skip
     result.loss.backward()
     tally.add(index, result.sums, result.max_deviation, first=first)
+    return mean
+
+
+def _step_norm(params: Sequence[nn.Parameter], before: Tensor | None, index: int, tally: _Tally) -> Tensor:
+    """Notes the norm of what a step added to the gradient of all ranks; returns the gradient so far, [P]."""
+    total = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in params])
+    holder = nn.Parameter(torch.empty_like(total))
+    holder.grad = total.clone()
+    distributed.average_gradients([holder])
+    tally.step_norms[index].append(float((holder.grad if before is None else holder.grad - before).norm()))
+    return holder.grad
 
 
 class _Tally:
@@ -251,6 +295,7 @@ class _Tally:
         self.sums = torch.zeros(num_steps, 6, dtype=torch.float64)  # rows of StepLoss.sums
         self.max_deviation = self.first_deviation = 0.0
         self.norms: list[float] = []
+        self.step_norms: list[list[float]] = [[] for _ in range(num_steps)]
         self.nonfinite = 0
 
     def add(self, index: int, sums: Tensor, max_deviation: Tensor, *, first: bool) -> None:
@@ -260,11 +305,12 @@ class _Tally:
         if first:
             self.first_deviation = max(self.first_deviation, float(max_deviation))
 
-    def metrics(self, steps: Sequence[int], weights: Sequence[float], *, has_reference: bool, planned: int) -> Metrics:
+    def metrics(self, rollout: Rollout, weights: Sequence[float], config: TrainConfig, *, planned: int) -> Metrics:
         sums = distributed.gather(self.sums[None]).sum(0)  # [S, 6]
         worst = distributed.gather(torch.tensor([[self.max_deviation, self.first_deviation]])).amax(0)
         total = sums.sum(0)
-        count = float(total[0])
+        count, has_reference = float(total[0]), config.update.kl_beta > 0
+        lambdas = step_weights(rollout.sigmas, rollout.steps, config.schedule).lambdas
 
         def mean(value: Tensor, over: float) -> float:
             return float(value) / over if over else 0.0
@@ -276,17 +322,25 @@ class _Tally:
             "clip_fraction": mean(total[2], count),
             "approx_kl": mean(total[3], count),
             "kl": mean(total[4], count) if has_reference else math.nan,
-            "grad_norm": sum(self.norms) / len(self.norms) if self.norms else math.nan,
+            "grad_norm": _average(self.norms),
             "num_updates": len(self.norms),
             "nonfinite_updates": self.nonfinite,
             "skipped_updates": planned - len(self.norms) - self.nonfinite,
         }
         out["steps"] = {
             str(step): {
-                "weight": weight,
-                "clip_fraction": mean(row[2], float(row[0])),
-                "kl": mean(row[4], float(row[0])) if has_reference else math.nan,
+                "weight": weights[s],
+                "clip_fraction": mean(sums[s, 2], float(sums[s, 0])),
+                "kl": mean(sums[s, 4], float(sums[s, 0])) if has_reference else math.nan,
+                "ratio": 1.0 + mean(sums[s, 1], float(sums[s, 0])),
+                "lambda": lambdas[s],
+                # With one step it is that of the whole; the deferred update has only the sum.
+                "grad_norm": _average(self.norms if len(rollout.steps) == 1 else self.step_norms[s]),
             }
-            for step, weight, row in zip(steps, weights, sums, strict=True)
+            for s, step in enumerate(rollout.steps)
         }
         return out
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from worldr1.grpo import step_loss
+from worldr1.grpo import guarded_log_ratio, step_loss
 
 
 def loss_of(log_prob, log_prob_old, advantage, *, mask=None, kl=None, clip_range=0.1, kl_beta=0.0, scale=1.0):
@@ -63,3 +63,30 @@ def test_parts_add_up_to_the_whole():
     whole, halves = part(slice(None)), [part(slice(0, 3)), part(slice(3, 6))]
     assert torch.allclose(whole.loss, halves[0].loss + halves[1].loss, atol=1e-7)
     assert torch.allclose(whole.sums, halves[0].sums + halves[1].sums, atol=1e-6)
+
+
+def test_guarded_log_ratio_is_the_published_formula():
+    """std (log_prob - log_prob_old + b) with b = mean((mean - mean_old)^2) / (2 std^2), in float64."""
+    generator = torch.Generator().manual_seed(0)
+    mean_old, z, move = (torch.randn(5, 3, 7, generator=generator, dtype=torch.float64) for _ in range(3))
+    std = torch.full((5,), 0.3, dtype=torch.float64)
+    mean, drawn = mean_old + 0.01 * move, mean_old + 0.3 * z
+
+    def log_prob(m):
+        return torch.distributions.Normal(m, 0.3).log_prob(drawn).flatten(1).mean(1)
+
+    b = (mean - mean_old).square().flatten(1).mean(1) / (2 * 0.3**2)
+    expected = 0.3 * (log_prob(mean) - log_prob(mean_old) + b)
+    assert torch.allclose(guarded_log_ratio(mean, mean_old, drawn, std=std), expected, atol=1e-14)
+
+
+def test_guarded_log_ratio_is_centred_where_the_plain_one_is_not():
+    """Over draws of the old policy, whatever the new mean: 0 against minus the KL."""
+    z = torch.randn(20_000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean_old, std = torch.zeros(20_000, 4, dtype=torch.float64), torch.full((20_000,), 0.5, dtype=torch.float64)
+    mean = mean_old + 0.4
+    guarded = guarded_log_ratio(mean, mean_old, 0.5 * z, std=std)
+    plain = (-(0.5 * z - 0.4).square() + (0.5 * z).square()).mean(1) / (2 * 0.25)
+    scatter = 0.4 / math.sqrt(4 * 20_000)
+    assert abs(float(guarded.mean())) < 4 * scatter
+    assert abs(float(plain.mean()) + 0.4**2 / (2 * 0.25)) < 4 * scatter / 0.5

@@ -1,6 +1,8 @@
 import io
 import json
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -110,3 +112,31 @@ def test_stopwatch_adds_up():
         raise KeyError
     got = watch.finish()
     assert set(got) == {"a", "b", "total"} and got["total"] >= got["a"] + got["b"] > 0
+
+
+def test_stages_are_nvtx_ranges_and_nothing_when_off(monkeypatch):
+    calls = []
+    fake = types.SimpleNamespace(
+        push_range=lambda message, domain: calls.append(("push", message)),
+        pop_range=lambda domain: calls.append(("pop", domain)),
+    )
+    monkeypatch.setitem(sys.modules, "nvtx", fake)
+    watch = Stopwatch(nvtx=True)
+    with pytest.raises(ValueError), watch.stage("rollout"):
+        raise ValueError
+    with watch.stage("update"):
+        pass
+    assert calls == [("push", "rollout"), ("pop", "worldr1"), ("push", "update"), ("pop", "worldr1")]
+    calls.clear()
+    monkeypatch.setitem(sys.modules, "nvtx", None)  # importing it would fail
+    off = Stopwatch()
+    with off.stage("rollout"):
+        pass
+    assert not calls and set(off.finish()) == {"rollout", "total"}
+
+
+def test_nvtx_itself_takes_these_calls():
+    watch = Stopwatch(nvtx=True)
+    with watch.stage("rollout"):
+        pass
+    assert watch.seconds["rollout"] >= 0.0 and "nvtx" in sys.modules

@@ -82,7 +82,7 @@ def test_gradient_is_unbiased_on_a_mixture_whose_gradient_is_known(sde_type: str
     # Loss = -mean over samples and steps of w_s A log_prob; A = (1 - 1/G) parts of (r - mean) / std, log_prob is a
     # mean over 2 elements.
     std = float(scores.reward.double().std(correction=0))
-    weights = step_weights(sigmas, steps, config.schedule)
+    weights = step_weights(sigmas, steps, config.schedule).weights
     for weight, i in zip(weights, steps, strict=True):
         got = -torch.cat([taken[0][i].flatten(), taken[1][i]]).double()
         want = torch.cat([expected[0][i].flatten(), expected[1][i]])

@@ -95,7 +95,7 @@ def test_weights_equalise_the_gradient_of_log_prob(sde_type: str) -> None:
     """1 / lambda makes the gradient with respect to the velocity equally large at each step, whatever the SDE."""
     schedule = ScheduleConfig(num_steps=20, shift=3.0, sde_type=sde_type, noise_level=0.7)
     sigmas, steps = euler_sigmas(20, 3.0), (0, 3, 9, 18)
-    weights = step_weights(sigmas, steps, schedule)
+    weights, lambdas = step_weights(sigmas, steps, schedule)
     norms = []
     generator = torch.Generator().manual_seed(0)
     for step, weight in zip(steps, weights, strict=True):
@@ -109,6 +109,7 @@ def test_weights_equalise_the_gradient_of_log_prob(sde_type: str) -> None:
         norms.append(float(velocity.grad.norm()) * weight)
     assert math.isclose(sum(weights) / len(weights), 1.0, rel_tol=1e-12)
     assert max(norms) / min(norms) < 1.03
+    assert max(n / w / x for n, w, x in zip(norms, weights, lambdas, strict=True)) < 1.03 / math.sqrt(50000)
 
 
 def test_weights_follow_the_written_formula() -> None:
@@ -120,7 +121,9 @@ def test_weights_follow_the_written_formula() -> None:
         std = 0.7 * math.sqrt(clamped / (1 - clamped))
         inverse.append(1 / (math.sqrt(dt) * (1 / std + std * (1 - sigma) / (2 * sigma))))
     expected = [w / (sum(inverse) / 4) for w in inverse]
-    assert step_weights(sigmas, (0, 1, 2, 3), schedule) == pytest.approx(expected, rel=1e-12)
+    got = step_weights(sigmas, (0, 1, 2, 3), schedule)
+    assert got.weights == pytest.approx(expected, rel=1e-12)
+    assert got.lambdas == pytest.approx([1 / w for w in inverse], rel=1e-12)
 
 
 def test_weights_refuse_steps_outside_the_grid() -> None:

@@ -9,7 +9,7 @@ from fakes import brightness, fake_config, fake_iteration, fake_learner, fake_ro
 from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, UpdateConfig
 from worldr1.rollout import window_step
 from worldr1.schedule import step_weights
-from worldr1.update import NonFiniteGuard, check_window, learning_rate, policy_step
+from worldr1.update import NonFiniteGuard, check_window, learning_rate, policy_step, update_alarms
 
 
 def state_of(learner):
@@ -21,7 +21,7 @@ def test_gradient_is_that_of_the_formula():
     learner = fake_learner(config)
     _, rollout, advantage = fake_rollout(learner, config)
     # At ratio 1: d/dtheta of - mean_{n, s} w_s A_n log_prob_ns.
-    weights = step_weights(rollout.sigmas, rollout.steps, config.schedule)
+    weights = step_weights(rollout.sigmas, rollout.steps, config.schedule).weights
     total = torch.zeros(())
     for s, weight in enumerate(weights):
         log_prob = window_step(learner.policy, rollout, index=s, rows=slice(0, 16), config=config).log_prob
@@ -170,3 +170,71 @@ def test_a_window_without_adapter_is_refused():
     check_window(config)
     with pytest.raises(ValueError, match=r"got \(0, 6\) whose step 5 has sigma 0.545; end it at 5"):
         check_window(replace(config, schedule=ScheduleConfig(window_range=(0, 6))))
+
+
+def test_guard_gradient_at_the_start_and_clip_after_it():
+    """At ratio 1 the gradient of -A exp(mean_elements[z d mean]) / |dt|; later updates have a mean to compare with."""
+    update = UpdateConfig(learning_rate=1e-2, kl_beta=0.0, surrogate="guard", clip_range=2e-6, max_grad_norm=1e9)
+    config = fake_config(update=update, schedule=ScheduleConfig(window_size=2))
+    learner = fake_learner(config)
+    _, rollout, advantage = fake_rollout(learner, config)
+    total = torch.zeros(())
+    for s, step in enumerate(rollout.steps):
+        out = window_step(learner.policy, rollout, index=s, rows=slice(0, 16), config=config)
+        z = (rollout.prev_samples[s] - out.prev_sample_mean.detach()) / out.std[0]
+        dt = rollout.sigmas[step] - rollout.sigmas[step + 1]
+        moved = (z * out.prev_sample_mean).flatten(1).mean(1)
+        total = total - (advantage.advantage * moved).mean() / (2 * dt)
+    expected = torch.autograd.grad(total, learner.ema.params[1:])
+    taken = []
+    learner.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: taken.append([p.grad.clone() for p in optimizer.param_groups[0]["params"]])
+    )
+    figures = policy_step(*learner, rollout, advantage, config=config, lr=1e-2)
+    for got, want in zip(taken[0][1:], expected, strict=True):
+        assert torch.allclose(got, want, rtol=1e-3, atol=1e-6)
+    assert figures["ratio_first_deviation"] == 0 and figures["num_updates"] == 2
+    assert 0.2 < figures["clip_fraction"] <= 0.5 and figures["ratio_max_deviation"] > 2e-6
+
+
+def test_guard_raises_the_reward():
+    update = UpdateConfig(learning_rate=2e-2, kl_beta=0.0, surrogate="guard", clip_range=1e-2)
+    config = fake_config(max_iterations=20, update=update)
+    learner = fake_learner(config)
+    before = brightness(fake_rollout(learner, config)[1]).reward
+    for i in range(20):
+        fake_iteration(learner, config, iteration=i)
+    gain = brightness(fake_rollout(learner, config)[1]).reward - before
+    assert gain.mean() > 0.03 and (gain > 0).all()
+
+
+def test_figures_by_step():
+    config = fake_config(schedule=ScheduleConfig(window_size=2), update=UpdateConfig(updates_per_rollout=1))
+    learner = fake_learner(config)
+    _, rollout, advantage = fake_rollout(learner, config)
+    figures = policy_step(*learner, rollout, advantage, config=config, lr=1e-2)
+    steps = list(figures["steps"].values())
+    weights, lambdas = step_weights(rollout.sigmas, rollout.steps, config.schedule)
+    assert [s["lambda"] for s in steps] == list(lambdas) and [s["weight"] for s in steps] == list(weights)
+    assert [s["ratio"] for s in steps] == [1.0, 1.0]
+    # By hand: the gradient of each step's part of the loss at ratio 1.
+    other, norms = fake_learner(config), []
+    for s in range(2):
+        out = window_step(other.policy, rollout, index=s, rows=slice(0, 16), config=config)
+        loss = -weights[s] * (advantage.advantage * out.log_prob).mean() / 2
+        norms.append(math.sqrt(sum(float(g.square().sum()) for g in torch.autograd.grad(loss, other.ema.params[1:]))))
+    assert [s["grad_norm"] for s in steps] == pytest.approx(norms, rel=1e-3)
+    one = fake_config(update=UpdateConfig(updates_per_rollout=1))
+    figures = fake_iteration(fake_learner(one), one, iteration=0)
+    assert next(iter(figures["steps"].values()))["grad_norm"] == figures["grad_norm"]
+
+
+def test_alarm_when_rollout_and_training_disagree():
+    config = fake_config()
+    learner = fake_learner(config)
+    _, rollout, advantage = fake_rollout(learner, config)
+    assert update_alarms(policy_step(*learner, rollout, advantage, config=config, lr=1e-2)) == ()
+    learner = fake_learner(config)
+    drifted = dataclasses.replace(rollout, log_prob=rollout.log_prob + 3e-4)
+    alarms = update_alarms(policy_step(*learner, drifted, advantage, config=config, lr=1e-2))
+    assert len(alarms) == 1 and "log-prob drift" in alarms[0] and "3.0e-04" in alarms[0]
