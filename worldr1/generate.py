@@ -49,7 +49,9 @@ class GenerateConfig:
     num_frames: int | None = None
     """Frames, 4 k + 1."""
     num_steps: int | None = None
-    """Steps of the Euler grid."""
+    """Steps from noise to video."""
+    solver: Literal["euler", "multistep", "unipc"] = "euler"
+    """`multistep` is of second order; `unipc`, on its own grid, is what Wan's pipeline uses."""
     guidance_scale: float | None = None
     """Classifier-free guidance; 1 runs no unconditional pass."""
     noise: Literal["transport", "plain"] | None = None
@@ -103,7 +105,7 @@ def run(config: GenerateConfig) -> list[Path]:
     from worldr1.motion import parse_motion
     from worldr1.noise import initial_noise
     from worldr1.rollout import generate
-    from worldr1.schedule import euler_sigmas
+    from worldr1.schedule import evaluation_sigmas
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("generate: --device cuda needs a CUDA device, torch sees none; use --device cpu")
@@ -118,7 +120,7 @@ def run(config: GenerateConfig) -> list[Path]:
     shape = policy.latent_shape(settings.video)
     batch = _batch(config.prompt, settings, device=device)
     noise = initial_noise(batch, shape, config=settings)
-    sigmas = euler_sigmas(settings.schedule.num_steps, settings.schedule.shift)
+    sigmas = evaluation_sigmas(config.solver, settings.schedule.num_steps, settings.schedule.shift)
     columns = []
     for adapter in [False, True] if config.compare else [config.adapter is not None]:
         start = time.perf_counter()
@@ -127,6 +129,7 @@ def run(config: GenerateConfig) -> list[Path]:
             list(config.prompt),
             noise,
             sigmas=sigmas,
+            solver=config.solver,
             guidance_scale=settings.rollout.guidance_scale,
             adapter=adapter,
             micro_batch=1 if settings.video.height * settings.video.width > 2**16 else 8,

@@ -99,6 +99,11 @@ def sde_window(schedule: ScheduleConfig, *, seed: int, iteration: int) -> tuple[
     return tuple(range(start, start + schedule.window_size))
 
 
+def evaluation_sigmas(solver: str, num_steps: int, shift: float) -> tuple[float, ...]:
+    """The grid that a deterministic sampler (solver.OdeSolver) runs on: UniPC has its own."""
+    return (unipc_sigmas if solver == "unipc" else euler_sigmas)(num_steps, shift)
+
+
 class StepWeights(NamedTuple):
     """Of the trained steps, one each."""
 

@@ -43,7 +43,7 @@ def run_study(
       policy: The model with the adapter to judge.
       held_out: Prompts, captions of the micro world.
       evaluator: Independent of every reward.
-      config: seed, evaluation.num_samples, video, camera, noise, schedule and rollout are read, and the control's name.
+      config: seed, evaluation, video, camera, noise, schedule and rollout are read, and the control's name.
       world: This rank among all.
       folder: Gets evaluation/study.json and evaluation/samples.npz.
     Returns:
@@ -53,16 +53,17 @@ def run_study(
     from worldr1.noise import initial_noise
     from worldr1.prompts import held_out_batch
     from worldr1.rollout import generate
-    from worldr1.schedule import euler_sigmas
+    from worldr1.schedule import evaluation_sigmas
 
     batch = held_out_batch(held_out, config=config, rank=world.rank, world_size=world.size)
     noise = initial_noise(batch, policy.latent_shape(config.video), config=config)
-    sigmas = euler_sigmas(config.schedule.num_steps, config.schedule.shift)
+    solver, num_steps = config.evaluation.solver, config.evaluation.num_steps or config.schedule.num_steps
+    sigmas = evaluation_sigmas(solver, num_steps, config.schedule.shift)
     before, after = (
         distributed.gather(
             generate(
-                policy, batch.prompts, noise, sigmas=sigmas, guidance_scale=config.rollout.guidance_scale,
-                adapter=adapter, micro_batch=config.rollout.micro_batch,
+                policy, batch.prompts, noise, sigmas=sigmas, solver=solver,
+                guidance_scale=config.rollout.guidance_scale, adapter=adapter, micro_batch=config.rollout.micro_batch,
             )
         )[: config.evaluation.num_samples]  # [n, F, 3, H, W]
         for adapter in (False, True)

@@ -40,7 +40,13 @@ def test_defaults_are_valid(good):
         ({"schedule": ScheduleConfig(window_range=(0, 8))}, "window_range must satisfy .*got \\(0, 8\\)"),
         ({"schedule": ScheduleConfig(window_size=9)}, "window_size must be in \\[1, 3\\]"),
         ({"schedule": ScheduleConfig(noise_level=float("nan"))}, "noise_level must be in"),
+        ({"schedule": ScheduleConfig(window_interval=0)}, "window_interval must be >= 1, got 0"),
         ({"update": UpdateConfig(clip_range=0.0)}, "clip_range must be > 0"),
+        ({"update": UpdateConfig(deferred=True, updates_per_rollout=2)}, "updates_per_rollout must be 1 with update"),
+        (
+            {"update": UpdateConfig(deferred=True, updates_per_rollout=1, surrogate="guard")},
+            "update.deferred must be off with the guard surrogate",
+        ),
         ({"update": UpdateConfig(ema_decay=1.0)}, "ema_decay must be in"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",

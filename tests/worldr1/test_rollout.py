@@ -265,3 +265,8 @@ def test_bad_arguments_are_named(policy: WanPolicy, tiny_wan: Path) -> None:
         generate(policy, PROMPTS, make_noise(3), sigmas=SIGMAS)
     with pytest.raises(ValueError, match="generate: sigmas"):
         generate(policy, PROMPTS, make_noise(2), sigmas=SIGMAS[::-1])
+    for grid in (SIGMAS[:-1], (1.2, *SIGMAS[1:]), (1.0, 0.5, 0.5, 0.0), (1.0,)):  # must end at 0, fall, start <= 1
+        with pytest.raises(ValueError, match="sigmas must fall from at most 1 to 0"):
+            sample(policy, make_batch(config), make_noise(), sigmas=grid, steps=STEPS, config=config)
+    with pytest.raises(ValueError, match="sample: steps must rise within"):  # a window longer than the schedule
+        run(policy, config, steps=tuple(range(9)))

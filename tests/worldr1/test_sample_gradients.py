@@ -133,6 +133,17 @@ def test_a_sample_that_is_not_finite_leaves_the_gradient(tiny_wan: Path) -> None
     assert torch.allclose(taken[0], expected, atol=1e-7) and figures["num_updates"] == 1
 
 
+def test_all_advantages_masked_is_no_update(tiny_wan: Path) -> None:
+    config = make_config(tiny_wan)
+    learner = make_learner(config)
+    rollout, buffers, advantage = roll(learner, config, True)
+    nothing = dataclasses.replace(advantage, mask=torch.zeros(8, dtype=torch.bool), num_active=0)
+    before = [p.detach().clone() for p in learner.ema.params]
+    figures = deferred_step(*learner, rollout, buffers, nothing, config=config, lr=1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.ema.params, strict=True))
+    assert figures["num_updates"] == 0 and figures["skipped_updates"] == 1
+
+
 def test_its_memory_is_what_is_stated(tiny_wan: Path) -> None:
     config = make_config(tiny_wan)
     params = make_learner(config).ema.params
