@@ -111,10 +111,18 @@ struct TileSource {
   float max_alpha;
 };
 
-// Sums over the pixels of one tile, in a slot of its own for each (tile, splat): h, hx, hy, hxx, hxy, hyy (gaussian_backward.h),
-// then the colours of the pass; two floats of padding make it three SSE registers.
+// Sums over the pixels of a splat: h, hx, hy, hxx, hxy, hyy (gaussian_backward.h), then the colours of the pass; two floats of
+// padding make it three SSE registers.
 constexpr int kMoments = 6;
 constexpr int kSlot = 12;
+
+// The slot that a record's sums are added to in tile (x, y): base + y * row_stride + x * column_stride. Strides of 0 give the
+// record one slot, which is enough where one thread goes through the tiles; else each tile has its own, summed later in the
+// same order.
+struct Slots {
+  int64_t base;
+  int32_t row_stride, column_stride;
+};
 
 // Sums over the whole view, for a record.
 struct RecordGradient {
@@ -138,10 +146,10 @@ struct Kernels {
 };
 
 struct BackwardKernels {
-  // Replays one tile back to front. Writes the slot of every pair of the tile: slots[i] of the record plus the place of the
-  // tile among those that the record's bounds touch. Adds to `v_background` [channels of the pass].
-  void (*tile)(const Record* records, const Bounds* bounds, const int64_t* slots, const Pair* begin, const Pair* end,
-               int64_t tile_x, int64_t tile_y, const TileSource& source, float* partials, float* v_background);
+  // Replays one tile, whose list starts at `pairs`, back to front. Adds to the slots of its records and to `v_background`
+  // [channels of the pass].
+  void (*tile)(const Record* records, const Slots* slots, const Pair* pairs, int64_t tile_x, int64_t tile_y,
+               const TileSource& source, float* partials, float* v_background);
   // Carries records [begin, end) of a view on to the Gaussians and, summed, to `v_camera` [kCameraValues]. v_colors is
   // [records, X] and v_covars [N, 6], of the scene.
   void (*project)(const RasterizeArgs& args, const BackwardArgs& grads, const Scene& scene, int64_t scene_index,

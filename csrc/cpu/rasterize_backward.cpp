@@ -15,8 +15,9 @@ constexpr int64_t kRecordChunk = 1024;
 struct ViewGradients {
   Workspace lists;
   int64_t kept = 0;
-  Buffer<int64_t> slots;            // first slot of each record, and the end
-  Buffer<float> partials;           // [slots, kSlot]
+  int64_t num_slots = 0;
+  Buffer<Slots> slots;              // [kept]
+  Buffer<float> partials;           // [num_slots, kSlot]
   Buffer<RecordGradient> records;   // [kept]
   Buffer<float> colors;             // [kept, X]
   Buffer<float> backgrounds;        // [tile rows, kPassChannels]
@@ -50,18 +51,23 @@ TileSource tile_source(const Call& call, int64_t view) {
   return s;
 }
 
-// Gives every record room for one slot in each tile that its bounds touch. Returns the number of slots.
-int64_t assign_slots(ViewGradients& v) {
-  int64_t* slots = v.slots.need(v.kept + 1);
+// Gives every record one slot or, when several threads share the tiles, one for each tile that its bounds touch, row by row.
+void assign_slots(ViewGradients& v, int threads) {
+  Slots* slots = v.slots.need(v.kept);
   const Bounds* bounds = v.lists.bounds.data();
   int64_t sum = 0;
   for (int64_t i = 0; i < v.kept; ++i) {
+    if (threads == 1) {
+      slots[i] = {sum++, 0, 0};
+      continue;
+    }
     const Bounds b = bounds[i];
-    slots[i] = sum;
-    sum += (int64_t)(b.x1 / kTile - b.x0 / kTile + 1) * (b.y1 / kTile - b.y0 / kTile + 1);
+    const int64_t x = b.x0 / kTile, y = b.y0 / kTile, columns = b.x1 / kTile - x + 1, rows = b.y1 / kTile - y + 1;
+    slots[i] = {sum - y * columns - x, (int32_t)columns, 1};
+    sum += columns * rows;
   }
-  slots[v.kept] = sum;
-  return sum;
+  v.num_slots = sum;
+  v.partials.need(sum * kSlot);
 }
 
 // Adds the slots of each record up: moments over all passes, colours of this pass.
@@ -69,10 +75,14 @@ void sum_slots(ViewGradients& v, int64_t channels, int64_t first, int count, int
   parallel_for(chunks_of(v.kept), threads, [&](int64_t chunk, int) {
     const int64_t end = std::min((chunk + 1) * kRecordChunk, v.kept);
     for (int64_t i = chunk * kRecordChunk; i < end; ++i) {
+      const Slots slots = v.slots.data()[i];
+      const Bounds b = v.lists.bounds.data()[i];
+      const int64_t x = b.x0 / kTile, y = b.y0 / kTile;
+      const float* slot = v.partials.data() + (slots.base + y * slots.row_stride + x * slots.column_stride) * kSlot;
+      const int64_t num_slots = slots.column_stride == 0 ? 1 : (b.x1 / kTile - x + 1) * (b.y1 / kTile - y + 1);
       float sums[kSlot] = {};
-      const float* slot = v.partials.data() + v.slots.data()[i] * kSlot;
-      for (int64_t n = v.slots.data()[i + 1] - v.slots.data()[i]; n > 0; --n, slot += kSlot) {
-        for (int k = 0; k < kMoments + count; ++k) sums[k] += slot[k];
+      for (int64_t n = 0; n < num_slots; ++n, slot += kSlot) {
+        for (int k = 0; k < kSlot; ++k) sums[k] += slot[k];
       }
       RecordGradient& record = v.records.data()[i];
       for (int k = 0; k < kMoments; ++k) record.moments[k] = first == 0 ? sums[k] : record.moments[k] + sums[k];
@@ -86,7 +96,8 @@ void replay_view(const Call& call, const Scene& scene, int64_t scene_index, int6
   const RasterizeArgs& args = call.args;
   const int64_t view = scene_index * args.num_views + view_index;
   v.kept = prepare_view(args, call.forward, scene, scene_index, view_index, threads, v.lists);
-  float* partials = v.partials.need(assign_slots(v) * kSlot);
+  assign_slots(v, threads);
+  float* partials = v.partials.data();
   v.records.need(v.kept);
   v.colors.need(v.kept * args.channels);
   const TileGrid tiles = tile_grid(args);
@@ -99,14 +110,15 @@ void replay_view(const Call& call, const Scene& scene, int64_t scene_index, int6
     source.num_channels = count;
     source.depth_mode = first + count == args.channels ? args.depth_mode : kNoDepth;
     std::fill(backgrounds, backgrounds + tiles.y * kPassChannels, 0.0f);
+    std::fill(partials, partials + v.num_slots * kSlot, 0.0f);
     const Record* records = v.lists.records.data();
     const Pair* pairs = v.lists.pairs.data();
     const int64_t* offsets = v.lists.offsets.data();
     parallel_for(tiles.y, threads, [&](int64_t ty, int) {
       for (int64_t tx = 0; tx < tiles.x; ++tx) {
         const int64_t tile = ty * tiles.x + tx;
-        call.backward.tile(records, v.lists.bounds.data(), v.slots.data(), pairs + offsets[tile], pairs + offsets[tile + 1],
-                           tx, ty, source, partials, backgrounds + ty * kPassChannels);
+        call.backward.tile(records, v.slots.data(), pairs + offsets[tile], tx, ty, source, partials,
+                           backgrounds + ty * kPassChannels);
       }
     });
     sum_slots(v, args.channels, first, count, threads);

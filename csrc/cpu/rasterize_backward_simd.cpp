@@ -1,13 +1,14 @@
 // SIMD kernels of the rasterizer's backward: replay of a tile, projection, quaternions and scales. Compiled once per
 // instruction set, on the terms of rasterize_simd.cpp.
 #include "rasterize.h"
-
-#include "../common/simd.h"
+#include "rasterize_rows.h"
 // after simd.h: the templates use its overloads
 #include "../common/gaussian_backward.h"
 
 namespace worldr1 {
 namespace {
+
+constexpr int kAhead = 4;  // records fetched ahead of their turn
 
 // One tile's pixels on their way from back to front.
 template <int CH>
@@ -16,7 +17,21 @@ struct Replay {
   f8 behind[kTile];         // dL/dT of what has been replayed, times its T: what a splat in front of it dims
   f8 gradient[kTile][CH];   // of the image
   i8 last[kTile];
-  int32_t longest;          // largest `last`
+  i8 longest;               // largest `last` of each row
+};
+
+// Plain arrays to fill pixel by pixel.
+template <class T>
+struct Pixels {
+  alignas(32) T at[kTile][kTile] = {};
+  WR_INLINE void copy(int r, const T* source, int columns) {
+    if (columns == kTile) {
+      std::memcpy(at[r], source, sizeof(at[r]));  // of constant size: no call
+    } else {
+      for (int i = 0; i < columns; ++i) at[r][i] = source[i];
+    }
+  }
+  WR_INLINE f8 row(int r) const { return f8_load(at[r]); }
 };
 
 // Reads the pixels of a tile. Lanes outside the image get last = 0. Adds T * gradient to v_background.
@@ -24,101 +39,111 @@ template <int CH>
 WR_INLINE void load_tile(int64_t tile_x, int64_t tile_y, const TileSource& s, Replay<CH>& tile, float* v_background) {
   const int64_t x0 = tile_x * kTile, y0 = tile_y * kTile;
   const int columns = (int)(s.width - x0 < kTile ? s.width - x0 : kTile);
-  f8 shown[CH];
-  for (int c = 0; c < CH; ++c) shown[c] = f8_set(0.0f);
-  tile.longest = 0;
-  for (int r = 0; r < kTile; ++r) {
-    f8 transmittance = f8_set(1.0f), v_alpha = f8_set(0.0f), gradient[CH], depth = f8_set(0.0f);
-    i8 last{};
-    for (int c = 0; c < CH; ++c) gradient[c] = f8_set(0.0f);
-    const int64_t pixel = (y0 + r) * s.width + x0;
-    for (int i = 0; y0 + r < s.height && i < columns; ++i) {
-      transmittance[i] = s.transmittance[pixel + i];
-      last[i] = s.last[pixel + i];
-      if (s.last[pixel + i] > tile.longest) tile.longest = s.last[pixel + i];
-      if (s.grad_alphas != nullptr) v_alpha[i] = s.grad_alphas[pixel + i];
-      const int64_t at = (pixel + i) * s.channels + s.first_channel;
-      for (int c = 0; s.grad_colors != nullptr && c < CH; ++c) gradient[c][i] = s.grad_colors[at + c];
-      if (s.depth_mode == kExpectedDepth) depth[i] = s.render_colors[at + CH - 1];
+  const int rows = (int)(s.height - y0 < kTile ? s.height - y0 : kTile);
+  Pixels<float> transmittance, v_alphas, depth, gradient[CH];
+  Pixels<int32_t> last;
+  for (int r = 0; r < rows; ++r) {
+    const int64_t pixel = (y0 + r) * s.width + x0, at = pixel * s.channels + s.first_channel;
+    transmittance.copy(r, s.transmittance + pixel, columns);
+    last.copy(r, s.last + pixel, columns);
+    if (s.grad_alphas != nullptr) v_alphas.copy(r, s.grad_alphas + pixel, columns);
+    if (s.grad_colors != nullptr) {
+      for (int i = 0; i < columns; ++i) {
+        for (int c = 0; c < CH; ++c) gradient[c].at[r][i] = s.grad_colors[at + i * s.channels + c];
+      }
     }
-    if (s.depth_mode == kExpectedDepth) {  // depth = sum / alpha, alpha = 1 - T
-      const f8 alpha = 1.0f - transmittance;
-      gradient[CH - 1] = keep_where(alpha > f8_set(0.0f), gradient[CH - 1] / alpha);
-      v_alpha -= gradient[CH - 1] * depth;
+    if (s.depth_mode == kExpectedDepth) {
+      for (int i = 0; i < columns; ++i) depth.at[r][i] = s.render_colors[at + i * s.channels + CH - 1];
     }
-    f8 v_transmittance = -v_alpha;
-    for (int c = 0; c < CH; ++c) {
-      shown[c] += transmittance * gradient[c];
-      if (s.background != nullptr) v_transmittance += gradient[c] * s.background[s.first_channel + c];
-      tile.gradient[r][c] = gradient[c];
-    }
-    tile.transmittance[r] = transmittance;
-    tile.behind[r] = transmittance * v_transmittance;
-    tile.last[r] = last;
   }
-  f8 padded[8] = {};
-  for (int c = 0; c < CH; ++c) padded[c] = shown[c];
-  const f8 sums = sum_each(padded);
+  f8 shown[4] = {};
+  tile.longest = i8{};
+  for (int r = 0; r < kTile; ++r) {
+    const f8 left = transmittance.row(r);
+    f8 v_alpha = v_alphas.row(r), v_left = f8_set(0.0f);
+    for (int c = 0; c < CH; ++c) tile.gradient[r][c] = gradient[c].row(r);
+    if (s.depth_mode == kExpectedDepth) {  // depth = sum / alpha, alpha = 1 - T
+      const f8 alpha = 1.0f - left;
+      const f8 v_sum = keep_where(alpha > f8_set(0.0f), tile.gradient[r][CH - 1] / alpha);
+      v_alpha -= v_sum * depth.row(r);
+      tile.gradient[r][CH - 1] = v_sum;
+    }
+    for (int c = 0; c < CH; ++c) {
+      shown[c] += left * tile.gradient[r][c];
+      if (s.background != nullptr) v_left += tile.gradient[r][c] * s.background[s.first_channel + c];
+    }
+    tile.transmittance[r] = left;
+    tile.behind[r] = left * (v_left - v_alpha);
+    std::memcpy(&tile.last[r], last.at[r], sizeof(i8));
+    for (int i = 0; i < kTile; ++i) tile.longest[r] = last.at[r][i] > tile.longest[r] ? last.at[r][i] : tile.longest[r];
+  }
+  float sums[4];
+  sum_each4(shown[0], shown[1], shown[2], shown[3], sums);
   for (int c = 0; c < CH; ++c) v_background[c] += sums[c];
 }
 
 template <int CH>
-void replay(const Record* records, const Bounds* bounds, const int64_t* slots, const Pair* begin, const Pair* end,
-            int64_t tile_x, int64_t tile_y, const TileSource& s, float* partials, float* v_background) {
+void replay(const Record* records, const Slots* slots, const Pair* pairs, int64_t tile_x, int64_t tile_y,
+            const TileSource& s, float* partials, float* v_background) {
   Replay<CH> tile;
   load_tile<CH>(tile_x, tile_y, s, tile, v_background);
-  const f8 pixel_x = f8_iota() + ((float)(tile_x * kTile) + 0.5f);
+  int32_t longest = 0;
+  for (int r = 0; r < kTile; ++r) longest = tile.longest[r] > longest ? tile.longest[r] : longest;
+  const f8 pixel_x = f8_iota() + ((float)(tile_x * kTile) + 0.5f), pixel_y = f8_iota() + ((float)(tile_y * kTile) + 0.5f);
   const f8 threshold = f8_set(kAlphaThreshold), max_alpha = f8_set(s.max_alpha);
-  for (int64_t k = end - begin - 1; k >= 0; --k) {
-    const Pair pair = begin[k];
-    const Bounds b = bounds[pair.record];
-    const int64_t place = (tile_y - b.y0 / kTile) * (b.x1 / kTile - b.x0 / kTile + 1) + (tile_x - b.x0 / kTile);
-    float* slot = partials + (slots[pair.record] + place) * kSlot;
+  for (int32_t k = longest - 1; k >= 0; --k) {
+    if (k >= kAhead) __builtin_prefetch(records + pairs[k - kAhead].record);
+    const Pair pair = pairs[k];
+    const i8 here = i8_set(k);
+    const Record& g = records[pair.record];
+    const f8 dx = pixel_x - g.mean_x;
+    const RowTerms row(g, dx[0], pixel_y - g.mean_y);
+    uint32_t todo = pair.rows & row.reached & lane_bits(tile.longest > here);
+    if (!todo) continue;
     // Moments in y (h, h dy, h dy^2) per column, then colours; those in x follow from dx, which the rows share.
     f8 sums[3] = {}, colors[4] = {};
-    f8 dx{};
-    if (k < tile.longest) {
-      const Record& g = records[pair.record];
-      dx = pixel_x - g.mean_x;
-      for (uint32_t todo = pair.rows; todo; todo &= todo - 1) {
-        const int r = __builtin_ctz(todo);
-        const float dy = (float)(tile_y * kTile + r) + 0.5f - g.mean_y;
-        const f8 q = exponent_log2(dx, f8_set(g.a), f8_set(g.b * dy), f8_set(g.c * dy * dy));
-        const i8 reached = (q <= f8_set(g.limit)) & (tile.last[r] > i8_set((int32_t)k));
-        if (!lane_bits(reached)) continue;
-        const f8 raw = exp2_nonpositive(-q) * g.opacity;
-        f8 alpha = min_of(raw, max_alpha);
-        alpha = keep_where(reached & (alpha >= threshold), alpha);
-        const f8 inverse = 1.0f / (1.0f - alpha);
-        const f8 before = tile.transmittance[r] * inverse;
-        const f8 weight = alpha * before;
-        f8 v_weight = tile.gradient[r][0] * g.color[0];
-        for (int c = 1; c < CH; ++c) v_weight += tile.gradient[r][c] * g.color[c];
-        const f8 v_alpha = before * v_weight - tile.behind[r] * inverse;
-        const f8 h = keep_where(raw <= max_alpha, alpha * v_alpha);
-        tile.behind[r] += weight * v_weight;
-        tile.transmittance[r] = before;
-        const f8 h_dy = h * dy;
-        sums[0] += h;
-        sums[1] += h_dy;
-        sums[2] += h_dy * dy;
-        for (int c = 0; c < CH; ++c) colors[c] += weight * tile.gradient[r][c];
-      }
+    for (; todo; todo &= todo - 1) {
+      const int r = __builtin_ctz(todo);
+      const f8 q = exponent_log2(dx, f8_set(g.a), f8_set(row.linear[r]), f8_set(row.constant[r]));
+      const i8 reached = (q <= f8_set(g.limit)) & (tile.last[r] > here);
+      const f8 raw = exp2_nonpositive(-q) * g.opacity;
+      f8 alpha = min_of(raw, max_alpha);
+      alpha = keep_where(reached & (alpha >= threshold), alpha);
+      // T in front of the splat is T / (1 - alpha) = T + weight, with T what is left behind it.
+      const f8 odds = alpha / (1.0f - alpha);
+      const f8 after = tile.transmittance[r], behind = tile.behind[r];
+      const f8 weight = after * odds;
+      f8 v_weight = tile.gradient[r][0] * g.color[0];
+      for (int c = 1; c < CH; ++c) v_weight += tile.gradient[r][c] * g.color[c];
+      const f8 h = keep_where(raw <= max_alpha, odds * (after * v_weight - behind));
+      tile.behind[r] = behind + weight * v_weight;
+      tile.transmittance[r] = after + weight;
+      sums[0] += h;
+      sums[1] += h * row.dy[r];
+      sums[2] += h * row.dy_squared[r];
+      for (int c = 0; c < CH; ++c) colors[c] += weight * tile.gradient[r][c];
     }
     const f8 h = sums[0], h_dx = h * dx;
     const f8 head[8] = {h, h_dx, sums[1], h_dx * dx, sums[1] * dx, sums[2], colors[0], colors[1]};
-    f8_store(slot, sum_each(head));
-    if (CH > 2) sum_each4(colors[2], colors[3], f8{}, f8{}, slot + 8);
+    const Slots& place = slots[pair.record];
+    float* slot = partials + (place.base + tile_y * place.row_stride + tile_x * place.column_stride) * kSlot;
+    f8_store(slot, f8_load(slot) + sum_each(head));
+    if (CH > 2) {
+      float tail[4];
+      sum_each4(colors[2], colors[3], f8{}, f8{}, tail);
+      slot[8] += tail[0];
+      slot[9] += tail[1];
+    }
   }
 }
 
-void replay_tile(const Record* records, const Bounds* bounds, const int64_t* slots, const Pair* begin, const Pair* end,
-                 int64_t tile_x, int64_t tile_y, const TileSource& s, float* partials, float* v_background) {
+void replay_tile(const Record* records, const Slots* slots, const Pair* pairs, int64_t tile_x, int64_t tile_y,
+                 const TileSource& s, float* partials, float* v_background) {
   switch (s.num_channels) {
-    case 1: return replay<1>(records, bounds, slots, begin, end, tile_x, tile_y, s, partials, v_background);
-    case 2: return replay<2>(records, bounds, slots, begin, end, tile_x, tile_y, s, partials, v_background);
-    case 3: return replay<3>(records, bounds, slots, begin, end, tile_x, tile_y, s, partials, v_background);
-    default: return replay<4>(records, bounds, slots, begin, end, tile_x, tile_y, s, partials, v_background);
+    case 1: return replay<1>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
+    case 2: return replay<2>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
+    case 3: return replay<3>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
+    default: return replay<4>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
   }
 }
 

@@ -2,10 +2,7 @@
 // the entry point is external, and no standard-library template is used, so that no function built for a newer processor can
 // be picked by the linker for an older one.
 #include "rasterize.h"
-
-#include "../common/simd.h"
-// after simd.h: the templates use its overloads
-#include "../common/gaussian.h"
+#include "rasterize_rows.h"
 
 namespace worldr1 {
 namespace {
@@ -177,7 +174,7 @@ void blend(const Record* records, const Pair* begin, const Pair* end, int64_t ti
     last[r] = i8{};
     for (int c = 0; c < CH; ++c) color[r][c] = f8_set(0.0f);
   }
-  const f8 pixel_x = f8_iota() + ((float)x0 + 0.5f);
+  const f8 pixel_x = f8_iota() + ((float)x0 + 0.5f), pixel_y = f8_iota() + ((float)y0 + 0.5f);
   const f8 threshold = f8_set(kAlphaThreshold), stop_at = f8_set(kTransmittanceStop), max_alpha = f8_set(t.max_alpha);
   uint32_t live_rows = (1u << rows) - 1u;
   for (const Pair* pair = begin; pair != end; ++pair) {
@@ -185,13 +182,12 @@ void blend(const Record* records, const Pair* begin, const Pair* end, int64_t ti
     if (!todo) continue;
     const Record& g = records[pair->record];
     const f8 dx = pixel_x - g.mean_x;
-    for (; todo; todo &= todo - 1) {
+    const RowTerms row(g, dx[0], pixel_y - g.mean_y);
+    for (todo &= row.reached; todo; todo &= todo - 1) {
       const int r = __builtin_ctz(todo);
-      const float dy = (float)(y0 + r) + 0.5f - g.mean_y;
       // The exponent cannot be negative: only positive definite conics pass the projection. Rounding below 0 is harmless.
-      const f8 q = exponent_log2(dx, f8_set(g.a), f8_set(g.b * dy), f8_set(g.c * dy * dy));
-      i8 reached = (q <= f8_set(g.limit)) & live[r];
-      if (!lane_bits(reached)) continue;
+      const f8 q = exponent_log2(dx, f8_set(g.a), f8_set(row.linear[r]), f8_set(row.constant[r]));
+      const i8 reached = (q <= f8_set(g.limit)) & live[r];
       f8 alpha = min_of(exp2_nonpositive(-q) * g.opacity, max_alpha);
       alpha = keep_where(reached & (alpha >= threshold), alpha);
       const f8 before = transmittance[r];

@@ -3,12 +3,31 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <mutex>
+#include <new>
 #include <vector>
 
 #include "thread_pool.h"
 
 namespace worldr1 {
 namespace {
+
+constexpr int64_t kKeptBytes = 64 << 20;
+
+struct Block {
+  void* data;
+  int64_t bytes;
+};
+
+// The mutex is only tried: after a fork it may stay locked for ever.
+struct BlockCache {
+  std::mutex mutex;
+  std::vector<Block> blocks;
+  int64_t bytes = 0;
+};
+
+// Leaked on purpose, like the thread pool: threads may outlive static objects.
+BlockCache& cache = *new BlockCache;
 
 // Bits of a float in an order that unsigned comparison respects, negative numbers included.
 uint32_t sortable(float value) {
@@ -104,6 +123,42 @@ void build_tile_lists(int64_t kept, TileGrid tiles, int threads, Workspace& w) {
 }
 
 }  // namespace
+
+void* take_block(int64_t& bytes) {
+  std::unique_lock<std::mutex> lock(cache.mutex, std::try_to_lock);
+  if (lock.owns_lock()) {
+    size_t best = cache.blocks.size();
+    for (size_t i = 0; i < cache.blocks.size(); ++i) {
+      const int64_t size = cache.blocks[i].bytes;
+      if (size < bytes || size / 4 > bytes + 4096) continue;  // too small, or better kept for something larger
+      if (best == cache.blocks.size() || size < cache.blocks[best].bytes) best = i;
+    }
+    if (best != cache.blocks.size()) {
+      const Block block = cache.blocks[best];
+      cache.blocks[best] = cache.blocks.back();
+      cache.blocks.pop_back();
+      cache.bytes -= block.bytes;
+      bytes = block.bytes;
+      return block.data;
+    }
+    lock.unlock();
+  }
+  bytes += bytes / 4;
+  return ::operator new((size_t)bytes);
+}
+
+void give_block(void* block, int64_t bytes) {
+  if (block == nullptr) return;
+  std::unique_lock<std::mutex> lock(cache.mutex, std::try_to_lock);
+  if (!lock.owns_lock() || bytes > kKeptBytes / 4) return ::operator delete(block);
+  if (cache.bytes + bytes > kKeptBytes) {  // what is there does not fit today's calls
+    for (const Block& old : cache.blocks) ::operator delete(old.data);
+    cache.blocks.clear();
+    cache.bytes = 0;
+  }
+  cache.blocks.push_back({block, bytes});
+  cache.bytes += bytes;
+}
 
 void prepare_scene(const RasterizeArgs& args, const Kernels& kernels, int64_t scene_index, int threads, Scene& scene,
                    Workspace& w) {

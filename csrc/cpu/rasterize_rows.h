@@ -1,0 +1,32 @@
+// Which rows of a tile a splat reaches, and what of its exponent a row shares. For the SIMD files alone: everything is in an
+// unnamed namespace, see simd.h.
+#pragma once
+
+#include "rasterize.h"
+
+#include "../common/simd.h"
+// after simd.h: the templates use its overloads
+#include "../common/gaussian.h"
+
+namespace worldr1 {
+namespace {
+
+struct RowTerms {
+  alignas(32) float linear[kTile], constant[kTile], dy[kTile], dy_squared[kTile];
+  uint32_t reached;  // bit r: alpha may reach 1/255 in row r
+
+  // dx_first: from the mean to the first pixel of each row; y: from the mean to each row.
+  WR_INLINE RowTerms(const Record& g, float dx_first, f8 y) {
+    const f8 square = y * y, lin = g.b * y, con = g.c * square;
+    f8_store(linear, lin);
+    f8_store(constant, con);
+    f8_store(dy, y);
+    f8_store(dy_squared, square);
+    // A row's smallest exponent: at the vertex of its parabola, or at the end nearest to it.
+    const f8 vertex = min_of(max_of((-0.5f * g.b / g.a) * y, dx_first), dx_first + (float)(kTile - 1));
+    reached = lane_bits(exponent_log2(vertex, f8_set(g.a), lin, con) <= f8_set(g.limit));
+  }
+};
+
+}  // namespace
+}  // namespace worldr1
