@@ -19,8 +19,9 @@ from worldr1_kernels.philox import check_sample_ids, check_seed, philox4x32
 _STREAM_NOISE = 17 << 16
 """Counter words of the draws of this module (+ the purpose below), apart from the streams of the kernels."""
 _FINE, _FRESH = 0, 1
-_CACHED_PIXELS = 64 * 2**20
-"""Plans are kept up to this many flow pixels in all: hundreds at the micro world's size, none at Wan's (about 1 GB)."""
+_CACHED_PIXELS = 512 * 2**20
+"""Plans are kept up to this many flow pixels in all: thousands at the micro world's size, four at Wan's (4 to 6 bytes a
+flow pixel where every fourth frame is kept)."""
 
 _plans: OrderedDict[tuple[Any, ...], TransportPlan] = OrderedDict()
 
@@ -102,18 +103,19 @@ def warped_noise(
         return fresh
     height, width = h * flow_scale, w * flow_scale
     fine = _normal((c, height, width), seed=seed, sample_ids=sample_ids, purpose=_FINE, device=device)
+    capture = (frames - 1) // (f - 1)
     moved = noise_transport(
-        fine, _plan(viewmats, camera, height, width), seed=seed, sample_ids=sample_ids.to(device),
-        capture=(frames - 1) // (f - 1), reduce=flow_scale,
+        fine, _plan(viewmats, camera, height, width, capture), seed=seed, sample_ids=sample_ids.to(device),
+        capture=capture, reduce=flow_scale,
     )  # fmt: skip
     kept = 1.0 - degradation
     return (kept * moved + degradation * fresh) / math.hypot(kept, degradation)  # [B, C, f, h, w]
 
 
-def _plan(viewmats: Tensor, camera: CameraConfig, height: int, width: int) -> TransportPlan:
+def _plan(viewmats: Tensor, camera: CameraConfig, height: int, width: int, capture: int) -> TransportPlan:
     """Transport plan of a trajectory: it depends on the flow alone, and a training set has few distinct ones."""
     lens = (camera.focal_ratio, camera.depth)
-    key = (viewmats.detach().cpu().double().numpy().tobytes(), str(viewmats.device), lens, height, width)
+    key = (viewmats.detach().cpu().double().numpy().tobytes(), str(viewmats.device), lens, height, width, capture)
     if key in _plans:
         _plans.move_to_end(key)
         return _plans[key]
@@ -121,7 +123,7 @@ def _plan(viewmats: Tensor, camera: CameraConfig, height: int, width: int) -> Tr
     flow = camera_flow(
         viewmats.detach().cpu(), intrinsics(height, width, camera), depth=camera.depth, height=height, width=width
     )
-    plan = plan_transport(flow.to(viewmats.device))
+    plan = plan_transport(flow, capture=capture).to(viewmats.device)
     pixels = (len(viewmats) - 1) * height * width
     if pixels <= _CACHED_PIXELS:
         _plans[key] = plan

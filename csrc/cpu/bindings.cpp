@@ -17,8 +17,9 @@ PYBIND11_MODULE(_C_cpu, m) {
       return false;
     }
   });
+  worldr1::bind_noise_transport(m);
   worldr1::bind_rasterize(m);
-  worldr1::bind_se3(m);
   worldr1::bind_rasterize_emulated(m);
+  worldr1::bind_se3(m);
   worldr1::bind_sde_step(m);
 }

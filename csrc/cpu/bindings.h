@@ -13,9 +13,10 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+void bind_noise_transport(pybind11::module_& m);
 void bind_rasterize(pybind11::module_& m);
-void bind_se3(pybind11::module_& m);
 void bind_rasterize_emulated(pybind11::module_& m);
+void bind_se3(pybind11::module_& m);
 void bind_sde_step(pybind11::module_& m);
 
 }  // namespace worldr1

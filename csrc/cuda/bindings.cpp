@@ -18,6 +18,7 @@ std::pair<int, std::string> device_count() {
 PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "CUDA kernels of worldr1_kernels; call them through the package.";
   m.def("device_count", &device_count, "Number of CUDA devices and, when it is 0, why.");
+  worldr1::bind_noise_transport(m);
   worldr1::bind_rasterize(m);
   worldr1::bind_se3(m);
 }

@@ -20,6 +20,7 @@ inline void check_cuda(const char* op, int status) {
   if (status != 0) throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString((cudaError_t)status));
 }
 
+void bind_noise_transport(pybind11::module_& m);
 void bind_rasterize(pybind11::module_& m);
 void bind_se3(pybind11::module_& m);
 

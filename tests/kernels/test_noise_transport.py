@@ -8,11 +8,12 @@ import torch
 
 from worldr1_kernels.noise_transport import noise_transport, plan_transport
 from worldr1_kernels.noise_transport.ops import noise_transport_op
-from worldr1_kernels.noise_transport.plan import advance, normalized, tree_sum
+from worldr1_kernels.noise_transport.plan import Slots, TransportPlan, advance, normalized, tree_sum
 from worldr1_kernels.noise_transport.reference import pixel_normals
 from worldr1_kernels.testing import check_compiles, check_op, noncontiguous, normal
 
 F64 = torch.float64
+BACKENDS = ["reference", "native"]
 
 
 def affine_flow(
@@ -107,49 +108,57 @@ def by_hand(noise: torch.Tensor, flow: torch.Tensor, seed: int, ids: torch.Tenso
     return torch.stack(frames, 2), torch.stack(densities)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("case", [*FLOWS, "random"])
-def test_equals_the_definition_in_loops(case: str, dtype: torch.dtype) -> None:
+def test_equals_the_definition_in_loops(case: str, dtype: torch.dtype, backend: Any) -> None:
     height, width, frames = 7, 9, 4
     flow = flow_of(case, frames, height, width)
     noise, ids = normal((2, 5, height, width), 1, dtype=dtype), torch.tensor([11, 3])
     expected, density = by_hand(noise, flow, 9, ids)
-    plan = plan_transport(flow)
-    got = noise_transport(noise, plan, seed=9, sample_ids=ids)
+    plan = plan_transport(flow, backend=backend)
+    got = noise_transport(noise, plan, seed=9, sample_ids=ids, backend=backend)
     assert got.shape == (2, 5, frames, height, width) and got.dtype == dtype
     tolerance = 3e-6 if dtype == torch.float32 else 1e-12
     assert float((got - expected).abs().max()) < tolerance
     torch.testing.assert_close(plan.density, density, rtol=1e-12, atol=0)
 
 
-def test_identity_is_bit_equal() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_identity_is_bit_equal(backend: Any) -> None:
     noise = normal((2, 3, 8, 6), 2)
-    got = noise_transport(noise, torch.zeros(4, 2, 8, 6), seed=0)
+    got = noise_transport(noise, torch.zeros(4, 2, 8, 6), seed=0, backend=backend)
     assert torch.equal(got, noise[:, :, None].expand(-1, -1, 5, -1, -1))
-    almost = noise_transport(noise, torch.full((4, 2, 8, 6), 0.4999), seed=0)
+    almost = noise_transport(noise, torch.full((4, 2, 8, 6), 0.4999), seed=0, backend=backend)
     assert torch.equal(almost, got)
 
 
+def fresh_at(plan: TransportPlan, frame: int) -> torch.Tensor:
+    """Pixels that are new at a frame."""
+    return plan.fresh_pixel[plan.offsets[frame - 1, 0] : plan.offsets[frame, 0]].long()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("dx", "dy"), [(3, 0), (0, -2), (-1, 4), (20, 0)])
-def test_integer_translation_is_a_copy_plus_the_fresh_strip(dx: int, dy: int) -> None:
+def test_integer_translation_is_a_copy_plus_the_fresh_strip(dx: int, dy: int, backend: Any) -> None:
     height, width = 11, 9
     flow = torch.tensor([float(dx), float(dy)]).view(1, 2, 1, 1).expand(1, 2, height, width)
     noise = normal((3, 4, height, width), 3)
-    plan = plan_transport(flow)
-    moved = noise_transport(noise, plan, seed=1)[:, :, 1]
+    plan = plan_transport(flow, backend=backend)
+    moved = noise_transport(noise, plan, seed=1, backend=backend)[:, :, 1]
     kept = max(0, width - abs(dx)) * max(0, height - abs(dy))
-    assert len(plan.fresh) == height * width - kept
-    assert len(plan.member_source) == len(plan.merge_target) == 0
+    fresh = fresh_at(plan, 1)
+    assert len(fresh) == height * width - kept
+    assert len(plan.member_slot) == len(plan.merge_slot) == 0
     for y in range(height):
         for x in range(width):
             if 0 <= x - dx < width and 0 <= y - dy < height:
                 assert torch.equal(moved[..., y, x], noise[..., y - dy, x - dx])
-    new = moved.flatten(2)[..., plan.fresh]
     z = pixel_normals(
-        plan.fresh, torch.ones_like(plan.fresh, dtype=torch.bool), frame=1, sample_ids=torch.arange(3), num_channels=4,
+        fresh, torch.ones_like(fresh, dtype=torch.bool), frame=1, sample_ids=torch.arange(3), num_channels=4,
         seed=1, dtype=torch.float32,
     )  # fmt: skip
-    assert torch.equal(new, z.permute(1, 2, 0))
+    torch.testing.assert_close(moved.flatten(2)[..., fresh], z.permute(1, 2, 0), rtol=0, atol=1e-6)
 
 
 def test_rounding_is_half_to_even() -> None:
@@ -167,20 +176,21 @@ def test_group_sums_and_density_are_conserved() -> None:
     noise = normal((2, 4, height, width), 5, dtype=F64)
     plan = plan_transport(flow)
     got = noise_transport(noise, plan, seed=3)[:, :, 1].flatten(2)
-    assert len(plan.member_source) > 200 and len(plan.merge_target) == 0
-    before = noise.flatten(2)
-    sums = torch.zeros_like(before)
-    for source, target in zip(plan.member_source.tolist(), plan.member_target.tolist(), strict=True):
-        sums[..., source] += got[..., target]
-    sources = plan.member_source.unique()
-    size = torch.zeros(height * width, dtype=F64)
-    size[plan.member_source] = plan.member_size.double()
-    torch.testing.assert_close(sums[..., sources], size[sources].sqrt() * before[..., sources], rtol=0, atol=1e-12)
+    assert len(plan.member_slot) > 200 and len(plan.merge_slot) == 0
+    target = torch.full((plan.num_slots,), -1)
+    target[plan.slots[1].long()] = torch.arange(height * width)  # every pixel has a slot of its own
+    size = plan.group_start.diff()
+    source = plan.group_slot.repeat_interleave(size).long()  # slots of the first frame are its pixels
+    before, sums = noise.flatten(2), torch.zeros(2, 4, height * width, dtype=F64)
+    sums.index_add_(2, source, got[..., target[plan.member_slot.long()]])
+    expected = before[..., plan.group_slot.long()] * size.double().sqrt()
+    torch.testing.assert_close(sums[..., plan.group_slot.long()], expected, rtol=0, atol=1e-12)
 
     for seed in range(3):
         density = torch.rand(height * width, generator=torch.Generator().manual_seed(seed), dtype=F64) + 0.1
         shift = torch.round(random_flow(2, height, width, seed, size=3.0)[0]).long().flatten(1)
-        lists, raw = advance(shift, density, width)
+        held = torch.arange(height * width, dtype=torch.int32)
+        lists, raw = advance(shift, density, Slots(held, held[:0], len(held)), width)
         x, y = torch.arange(height * width) % width, torch.arange(height * width) // width
         to = [(x + s * shift[0], y + s * shift[1]) for s in (1, -1)]
         inside = [(a >= 0) & (a < width) & (b >= 0) & (b < height) for a, b in to]
@@ -189,14 +199,17 @@ def test_group_sums_and_density_are_conserved() -> None:
         kept = inside[0].clone()
         reads = inside[1] & ~reached
         kept[(to[1][1] * width + to[1][0])[reads]] = True
-        assert float(raw.sum()) == pytest.approx(float(density[kept].sum()) + len(lists["fresh"]), abs=1e-10)
+        assert float(raw.sum()) == pytest.approx(float(density[kept].sum()) + len(lists["fresh_pixel"]), abs=1e-10)
 
 
 def test_normalised_density_and_tree_sum() -> None:
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=F64) + 0.5
     assert float(tree_sum(values)) == pytest.approx(float(values.sum()), rel=1e-14)
     expected = (values / values.mean() + 1e-5) ** 0.9999
-    torch.testing.assert_close(normalized(values), expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(normalized(values), expected, rtol=1e-15, atol=0)
+    wide = torch.logspace(-9, 9, 1001, dtype=F64)
+    expected = (wide / wide.mean() + 1e-5) ** 0.9999
+    torch.testing.assert_close(normalized(wide), expected, rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("case", [*FLOWS, "random"])
@@ -266,6 +279,7 @@ def test_draw_does_not_depend_on_the_batch_split() -> None:
         part = noise_transport(noise[rows], plan, seed=7, sample_ids=ids[rows], reduce=4)
         assert torch.equal(part, whole[rows])
     wide = noise_transport(noise.double(), plan, seed=7, sample_ids=ids, reduce=4)
+    assert wide.dtype == F64
     assert float((wide - whole).abs().max()) < 1e-5
 
 
@@ -299,7 +313,9 @@ def test_odd_shapes_one_frame_and_empty_batch() -> None:
     strided = noise_transport(noncontiguous(noise), noncontiguous(flow), seed=0)
     assert torch.equal(strided, noise_transport(noise, flow, seed=0))
     huge = torch.full((1, 2, 4, 6), 1e30)
-    assert len(plan_transport(huge).fresh) == 24
+    for backend in BACKENDS:
+        assert len(plan_transport(huge, backend=backend).fresh_pixel) == 24
+    assert noise_transport(noise[:, :0], flow, seed=0).shape == (2, 0, 3, 4, 6)
 
 
 def test_bad_input() -> None:
@@ -318,21 +334,32 @@ def test_bad_input() -> None:
         ({"sample_ids": torch.arange(3)}, r"sample_ids must have shape \[2\], got \[3\]"),
         ({"capture": 0}, "capture must be an int >= 1 or all, got 0"),
         ({"reduce": 0}, "reduce must be an int >= 1, got 0"),
+        ({"plan_or_flow": plan_transport(flow, capture=2), "capture": 3}, "capture must be a multiple .*, 2, got 3"),
+        ({"plan_or_flow": plan_transport(flow, capture=2)}, "capture must be a multiple of the plan's, 2, got all"),
         ({"reduce": 4}, r"reduce must divide H and W, got reduce 4 for \[2, 3, 4, 6\]"),
         ({"noise": noise.clone().requires_grad_()}, "noise must not require a gradient"),
     ]
     for change, message in cases:
         with pytest.raises(ValueError, match=message):
             noise_transport(**{**good, **change})
-    with pytest.raises(TypeError, match="noise must have dtype float32, float64, got bfloat16"):
-        noise_transport(noise.bfloat16(), flow, seed=0)
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(TypeError, match=f"noise must have dtype float32, float64, got {str(dtype)[6:]}"):
+            noise_transport(noise.to(dtype), flow, seed=0)
     with pytest.raises(TypeError, match="flow must have dtype float32, float64, got int64"):
         plan_transport(flow.long())
-    with pytest.raises(RuntimeError, match="backend 'native'"):
-        noise_transport(noise, flow, seed=0, backend="native")
+    with pytest.raises(RuntimeError, match="backend 'triton' has no implementation"):
+        noise_transport(noise, flow, seed=0, backend="triton")
 
 
-def test_op_passes_opcheck_and_compiles() -> None:
+def test_plan_and_noise_on_two_devices() -> None:
+    plan = plan_transport(torch.zeros(2, 2, 4, 6)).to("meta")
+    with pytest.raises(ValueError, match="plan must be on cpu like noise, got meta: use plan.to"):
+        noise_transport(normal((1, 1, 4, 6), 0), plan, seed=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_op_passes_opcheck_and_compiles(backend: Any) -> None:
     noise, plan = normal((2, 3, 8, 6), 18), plan_transport(affine_flow(4, 8, 6, zoom=0.3, dx=1.2))
-    check_op(noise_transport_op, (noise, plan.tensors(), torch.arange(2), 3, 1, 2, "reference"))
-    check_compiles(lambda n: noise_transport(n, plan, seed=3, capture=2, reduce=2) * 2.0, (noise,))
+    arguments = (noise, plan.tensors(), torch.arange(2), plan.num_slots, plan.stride, 3, 1, 2, backend)
+    check_op(noise_transport_op, arguments)
+    check_compiles(lambda n: noise_transport(n, plan, seed=3, capture=2, reduce=2, backend=backend) * 2.0, (noise,))

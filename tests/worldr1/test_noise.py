@@ -148,7 +148,9 @@ def test_plain_noise_is_white_and_ignores_the_camera() -> None:
 
 def test_plans_are_made_once_for_each_trajectory_and_lens(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(module, "plan_transport", lambda flow: made.append(flow.shape) or plan_transport(flow))
+    monkeypatch.setattr(
+        module, "plan_transport", lambda flow, **k: made.append(flow.shape) or plan_transport(flow, **k)
+    )
     monkeypatch.setattr(module, "_plans", module.OrderedDict())
     ids = torch.arange(1)
     for kind in ("pan_left", "push_in", "pan_left", "push_in"):

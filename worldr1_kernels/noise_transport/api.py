@@ -5,39 +5,67 @@ from typing import Literal
 import torch
 
 from worldr1_kernels._checks import check_dtype, check_finite, check_shape, check_tensor
-from worldr1_kernels._dispatch import always_available, resolve_backend
-from worldr1_kernels.noise_transport.ops import PROBES, noise_transport_op
+from worldr1_kernels._dispatch import resolve_backend
+from worldr1_kernels.noise_transport import native_impl
+from worldr1_kernels.noise_transport.ops import PLAN_PROBES, noise_transport_op, transport_probes
 from worldr1_kernels.noise_transport.plan import TransportPlan, build_plan
 from worldr1_kernels.philox import check_sample_ids, check_seed
 
 Backend = Literal["auto", "reference", "triton", "native"]
+Capture = Literal["all"] | int
+
+LARGEST_IMAGE = 2**30
+"""Pixels and slots are numbered in int32."""
+LONGEST_SIDES = 2**22
+"""Of H + W: a float32 flow is rounded by a sum that is exact up to here."""
 
 
-def plan_transport(flow: torch.Tensor, *, residual_carry: bool = False, backend: Backend = "auto") -> TransportPlan:
+def _positive(op: str, name: str, value: object, alternative: str = "") -> int:
+    """The value as an int >= 1, or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{op}: {name} must be an int >= 1{alternative}, got {value!r}")
+    return value
+
+
+def _stride(op: str, capture: object) -> int:
+    return 1 if capture == "all" else _positive(op, "capture", capture, " or all")
+
+
+def plan_transport(
+    flow: torch.Tensor, *, capture: Capture = "all", residual_carry: bool = False, backend: Backend = "auto"
+) -> TransportPlan:
     """Works out where each pixel of noise goes along an optical flow; random numbers and samples play no part.
 
     Args:
       flow: Forward flow (dx, dy), field f from frame f to f + 1, read at the pixel that is left. Shape [F-1, 2, H, W],
-        float32 or float64. Unit: pixels. F = 1 (no field) is allowed: nothing moves.
+        float32 or float64. Unit: pixels. F = 1 (no field) is allowed: nothing moves. A step out of the image, of any
+        length, is no error: what it leaves behind is fresh.
+      capture: Frames that can be asked of the plan: "all", or every `capture`-th from the first. With 4, the plan of 81
+        frames at 960x1664 takes a third of the memory.
       residual_carry: Add what rounding leaves of a field to the next one, at each pixel: a constant flow then keeps its
         mean speed (0.3 px a frame is no motion otherwise).
       backend: Implementation; only "auto" may pick another.
     Returns:
-      TransportPlan on the flow's device. `plan.density` [F, H, W] is the density of the noise. Compute the flow in
-      float64 where plans must agree between machines: a value that rounds the other way moves another pixel.
+      TransportPlan on the flow's device (the native backend makes it on the CPU). `plan.density` [F', H, W] is the
+      density of the noise at the captured frames. Compute the flow in float64 where plans must agree between machines:
+      a value that rounds the other way moves another pixel.
     Raises:
-      ValueError: shape; an image without pixels; not finite.
+      ValueError: shape; an image without pixels, or of more than 2^30; H + W > 2^22; not finite; capture < 1.
       TypeError: not a float32 or float64 tensor.
       RuntimeError: the backend chosen by name is not available.
     """
     op = "plan_transport"
     sizes = check_shape(op, "flow", flow, ("F-1", 2, "H", "W"))
     check_dtype(op, "flow", flow, (torch.float32, torch.float64))
-    if sizes["H"] < 1 or sizes["W"] < 1:
-        raise ValueError(f"{op}: flow must have H >= 1 and W >= 1, got {list(flow.shape)}")
+    height, width = sizes["H"], sizes["W"]
+    if height < 1 or width < 1 or height * width > LARGEST_IMAGE or height + width > LONGEST_SIDES:
+        raise ValueError(f"{op}: flow must have 1 to 2^30 pixels and H + W <= 2^22, got {list(flow.shape)}")
+    stride = _stride(op, capture)
+    chosen = resolve_backend(op, backend, flow.device, PLAN_PROBES)
+    if chosen == "native":  # looks for NaN while it reads
+        return native_impl.build_plan(flow.detach(), residual_carry=residual_carry, stride=stride)
     check_finite(op, "flow", flow)
-    resolve_backend(op, backend, flow.device, {"reference": always_available})
-    return build_plan(flow.detach(), residual_carry=residual_carry)
+    return build_plan(flow.detach(), residual_carry=residual_carry, stride=stride)
 
 
 def noise_transport(
@@ -46,7 +74,7 @@ def noise_transport(
     *,
     seed: int,
     sample_ids: torch.Tensor | None = None,
-    capture: Literal["all"] | int = "all",
+    capture: Capture = "all",
     reduce: int = 1,
     backend: Backend = "auto",
 ) -> torch.Tensor:
@@ -63,15 +91,16 @@ def noise_transport(
       seed: Key of the random numbers, in [0, 2^63); counter (pixel, frame, sample id, channel): the result for a sample
         does not depend on the batch it is in.
       sample_ids: Integer [B] in [0, 2^32). Default 0..B-1.
-      capture: Frames to return: "all", or every `capture`-th from the first (F' = (F - 1) // capture + 1).
+      capture: Frames to return: "all", or every `capture`-th from the first (F' = (F - 1) // capture + 1); a multiple
+        of the plan's.
       reduce: r: each r x r block is summed and divided by r, which keeps unit variance; divides H and W.
       backend: Implementation; only "auto" may pick another.
     Returns:
-      [B, C, F', H/r, W/r], dtype of noise. Not differentiable. The density is `plan.density[::capture]`.
+      [B, C, F', H/r, W/r], dtype of noise. Not differentiable. The density: `plan.density[:: capture // plan.stride]`.
     Raises:
       ValueError: shapes; plan and noise of another size or device; H or W not divisible by reduce; seed, sample_ids,
         capture or reduce out of range; flow not finite; noise that requires a gradient.
-      TypeError: dtypes.
+      TypeError: dtypes (backend "native" takes float32 alone on CUDA).
       RuntimeError: the backend chosen by name is not available.
     Source: Chang et al., ICLR 2024; Deng et al., ICLR 2025; Burgert et al., CVPR 2025. See README.md.
     """
@@ -82,10 +111,8 @@ def noise_transport(
         raise ValueError(f"{op}: noise must not require a gradient (the transport is not differentiable), detach it")
     check_seed(op, seed)
     ids = check_sample_ids(op, sample_ids, sizes["B"], noise.device)
-    stride = 1 if capture == "all" else capture
-    for name, value in (("capture", stride), ("reduce", reduce)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{op}: {name} must be an int >= 1{' or all' if name == 'capture' else ''}, got {value!r}")
+    stride = _stride(op, capture)
+    _positive(op, "reduce", reduce)
     if sizes["H"] % reduce or sizes["W"] % reduce:
         raise ValueError(f"{op}: reduce must divide H and W, got reduce {reduce} for {list(noise.shape)}")
     if isinstance(plan_or_flow, TransportPlan):
@@ -93,12 +120,14 @@ def noise_transport(
     else:
         check_tensor(op, "plan_or_flow", plan_or_flow)
         check_shape(op, "flow", plan_or_flow, ("F-1", 2, "H", "W"), sizes=sizes)
-        plan = plan_transport(plan_or_flow)
+        plan = plan_transport(plan_or_flow, capture=capture)
     if (plan.height, plan.width) != (sizes["H"], sizes["W"]):
         raise ValueError(
             f"{op}: noise must have the size of the plan, {plan.height} x {plan.width}, got {list(noise.shape)}"
         )
-    if plan.source.device != noise.device:
-        raise ValueError(f"{op}: plan must be on {noise.device} like noise, got {plan.source.device}: use plan.to(...)")
-    chosen = resolve_backend(op, backend, noise.device, PROBES)
-    return noise_transport_op(noise, plan.tensors(), ids, seed, stride, reduce, chosen)
+    if plan.slots.device != noise.device:
+        raise ValueError(f"{op}: plan must be on {noise.device} like noise, got {plan.slots.device}: use plan.to(...)")
+    if stride % plan.stride:
+        raise ValueError(f"{op}: capture must be a multiple of the plan's, {plan.stride}, got {capture}")
+    chosen = resolve_backend(op, backend, noise.device, transport_probes(noise.device))
+    return noise_transport_op(noise, plan.tensors(), ids, plan.num_slots, plan.stride, seed, stride, reduce, chosen)

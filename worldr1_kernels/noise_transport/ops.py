@@ -2,44 +2,73 @@
 
 import torch
 
+from worldr1_kernels import _native
 from worldr1_kernels._dispatch import Probe, always_available
 from worldr1_kernels._library import define_op
-from worldr1_kernels.noise_transport import reference
-from worldr1_kernels.noise_transport.plan import TransportPlan
+from worldr1_kernels.noise_transport import native_impl, reference
+from worldr1_kernels.noise_transport.plan import TENSORS, TransportPlan
 
-PROBES: dict[str, Probe] = {"reference": always_available}
-_IMPLEMENTATIONS = {"reference": reference}
+_IMPLEMENTATIONS = {"reference": reference.transport, "native": native_impl.transport}
+
+
+def _native_plan_unavailable(device: torch.device) -> str | None:
+    """Plans are made on the CPU, and copied to the device of the flow."""
+    del device
+    return _native.cpu_unavailable()
+
+
+def _native_unavailable(device: torch.device) -> str | None:
+    if device.type == "cpu":
+        return _native.cpu_unavailable()
+    if device.type == "cuda":
+        return _native.cuda_unavailable()
+    return f"the native backend has no kernel for device {device.type}"
+
+
+PLAN_PROBES: dict[str, Probe] = {"native": _native_plan_unavailable, "reference": always_available}
+
+
+def transport_probes(device: torch.device) -> dict[str, Probe]:
+    """Implementations in the order in which "auto" tries them. The CUDA kernels are for those who name them, until they
+    have run on a device."""
+    probes: dict[str, Probe] = {"native": _native_unavailable, "reference": always_available}
+    return probes if device.type == "cpu" else dict(reversed(probes.items()))
 
 
 def _transport_impl(
     noise: torch.Tensor,
     plan: list[torch.Tensor],
     sample_ids: torch.Tensor,
+    num_slots: int,
+    stride: int,
     seed: int,
     capture: int,
     reduce: int,
     backend: str,
 ) -> torch.Tensor:
-    return _IMPLEMENTATIONS[backend].transport(noise, TransportPlan(*plan), sample_ids, seed, capture, reduce)
+    whole = TransportPlan(**dict(zip(TENSORS, plan, strict=True)), num_slots=num_slots, stride=stride)
+    return _IMPLEMENTATIONS[backend](noise, whole, sample_ids, seed, capture, reduce)
 
 
 def _transport_fake(
     noise: torch.Tensor,
     plan: list[torch.Tensor],
     sample_ids: torch.Tensor,
+    num_slots: int,
+    stride: int,
     seed: int,
     capture: int,
     reduce: int,
     backend: str,
 ) -> torch.Tensor:
     batch, channels, height, width = noise.shape
-    frames = (plan[1].shape[0] - 1) // capture + 1
+    frames = (plan[2].shape[0] - 1) // capture + 1
     return noise.new_empty(batch, channels, frames, height // reduce, width // reduce)
 
 
 noise_transport_op = define_op(
-    "noise_transport(Tensor noise, Tensor[] plan, Tensor sample_ids, int seed, int capture, int reduce, str backend) "
-    "-> Tensor",
+    "noise_transport(Tensor noise, Tensor[] plan, Tensor sample_ids, int num_slots, int stride, int seed, int capture, "
+    "int reduce, str backend) -> Tensor",
     _transport_impl,
     _transport_fake,
 )

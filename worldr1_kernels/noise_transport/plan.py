@@ -1,58 +1,68 @@
-"""The transport plan: which pixel goes where, in groups of what size, with which weights. It depends on the flow alone.
+"""The transport plan: which value each pixel holds at each frame, and how new values are made. The flow alone decides.
+
+Values are numbered by slots. A copy moves no number, only the pixel that points at it: every pixel holds a slot of its
+own, and only stretched, merged and fresh pixels get a new one. Slots of dead values are taken up again in the order in
+which they died.
 
 Notation of README.md: T(s) forward target of pixel s, b(t) pixel that an unhit target t reads, n(s) size of the group
-of s, w density. Everything is integer, sorted, and summed in a fixed order: the same flow gives the same plan.
+of s, w density. Everything is integer, sorted, and summed in a fixed order: the same flow gives the same plan, here and
+in C++, bit by bit but for the last bit of `hit_weight` (torch does not always round a square root to nearest).
 """
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
+from torch import Tensor
+
+LISTS = ("fresh", "group", "member", "merge", "hit")
 
 
 @dataclass(frozen=True, eq=False)
 class TransportPlan:
     """How noise moves along one flow of F - 1 fields at H x W; shared by all samples and channels, so worth caching.
 
-    Pixels are numbered y W + x. Most targets are plain copies: `source`. The others are listed, frame after frame;
-    entries of frame f (from image f to f + 1) are rows `offsets[f] : offsets[f + 1]` of the lists named by the column.
+    Pixels are numbered y W + x. Frame 0 holds its pixels in slots 0 .. H W - 1. Rows of the lists are in order of
+    frames: those of frame f (made from frame f - 1) are rows `offsets[f - 1] : offsets[f]` of the list's column.
     """
 
-    source: torch.Tensor
-    """[F-1, H W] int64: pixel that the target copies; of no meaning where a list below writes the target."""
-    density: torch.Tensor
-    """[F, H, W] float64: density of the noise at each frame, mean close to 1; all 1 at the first."""
-    offsets: torch.Tensor
-    """[F, 4] int64, always on the CPU: first row of each frame in the lists of fresh pixels, members, hits, merges."""
-    fresh: torch.Tensor
-    """[.] int64: targets nobody reaches and that read outside the frame: a new normal."""
-    member_source: torch.Tensor
-    """[.] int64: source s of each member of a group with n(s) > 1; groups are contiguous, the forward member first."""
-    member_key: torch.Tensor
-    """[.] int64: pixel that keys the member's random number: s for a forward member, t for an expansion."""
-    member_is_target: torch.Tensor
+    slots: Tensor
+    """[F', H W] int32: slot of the value that each pixel holds, at frames 0, stride, 2 stride, ..."""
+    density: Tensor
+    """[F', H, W] float64: density of the noise at these frames, mean close to 1; all 1 at the first."""
+    offsets: Tensor
+    """[F, 5] int64, always on the CPU: rows up to and with each frame of fresh, groups, members, merges, hits."""
+    fresh_pixel: Tensor
+    """[.] int32: targets nobody reaches and that read outside the frame, rising within a frame: a new normal."""
+    fresh_slot: Tensor
+    """[.] int32: slot of the new value."""
+    group_slot: Tensor
+    """[.] int32: the value that a group with n(s) > 1 members shares; groups by rising s."""
+    group_start: Tensor
+    """[G + 1] int64: first row of each group in the list of members, then the length of that list."""
+    member_pixel: Tensor
+    """[.] int32: pixel that keys the member's random number: s for the forward member, which is the first of its group,
+    t for expansions, rising."""
+    member_is_target: Tensor
     """[.] bool: the member is an expansion (keyed by its target)."""
-    member_target: torch.Tensor
-    """[.] int64: target the member fills alone, -1 if it goes into a merge."""
-    member_rank: torch.Tensor
-    """[.] int64: position inside its group."""
-    member_size: torch.Tensor
-    """[.] int64: n(s)."""
-    hit_source: torch.Tensor
-    """[.] int64: source of each contributor to a merge (a target with two or more forward hits), in rising order."""
-    hit_member: torch.Tensor
-    """[.] int64: index into this frame's members when n(s) > 1, else -1: the value is that of the source itself."""
-    hit_merge: torch.Tensor
-    """[.] int64: index into this frame's merges."""
-    hit_rank: torch.Tensor
-    """[.] int64: position inside its merge."""
-    hit_weight: torch.Tensor
+    member_slot: Tensor
+    """[.] int32: slot of the member's value."""
+    merge_slot: Tensor
+    """[.] int32: slot of a merge (a target with two or more forward hits); merges by rising target."""
+    merge_start: Tensor
+    """[M + 1] int64: first row of each merge in the list of hits, then the length of that list."""
+    hit_slot: Tensor
+    """[.] int32: value that arrives; by rising source within a merge."""
+    hit_weight: Tensor
     """[.] float64: w_s / sqrt(sum w_s^2) over the merge."""
-    merge_target: torch.Tensor
-    """[.] int64: target of each merge."""
+    num_slots: int
+    """Values that are alive at once, at most: H W and the new values of one frame."""
+    stride: int
+    """Every how many frames `slots` and `density` are kept."""
 
     @property
     def num_frames(self) -> int:
-        return self.density.shape[0]
+        return self.offsets.shape[0]
 
     @property
     def height(self) -> int:
@@ -62,25 +72,28 @@ class TransportPlan:
     def width(self) -> int:
         return self.density.shape[2]
 
-    def tensors(self) -> list[torch.Tensor]:
-        """All fields in order, as the op takes them."""
-        return [getattr(self, field.name) for field in fields(self)]
+    def tensors(self) -> list[Tensor]:
+        """All tensors in order, as the op takes them."""
+        return [getattr(self, name) for name in TENSORS]
 
     def to(self, device: torch.device | str) -> "TransportPlan":
         """The same plan on another device (`offsets` stays on the CPU)."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "offsets"}
-        return TransportPlan(offsets=self.offsets, **moved)
+        moved = {name: getattr(self, name).to(device) for name in TENSORS if name != "offsets"}
+        return TransportPlan(offsets=self.offsets, num_slots=self.num_slots, stride=self.stride, **moved)
 
 
-def _runs(sorted_keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For sorted keys: (index of each entry's run, its position inside the run, one key per run)."""
-    keys, counts = torch.unique_consecutive(sorted_keys, return_counts=True)
-    run = torch.repeat_interleave(torch.arange(len(keys), device=keys.device), counts)
-    start = torch.cumsum(counts, 0) - counts
-    return run, torch.arange(len(sorted_keys), device=keys.device) - start[run], keys
+TENSORS = tuple(field.name for field in fields(TransportPlan) if field.type is Tensor)
+_DTYPES = {
+    "group_start": torch.int64, "merge_start": torch.int64, "hit_weight": torch.float64, "member_is_target": torch.bool,
+}  # fmt: skip
 
 
-def tree_sum(values: torch.Tensor) -> torch.Tensor:
+def empty_list(name: str, length: int, device: torch.device) -> Tensor:
+    """An unfilled list of `TransportPlan`, in its dtype."""
+    return torch.empty(length, dtype=_DTYPES.get(name, torch.int32), device=device)
+
+
+def tree_sum(values: Tensor) -> Tensor:
     """Sum of a vector by halving: an order that no thread count and no vector width can change."""
     size = 1 << max(0, values.numel() - 1).bit_length()
     values = torch.cat([values, values.new_zeros(size - values.numel())])
@@ -90,7 +103,7 @@ def tree_sum(values: torch.Tensor) -> torch.Tensor:
     return values[0]
 
 
-def sum_by_rank(values: torch.Tensor, index: torch.Tensor, rank: torch.Tensor, num: int) -> torch.Tensor:
+def sum_by_rank(values: Tensor, index: Tensor, rank: Tensor, num: int) -> Tensor:
     """Adds rows of `values` [M, ...] into [num, ...] at `index`, rank after rank: no two writes meet, no atomics."""
     total = values.new_zeros((num, *values.shape[1:]))
     for r in range(int(rank.max()) + 1 if rank.numel() else 0):
@@ -99,28 +112,77 @@ def sum_by_rank(values: torch.Tensor, index: torch.Tensor, rank: torch.Tensor, n
     return total
 
 
-def normalized(density: torch.Tensor) -> torch.Tensor:
-    """(w / mean(w) + 1e-5)^0.9999: keeps the densities from drifting apart over long clips."""
-    return (density / (tree_sum(density) / density.numel()) + 1e-5) ** 0.9999
+def runs(start: Tensor) -> tuple[Tensor, Tensor]:
+    """For runs that begin at the rows start[:-1] and end at start[-1]: (run of each row, its position inside)."""
+    start = start - start[0]
+    run = torch.repeat_interleave(torch.arange(len(start) - 1, device=start.device), start.diff())
+    return run, torch.arange(len(run), device=start.device) - start[run]
 
 
-def advance(shift: torch.Tensor, density: torch.Tensor, width: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """One frame of the plan.
+def normalized(density: Tensor) -> Tensor:
+    """(w / mean(w) + 1e-5)^0.9999: keeps the densities from drifting apart over long clips.
+
+    The power is x exp(-1e-4 ln x), in additions, multiplications and one division, each rounded as IEEE 754 says: any
+    implementation gets the same bits, which no library's power promises. Relative error below 3e-16.
+    """
+    total = tree_sum(density)
+    # Not number / tensor: torch multiplies by a reciprocal there.
+    x = density * (torch.full_like(total, density.numel()) / total) + 1e-5
+    mantissa, exponent = torch.frexp(x)  # [1/2, 1)
+    below = mantissa < math.sqrt(0.5)
+    mantissa = torch.where(below, 2.0 * mantissa, mantissa)
+    exponent = exponent.to(x.dtype) - below.to(x.dtype)
+    s = (mantissa - 1.0) / (mantissa + 1.0)  # ln m = 2 artanh s, |s| < .172
+    z = s * s
+    series = torch.full_like(x, 2.0 / 15.0)
+    for k in (13, 11, 9, 7, 5, 3, 1):
+        series = series * z + 2.0 / k
+    y = (exponent * math.log(2.0) + s * series) * -1e-4
+    power = torch.full_like(x, 1.0 / 120.0)
+    for term in (1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0):
+        power = power * y + term
+    return x + x * (power * y)
+
+
+@dataclass
+class Slots:
+    """Where values live, from frame to frame."""
+
+    held: Tensor
+    """[H W] int32: slot of each pixel."""
+    free: Tensor
+    """[.] int32: slots of dead values, in the order in which they will be taken."""
+    count: int
+    """All slots so far."""
+
+    def take(self, num: int) -> Tensor:
+        """The next `num` slots; new ones where there are not enough free."""
+        missing = max(0, num - len(self.free))
+        new = torch.arange(self.count, self.count + missing, dtype=torch.int32, device=self.free.device)
+        self.count += missing
+        slots = torch.cat([self.free, new])
+        self.free = slots[num:]
+        return slots[:num]
+
+
+def advance(shift: Tensor, density: Tensor, slots: Slots, width: int) -> tuple[dict[str, Tensor], Tensor]:
+    """One frame of the plan; `slots` is brought to the next frame.
 
     Args:
       shift: Rounded flow (dx, dy), int64 [2, H W].
       density: w of the frame that is left, float64 [H W].
+      slots: Slots of that frame.
       width: W.
     Returns:
-      The lists of `TransportPlan` for this frame, and the raw density [H W] of the next frame: its sum is that of the
-      sources that have a group plus one for each fresh pixel.
+      The lists of `TransportPlan` for this frame (starts without their last entry), and the raw density [H W] of the
+      next frame: its sum is that of the sources that have a group plus one for each fresh pixel.
     """
     pixels = density.numel()
     height = pixels // width
     pixel = torch.arange(pixels, device=density.device)
     x, y = pixel % width, pixel // width
 
-    def move(sign: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def move(sign: int) -> tuple[Tensor, Tensor]:
         to_x, to_y = x + sign * shift[0], y + sign * shift[1]
         inside = (to_x >= 0) & (to_x < width) & (to_y >= 0) & (to_y < height)
         return inside, torch.where(inside, to_y * width + to_x, 0)
@@ -130,101 +192,96 @@ def advance(shift: torch.Tensor, density: torch.Tensor, width: int) -> tuple[dic
     reads_from, backward = move(-1)
     reads = reads_from & (hits == 0)
     size = leaves_to.long() + torch.bincount(backward[reads], minlength=pixels)  # n(s)
-    fresh = torch.nonzero((hits == 0) & ~reads_from)[:, 0]
-
     source = torch.where(reads, backward, pixel)
     alone = leaves_to & (hits[forward] == 1)
     source[forward[alone]] = pixel[alone]
 
-    members, member_of = _members(pixel, leaves_to, reads, forward, backward, hits, size)
-    merging = torch.nonzero(leaves_to & (hits[forward] > 1))[:, 0]
-    merging = merging[torch.argsort(forward[merging], stable=True)]
-    merge, rank, merge_target = _runs(forward[merging])
-
-    shared = density / size.clamp(min=1)  # w of one member
-    weight = shared[merging]
-    norm = sum_by_rank(weight.square(), merge, rank, len(merge_target)).sqrt()
-    raw = shared[source]
-    raw[fresh] = 1.0
-    raw[merge_target] = sum_by_rank(weight, merge, rank, len(merge_target))
-
-    lists = {
-        "fresh": fresh,
-        **members,
-        "hit_source": merging,
-        "hit_member": torch.where(size[merging] > 1, member_of[merging], -1),
-        "hit_merge": merge,
-        "hit_rank": rank,
-        "hit_weight": weight / norm[merge],
-        "merge_target": merge_target,
-    }
-    return {"source": source, **lists}, raw
-
-
-def _members(
-    pixel: torch.Tensor,
-    leaves_to: torch.Tensor,
-    reads: torch.Tensor,
-    forward: torch.Tensor,
-    backward: torch.Tensor,
-    hits: torch.Tensor,
-    size: torch.Tensor,
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Members of all groups with n(s) > 1, and for each pixel the row of its forward member (-1 if it has none)."""
+    fresh = torch.nonzero((hits == 0) & ~reads_from)[:, 0]
+    # Forward member first, then expansions by rising target: the sort is stable.
     going = torch.nonzero(leaves_to & (size > 1))[:, 0]
     reading = torch.nonzero(reads & (size[backward] > 1))[:, 0]
-    source = torch.cat([going, backward[reading]])
-    order = torch.argsort(source, stable=True)  # forward member first, then expansions by rising target
-    _, rank, _ = _runs(source[order])
-    target = torch.cat([torch.where(hits[forward[going]] == 1, forward[going], -1), reading])
+    order = torch.argsort(torch.cat([going, backward[reading]]), stable=True)
+    group = torch.nonzero(size > 1)[:, 0]
+    merge = torch.nonzero(hits > 1)[:, 0]
+    arriving = torch.nonzero(leaves_to & (hits[forward] > 1))[:, 0]
+    arriving = arriving[torch.argsort(forward[arriving], stable=True)]
+
+    taken = slots.take(len(fresh) + len(order) + len(merge))
+    fresh_slot, member_slot, merge_slot = taken.split([len(fresh), len(order), len(merge)])
+    at_member = torch.empty_like(member_slot)
+    at_member[order] = member_slot  # going, then reading
+    held, following = slots.held, slots.held[source]
+    following[fresh], following[merge], following[reading] = fresh_slot, merge_slot, at_member[len(going) :]
+    value = held.clone()  # of what each pixel sends forward
+    value[going] = at_member[: len(going)]
+    single = hits[forward[going]] == 1
+    following[forward[going[single]]] = value[going[single]]
+    slots.held = following
+    slots.free = torch.cat([slots.free, held[size == 0], held[group], value[arriving]])
+
+    starts = [torch.cumsum(counts, 0) - counts for counts in (size[group], hits[merge])]
+    run, rank = runs(torch.cat([starts[1], starts[1].new_tensor([len(arriving)])]))
+    shared = density / size.clamp(min=1)  # w of one member
+    weight = shared[arriving]
+    norm = sum_by_rank(weight * weight, run, rank, len(merge)).sqrt()
+    raw = shared[source]
+    raw[fresh] = 1.0
+    raw[merge] = sum_by_rank(weight, run, rank, len(merge))
     is_target = torch.cat([torch.zeros_like(going, dtype=torch.bool), torch.ones_like(reading, dtype=torch.bool)])
-    member_of = torch.full_like(pixel, -1)
-    row = torch.empty_like(order)
-    row[order] = torch.arange(len(order), device=pixel.device)
-    member_of[going] = row[: len(going)]
-    members = {
-        "member_source": source[order],
-        "member_key": torch.cat([going, reading])[order],
+    lists = {
+        "fresh_pixel": fresh,
+        "fresh_slot": fresh_slot,
+        "group_slot": held[group],
+        "group_start": starts[0],
+        "member_pixel": torch.cat([going, reading])[order],
         "member_is_target": is_target[order],
-        "member_target": target[order],
-        "member_rank": rank,
-        "member_size": size[source[order]],
+        "member_slot": member_slot,
+        "merge_slot": merge_slot,
+        "merge_start": starts[1],
+        "hit_slot": value[arriving],
+        "hit_weight": weight / norm[run],
     }
-    return members, member_of
+    return lists, raw
 
 
-def build_plan(flow: torch.Tensor, *, residual_carry: bool) -> TransportPlan:
+def build_plan(flow: Tensor, *, residual_carry: bool, stride: int) -> TransportPlan:
     """Plan of a finite flow [F-1, 2, H, W]; with `residual_carry` what rounding leaves is added to the next field."""
     steps, _, height, width = flow.shape
-    density = torch.ones(height * width, dtype=torch.float64, device=flow.device)
+    device, pixels = flow.device, height * width
+    density = torch.ones(pixels, dtype=torch.float64, device=device)
+    held = torch.arange(pixels, dtype=torch.int32, device=device)
+    slots = Slots(held, held[:0], pixels)
     # A step of more than H + W leaves the frame all the same, and must not overflow the integers.
     limit = float(height + width)
     residual = torch.zeros_like(flow[0]) if steps else flow.new_zeros(2, height, width)
-    densities, frames = [density], []
-    for field in flow:
-        wanted = field + residual if residual_carry else field
+    kept_slots, densities, frames = [held], [density], []
+    offsets = torch.zeros(steps + 1, len(LISTS), dtype=torch.int64)
+    for index, field in enumerate(flow[: steps // stride * stride], start=1):
+        wanted = (field + residual if residual_carry else field).clamp(-limit, limit)
         rounded = torch.round(wanted)  # half to even
         residual = wanted - rounded
-        lists, raw = advance(rounded.clamp(-limit, limit).to(torch.int64).flatten(1), density, width)
+        lists, raw = advance(rounded.to(torch.int64).flatten(1), density, slots, width)
         density = normalized(raw)
-        densities.append(density)
+        if index % stride == 0:
+            kept_slots.append(slots.held)
+            densities.append(density)
+        lists["group_start"] += offsets[index - 1, LISTS.index("member")].item()
+        lists["merge_start"] += offsets[index - 1, LISTS.index("hit")].item()
+        lengths = [len(lists[name]) for name in ("fresh_slot", "group_slot", "member_slot", "merge_slot", "hit_slot")]
+        offsets[index] = offsets[index - 1] + torch.tensor(lengths)
         frames.append(lists)
-    counts = [[len(f[n]) for n in ("fresh", "member_source", "hit_source", "merge_target")] for f in frames]
-    offsets = torch.tensor([[0] * 4, *counts], dtype=torch.int64).cumsum(0)
-    empty = {
-        f.name: torch.empty(
-            0,
-            dtype={"hit_weight": torch.float64, "member_is_target": torch.bool}.get(f.name, torch.int64),
-            device=flow.device,
-        )
-        for f in fields(TransportPlan)
-        if f.name not in ("source", "density", "offsets")
-    }
-    lists = {name: torch.cat([f[name] for f in frames]) if frames else nothing for name, nothing in empty.items()}
-    if frames:
-        source = torch.stack([f["source"] for f in frames])
-    else:
-        source = torch.empty(0, height * width, dtype=torch.int64, device=flow.device)
+    offsets[len(frames) :] = offsets[len(frames)].clone()
+    ends = {"group_start": offsets[-1, 2:3], "merge_start": offsets[-1, 4:5]}
+    lists = {}
+    for name in TENSORS[3:]:
+        parts = [f[name] for f in frames] + ([ends[name].to(device)] if name in ends else [])
+        nothing = empty_list(name, 0, device)
+        lists[name] = torch.cat([nothing, *(part.to(nothing.dtype) for part in parts)])
     return TransportPlan(
-        source=source, density=torch.stack(densities).view(-1, height, width), offsets=offsets, **lists
+        slots=torch.stack(kept_slots),
+        density=torch.stack(densities).view(-1, height, width),
+        offsets=offsets,
+        num_slots=slots.count,
+        stride=stride,
+        **lists,
     )

@@ -1,12 +1,12 @@
 """Transport of noise along a plan in plain torch, float32 or float64.
 
-The state is kept as [H W, B, C]: a copy of a pixel is then one copy of B C contiguous numbers. Sums are loops over
+The values live in slots, [S, B, C]: a copy of a pixel moves nothing but the plan's pointer. Sums are loops over
 element-wise additions, so that neither the batch split nor the thread count can change their order.
 """
 
 import torch
 
-from worldr1_kernels.noise_transport.plan import TransportPlan, sum_by_rank
+from worldr1_kernels.noise_transport.plan import TransportPlan, runs, sum_by_rank
 from worldr1_kernels.philox import STREAM_TRANSPORT_SOURCE, STREAM_TRANSPORT_TARGET, philox_normal
 
 
@@ -44,47 +44,35 @@ def pixel_normals(
     return normals.flatten(2)[..., :num_channels]
 
 
-def _step(
-    state: torch.Tensor, following: torch.Tensor, plan: TransportPlan, frame: int, sample_ids: torch.Tensor, seed: int
-) -> None:
-    """Writes the state of the next frame, [H W, B, C], into `following`."""
-    fresh, member, hit, merge = (slice(*pair) for pair in plan.offsets[frame : frame + 2].T.tolist())
+def _step(state: torch.Tensor, plan: TransportPlan, frame: int, sample_ids: torch.Tensor, seed: int) -> None:
+    """Adds the values that are new at `frame` to the slots [S, B, C]."""
+    fresh, group, member, merge, hit = (slice(*pair) for pair in plan.offsets[frame - 1 : frame + 1].T.tolist())
 
     def draw(pixels: torch.Tensor, is_target: torch.Tensor) -> torch.Tensor:
         return pixel_normals(
-            pixels,
+            pixels.long(),
             is_target,
-            frame=frame + 1,
+            frame=frame,
             sample_ids=sample_ids,
             num_channels=state.shape[2],
             seed=seed,
             dtype=state.dtype,
         )
 
-    torch.index_select(state, 0, plan.source[frame], out=following)
-    new = plan.fresh[fresh]
-    following[new] = draw(new, torch.ones_like(new, dtype=torch.bool))
+    new = plan.fresh_pixel[fresh]
+    state[plan.fresh_slot[fresh]] = draw(new, torch.ones_like(new, dtype=torch.bool))
 
-    values = state.new_empty(0)
-    if member.stop > member.start:
-        size = plan.member_size[member]
-        rank = plan.member_rank[member]
-        group = torch.cumsum(rank == 0, 0) - 1
-        z = draw(plan.member_key[member], plan.member_is_target[member])  # [M, B, C]
-        total = sum_by_rank(z, group, rank, int(group[-1]) + 1)
-        share = size.to(state.dtype)[:, None, None]
-        values = state[plan.member_source[member]] / share.sqrt() + (z - total[group] / share)
-        alone = torch.nonzero(plan.member_target[member] >= 0)[:, 0]
-        following[plan.member_target[member][alone]] = values[alone]
+    start = plan.group_start[group.start : group.stop + 1]
+    run, rank = runs(start)
+    z = draw(plan.member_pixel[member], plan.member_is_target[member])  # [M, B, C]
+    size = start.diff().to(state.dtype)[:, None, None]
+    mean = sum_by_rank(z, run, rank, len(size)) / size
+    shared = state[plan.group_slot[group]] / size.sqrt()
+    state[plan.member_slot[member]] = shared[run] + (z - mean[run])
 
-    if hit.stop > hit.start:
-        arriving = state[plan.hit_source[hit]]  # [K, B, C]
-        split = torch.nonzero(plan.hit_member[hit] >= 0)[:, 0]
-        if len(split):
-            arriving[split] = values[plan.hit_member[hit][split]]
-        arriving = arriving * plan.hit_weight[hit].to(state.dtype)[:, None, None]
-        targets = plan.merge_target[merge]
-        following[targets] = sum_by_rank(arriving, plan.hit_merge[hit], plan.hit_rank[hit], len(targets))
+    run, rank = runs(plan.merge_start[merge.start : merge.stop + 1])
+    arriving = state[plan.hit_slot[hit]] * plan.hit_weight[hit].to(state.dtype)[:, None, None]  # [K, B, C]
+    state[plan.merge_slot[merge]] = sum_by_rank(arriving, run, rank, merge.stop - merge.start)
 
 
 def _reduced(state: torch.Tensor, height: int, width: int, reduce: int) -> torch.Tensor:
@@ -110,14 +98,12 @@ def transport(
     batch, channels, height, width = noise.shape
     captured = range(0, plan.num_frames, capture)
     out = noise.new_empty(batch, channels, len(captured), height // reduce, width // reduce)
-    # A copy even where the layout is right already: the two buffers below are written in turn.
-    state = noise.permute(2, 3, 0, 1).clone(memory_format=torch.contiguous_format)
-    state = state.view(height * width, batch, channels)
-    spare = torch.empty_like(state)
+    state = noise.new_empty(plan.num_slots, batch, channels)
+    state[: height * width] = noise.permute(2, 3, 0, 1).flatten(0, 1)
     for frame in range(captured[-1] + 1):
         if frame > 0:
-            _step(state, spare, plan, frame - 1, sample_ids, seed)
-            state, spare = spare, state
+            _step(state, plan, frame, sample_ids, seed)
         if frame % capture == 0:
-            out[:, :, frame // capture] = _reduced(state, height, width, reduce)
+            image = state.index_select(0, plan.slots[frame // plan.stride])
+            out[:, :, frame // capture] = _reduced(image, height, width, reduce)
     return out

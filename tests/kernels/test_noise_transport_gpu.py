@@ -1,0 +1,61 @@
+"""Noise transport on a device. Written without one: these tests have never run."""
+
+import pytest
+import torch
+
+from worldr1_kernels.noise_transport import noise_transport, plan_transport
+from worldr1_kernels.noise_transport.native_impl import transport
+from worldr1_kernels.noise_transport.reference import transport as transport_torch
+from worldr1_kernels.testing import assert_close_two_errors, normal, poison_empty
+
+pytestmark = pytest.mark.gpu
+
+
+def zoom(frames: int, height: int, width: int, amount: float) -> torch.Tensor:
+    y, x = torch.meshgrid(torch.arange(height) - height / 2, torch.arange(width) - width / 2, indexing="ij")
+    return (amount * torch.stack([x, y]).double() + 0.6).expand(frames - 1, -1, -1, -1)
+
+
+@pytest.mark.parametrize("amount", [0.15, -0.2], ids=["in", "out"])
+@pytest.mark.parametrize("shape", [(7, 9, 1), (48, 64, 1), (48, 64, 2), (48, 64, 16)])
+def test_cuda_equals_its_scalar_twin(shape: tuple[int, int, int], amount: float) -> None:
+    """The scalar code on the CPU runs the same lines; only fused multiplications differ."""
+    height, width, reduce = shape
+    plan = plan_transport(zoom(9, height, width, amount), capture=4)
+    for batch, channels in ((1, 1), (3, 7), (2, 16)):
+        noise, ids = normal((batch, channels, height, width), 1), torch.arange(batch) + 5
+        twin = transport(noise, plan, ids, 9, 4, reduce, scalar=True)
+        exact = transport_torch(noise.double(), plan, ids, 9, 4, reduce)
+        with poison_empty():
+            got = transport(noise.cuda(), plan.to("cuda"), ids.cuda(), 9, 4, reduce)
+        assert_close_two_errors(got.cpu(), twin, exact)
+
+
+def test_copies_are_bit_exact_and_draws_repeat() -> None:
+    noise = normal((2, 5, 33, 65), 2).cuda()
+    still = noise_transport(noise, torch.zeros(3, 2, 33, 65, device="cuda"), seed=0, backend="native")
+    assert torch.equal(still, noise[:, :, None].expand(-1, -1, 4, -1, -1))
+    plan = plan_transport(zoom(6, 33, 65, 0.1)).to("cuda")
+    first = noise_transport(noise, plan, seed=1, backend="native")
+    assert torch.equal(first, noise_transport(noise, plan, seed=1, backend="native"))
+    row = noise_transport(noise[1:], plan, seed=1, sample_ids=torch.tensor([1], device="cuda"), backend="native")
+    assert torch.equal(row, first[1:])
+
+
+def test_a_graph_replays_it_without_synchronising() -> None:
+    plan, ids = plan_transport(zoom(9, 64, 64, 0.1), capture=4).to("cuda"), torch.arange(2, device="cuda")
+    noise = normal((2, 8, 64, 64), 3).cuda()
+    expected = transport(noise, plan, ids, 7, 4, 8)
+    held = torch.empty_like(noise)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = transport(held, plan, ids, 7, 4, 8)
+    held.copy_(noise)
+    graph.replay()
+    assert torch.equal(out, expected)
+
+
+def test_float64_on_cuda_is_refused() -> None:
+    noise = normal((1, 1, 4, 4), 4, dtype=torch.float64).cuda()
+    with pytest.raises(TypeError, match="backend 'native' on CUDA takes float32, got float64"):
+        noise_transport(noise, torch.zeros(1, 2, 4, 4, device="cuda"), seed=0, backend="native")
