@@ -1,0 +1,119 @@
+"""Speed of noise transport: `python -m pytest bench/test_noise_transport.py -s [--record]`; `-m slow`: the large size.
+
+81 frames, 16 channels, every fourth captured and reduced to 60 x 104. On a CPU the figure is plan and transport
+together, on a GPU the transport (the plan is made on the CPU); the notes give each. Peers run a few of the 80 fields
+and are scaled by their number: at full length the slower one takes a quarter of an hour. Values are compared first.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.noise_peers import value_keyed
+from bench.report import Case, print_table, record
+from bench.timing import Timing, measure
+from worldr1_kernels import noise_transport, plan_transport
+
+FRAMES, CHANNELS, CAPTURE = 81, 16, 4
+# Camera motions of the size that they have at 480 x 832, as a flow about the centre: zoom a frame, pixels a frame.
+MOTIONS = {"push in": (0.009, 0.0), "pan": (0.0, 2.6)}
+
+
+def _flow(motion: str, height: int, width: int, device: str) -> Tensor:
+    """The same field 80 times, in the memory of one: [80, 2, H, W]."""
+    zoom, shift = MOTIONS[motion]
+    y = torch.arange(height, dtype=torch.float32, device=device) - (height - 1) / 2
+    x = torch.arange(width, dtype=torch.float32, device=device) - (width - 1) / 2
+    y, x = torch.meshgrid(zoom * y, zoom * x + shift * height / 480, indexing="ij")
+    return torch.stack([x, y]).expand(FRAMES - 1, -1, -1, -1)
+
+
+def _scaled(function: Callable[[], object], factor: float, device: str) -> Timing:
+    """One timed call, as the time of `factor` times its work."""
+    if device == "cuda":
+        timing = measure({"peer": function}, rounds=1, min_calls=1, device=device)["peer"]
+        return timing._replace(**{name: factor * getattr(timing, name) for name in ("p20", "p50", "p80", "cpu_p50")})
+    start, cpu = time.perf_counter_ns(), time.process_time_ns()
+    function()
+    wall_ms, cpu_ms = (time.perf_counter_ns() - start) / 1e6, (time.process_time_ns() - cpu) / 1e6
+    return Timing(*[factor * wall_ms] * 3, factor * cpu_ms, 1)
+
+
+def _check(device: str) -> None:
+    """Small, against the reference; and the peer keeps the variance."""
+    flow = _flow("push in", 120, 208, device)[:8] * 4
+    noise = torch.randn(2, CHANNELS, 120, 208, generator=torch.Generator().manual_seed(0)).to(device)
+    options: dict[str, Any] = {"seed": 1, "capture": CAPTURE, "reduce": 8}
+    plan = plan_transport(flow, capture=CAPTURE, backend="native")
+    native = noise_transport(noise, plan, backend="native", **options)
+    plan = plan_transport(flow, capture=CAPTURE, backend="reference")
+    plain = noise_transport(noise, plan, backend="reference", **options)
+    assert float((native - plain).abs().max()) < 5e-6
+    assert abs(float(value_keyed(noise, flow, capture=CAPTURE, reduce=1).var()) - 1) < 0.02
+
+
+def _run(motion: str, height: int, width: int, batch: int, device: str, peers: dict[str, int]) -> Case:
+    """`peers`: name -> fields that it runs."""
+    flow, reduce = _flow(motion, height, width, device), height // 60
+    noise = torch.randn(batch, CHANNELS, height, width, generator=torch.Generator().manual_seed(0)).to(device)
+    options: dict[str, Any] = {"seed": 1, "capture": CAPTURE, "reduce": reduce}
+    plan = plan_transport(flow, capture=CAPTURE, backend="native")
+
+    def draw(fields: int, backend: Any) -> Tensor:
+        made = plan_transport(flow[:fields], capture=CAPTURE, backend=backend)
+        return noise_transport(noise, made, backend=backend, **options)
+
+    functions: dict[str, Callable[[int], Callable[[], object]]] = {
+        "torch reference": lambda fields: lambda: draw(fields, "reference"),
+        "value-keyed torch": lambda fields: (
+            lambda: value_keyed(noise[:1], flow[:fields], capture=CAPTURE, reduce=reduce)
+        ),
+    }
+    parts = {
+        "plan": lambda: plan_transport(flow, capture=CAPTURE, backend="native"),
+        "transport": lambda: noise_transport(noise, plan, backend="native", **options),
+        "both": lambda: draw(FRAMES - 1, "native"),
+    }
+    timings = measure(parts, rounds=3, seconds_per_round=0.0, min_calls=1, device=device)
+    others = {}
+    for name, fields in peers.items():
+        samples = batch if name == "value-keyed torch" else 1  # it runs one of them
+        factor = samples * (FRAMES - 1) / fields
+        others[f"{name} ({fields} fields scaled)"] = _scaled(functions[name](fields), factor, device)
+    members = plan.offsets[-1, 2].item() / (FRAMES - 1) / (height * width)
+    notes = (
+        f"plan {timings['plan'].decisive:.0f} ms, transport {timings['transport'].decisive:.0f} ms, "
+        f"{members:.1%} of the pixels stretched a frame, plan {sum(t.nbytes for t in plan.tensors()) / 1e6:.0f} MB"
+    )
+    shape = f"B{batch}-C{CHANNELS}-F{FRAMES}-H{height}-W{width}-r{reduce}"
+    own = timings["both" if device == "cpu" else "transport"]
+    return Case(motion, shape, "float32", "native", own, others, notes)
+
+
+def _report(cases: list[Case], record_figures: bool) -> None:
+    print()
+    print_table(cases)
+    for case in cases:
+        print(f"{case.name:12} {case.shape:30} {case.notes}")
+    if record_figures:
+        print(f"recorded in {record(cases, 'noise_transport')}")
+
+
+def test_480(record_figures: bool, device: str) -> None:
+    _check(device)
+    cases = [_run(motion, 480, 832, 1, device, {"torch reference": 4, "value-keyed torch": 2}) for motion in MOTIONS]
+    _report([*cases, _run("push in", 480, 832, 8, device, {})], record_figures)
+
+
+@pytest.mark.slow
+def test_960(record_figures: bool, device: str) -> None:
+    """Batch 8 only on a GPU: its noise alone takes .8 GB, its video six times the seconds of this one."""
+    _check(device)
+    cases = [_run("push in", 960, 1664, 1, device, {"torch reference": 4, "value-keyed torch": 1})]
+    if device == "cuda":
+        cases.append(_run("push in", 960, 1664, 8, device, {}))
+    _report(cases, record_figures)
