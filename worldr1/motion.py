@@ -258,8 +258,6 @@ class _Reader:
             return stop
         return self._take(i, stop, kind) if clear or self._means_camera(i, stop) else i
 
-    # --- words
-
     def at(self, i: int) -> str:
         """Text of word i; outside the prompt, the end of a sentence."""
         return self.words[i].text if 0 <= i < len(self.words) else "."
@@ -284,8 +282,6 @@ class _Reader:
         while i >= 0 and skipped(i):
             i -= 1
         return i
-
-    # --- motions
 
     def _motion(self, i: int) -> tuple[str, int, bool] | None:
         """(kind, word after it, whether it can only be the camera's) of the motion that begins at word i."""
@@ -420,8 +416,6 @@ class _Reader:
         j = self._before(i, lambda m: self.at(m) in _RESTING or self._manner(m))
         return stop * (self.at(j) in ("camera", "cam") and self._camera(j))
 
-    # --- whether the camera is meant
-
     def _means_camera(self, i: int, stop: int) -> bool:
         """Whether the verb at word i, whose phrase ends before `stop`, is about the camera."""
         verb = _VERBS[self.at(i)]
@@ -465,8 +459,6 @@ class _Reader:
                 return self.at(j + 1) not in ("only", "just")
         between = {self.at(m) for m in range(self.denied, i)} if 0 <= i - self.denied <= 3 else set()
         return self.denied >= 0 and bool(between) and between <= {",", "or", "nor"}
-
-    # --- what is found
 
     def _take(self, i: int, stop: int, kind: str) -> int:
         """Notes the motion at words i .. stop - 1, and others that its verb goes on to: "left, then right"."""
