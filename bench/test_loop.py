@@ -1,0 +1,96 @@
+"""One training iteration of the micro world: `python -m pytest bench/test_loop.py -s [--record]`.
+
+Prompts to optimizer step without the rewards, which no variant changes: the plain loop against a shared prefix, the
+deferred update, and both. Before timing, the deferred update is checked to leave the parameters that two passes leave.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from bench.report import Case, print_table, record
+from bench.timing import measure
+from worldr1.advantage import Advantage
+from worldr1.config import TrainConfig
+from worldr1.ema import Ema
+from worldr1.flops import passes_per_sample
+from worldr1.models.wan import load_policy
+from worldr1.noise import initial_noise
+from worldr1.prompts import prompt_batch, read_prompts
+from worldr1.rollout import sample
+from worldr1.schedule import rollout_sigmas
+from worldr1.update import Learner, deferred_step, make_optimizer, policy_step, sample_gradients
+
+WINDOW = (2,)
+"""The last of the micro run's three places: a prefix of two steps."""
+
+
+def _config(*, share: bool, deferred: bool) -> TrainConfig:
+    config = TrainConfig()
+    return replace(
+        config,
+        rollout=replace(config.rollout, share_initial_noise=share, micro_batch=16, prompts_per_iteration=2),
+        schedule=replace(config.schedule, window_range=(WINDOW[0], WINDOW[0] + 1)),
+        update=replace(config.update, updates_per_rollout=1, kl_beta=0.0, deferred=deferred),
+    )
+
+
+def _iteration(learner: Learner, config: TrainConfig, prompts: list[str], noise: torch.Tensor) -> None:
+    batch = prompt_batch(prompts, config=config, iteration=0, dynamic=False, rank=0, world_size=1)
+    buffers = sample_gradients(learner.ema.params, batch, config) if config.update.deferred else None
+    rollout = sample(
+        learner.policy, batch, noise, sigmas=rollout_sigmas(config.schedule), steps=WINDOW, config=config,
+        gradients=buffers,
+    )  # fmt: skip
+    n = batch.num_samples
+    advantage = Advantage(
+        advantage=torch.linspace(-1, 1, n), mask=torch.ones(n, dtype=torch.bool), num_active=n,
+        group_std=torch.ones(2, dtype=torch.float64), num_dropped_groups=0, alarms=(), mean_size=0.5,
+    )  # fmt: skip
+    if buffers is None:
+        policy_step(*learner, rollout, advantage, config=config, lr=1e-4)
+    else:
+        deferred_step(*learner, rollout, buffers, advantage, config=config, lr=1e-4)
+
+
+def test_iteration(record_figures: bool) -> None:
+    config = _config(share=True, deferred=False)  # its noise, the same in a group, serves all variants
+    policy = load_policy(config.model, device="cpu")
+    start = policy.adapter_state()
+    prompts = read_prompts(config.prompts)
+    batch = prompt_batch(prompts, config=config, iteration=0, dynamic=False, rank=0, world_size=1)
+    noise = initial_noise(batch, policy.latent_shape(config.video), config=config)
+
+    def run(config: TrainConfig) -> torch.Tensor:
+        """From the same parameters each time; returns the gradient's direction as Adam's first moment."""
+        policy.load_adapter_state(start)
+        params = policy.adapter_parameters()
+        learner = Learner(policy, make_optimizer(params, config.update), Ema(params, decay=0.9))
+        _iteration(learner, config, prompts, noise)
+        return torch.cat([learner.optimizer.state[p]["exp_avg"].flatten() for p in params])
+
+    configs = {
+        "plain": _config(share=False, deferred=False),
+        "shared prefix": _config(share=True, deferred=False),
+        "deferred": _config(share=False, deferred=True),
+        "shared prefix, deferred": _config(share=True, deferred=True),
+    }
+    expected = run(configs["plain"])
+    for name, variant in configs.items():
+        error = float((run(variant) - expected).norm() / expected.norm())
+        assert error < (1e-6 if name == "deferred" else 1e-3), (
+            name,
+            error,
+        )  # a prefix of another batch size rounds anew
+
+    timings = measure({name: lambda c=c: run(c) for name, c in configs.items()}, rounds=3, min_calls=1)
+    best = timings.pop("shared prefix, deferred")
+    notes = "; ".join(f"{name}: {passes_per_sample(c).forwards:.3g} forwards a sample" for name, c in configs.items())
+    case = Case("iteration", "micro world, 16 videos, no rewards", "float32", "shared+def.", best, timings, notes)
+    print()
+    print_table([case])
+    print(notes)
+    if record_figures:
+        print(f"recorded in {record([case], 'loop')}")
