@@ -1,63 +1,165 @@
-"""Speed of the rasterizer's forward pass on one CPU core: `python -m pytest bench/test_rasterize.py -s [--record]`.
+"""Speed of the rasterizer on one CPU core: `python -m pytest bench/test_rasterize.py -s [--record]`.
 
-Values are compared with the reference first: no figure for a wrong picture. Peers: this package's torch reference and,
-for a small case, gsplat 1.5.3's torch code (its kernels need a GPU).
+Values of every case are compared with the float64 reference first: no figure for a wrong picture or gradient. Peers:
+this package's torch reference and, for a small case, gsplat 1.5.3's torch code (its kernels need a GPU), both with
+autograd.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
 import torch
+from torch import Tensor
 
 from bench.peers import gsplat_torch
 from bench.report import Case, print_table, record
 from bench.timing import Timing, measure
 from worldr1_kernels import rasterize
+from worldr1_kernels.rasterize import reference
+from worldr1_kernels.rasterize.arguments import WEIGHTED_DEPTH, Inputs, Settings
 from worldr1_kernels.testing import GaussianScene, gaussian_scene
 
-# name, Gaussians, width, height, views, standard deviation in pixels
-CASES = [
-    ("target", 10_000, 256, 256, 1, (0.5, 3.0)),
-    ("reward", 9_216, 32, 32, 9, (0.2, 0.6)),
-    ("small", 2_000, 64, 64, 1, (0.5, 3.0)),
-    ("dense", 65_536, 256, 256, 1, (0.5, 1.5)),
-    ("one", 1, 8, 8, 1, (0.5, 3.0)),
+pytestmark = pytest.mark.timeout(1800)  # minutes where the cores are shared
+
+
+class Size(NamedTuple):
+    name: str
+    num: int
+    width: int
+    height: int
+    views: int
+    sigma: tuple[float, float]  # pixels
+
+    def scene(self) -> GaussianScene:
+        return gaussian_scene(self.num, self.width, self.height, num_views=self.views, sigma_px=self.sigma)
+
+
+SIZES = [
+    Size("target", 10_000, 256, 256, 1, (0.5, 3.0)),
+    Size("reward", 9_216, 32, 32, 9, (0.2, 0.6)),
+    Size("small", 2_000, 64, 64, 1, (0.5, 3.0)),
+    Size("dense", 65_536, 256, 256, 1, (0.5, 1.5)),
+    Size("one", 1, 8, 8, 1, (0.5, 3.0)),
 ]
 
 
-def _check(scene: GaussianScene, width: int, height: int) -> None:
-    native = rasterize(*scene, width, height, render_mode="RGB+D", backend="native")
-    with torch.no_grad():
-        double = GaussianScene(*(t.double() for t in scene))
-        expected = rasterize(*double, width, height, render_mode="RGB+D", backend="reference")
-    difference = (native.render_colors.double() - expected.render_colors).abs().amax(-1)
-    assert (difference > 6e-5).double().mean() <= 1e-3
+def _reference_rows(scene: GaussianScene, size: Size, rows: range) -> Tensor:
+    """Rows of the reference's picture, colours, depth and transmittance: [C, rows, W, 5]. The whole picture of a large
+    scene would take minutes."""
+    means, quats, scales, opacities, colors, viewmats, Ks = (t[None] for t in scene)
+    inputs = Inputs(means, quats, scales, None, opacities, colors[:, None], viewmats, Ks, None)
+    settings = Settings(size.width, size.height, 0.01, 1e10, 0.0, 0.3, -1, WEIGHTED_DEPTH, False, 0.99, 0.005)
+    projection = reference.project(*reference.replace_invalid(inputs), settings)
+    x, y = torch.arange(size.width) + 0.5, torch.tensor(rows) + 0.5
+    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2).to(means)
+    images = []
+    for view in range(size.views):
+        p = reference.Projection(*(t[0, view] for t in projection))
+        near = (p.means2d[:, 1] + p.reach[:, 1] > rows.start) & (p.means2d[:, 1] - p.reach[:, 1] < rows.stop)
+        hit = (p.keep & near).nonzero()[:, 0]
+        hit = hit[torch.sort(p.depths[hit], stable=True).indices]
+        features = torch.cat([scene.colors[hit], p.depths[hit, None]], 1)
+        color, left = reference.blend(pixels, p.means2d[hit], p.conics[hit], p.opacities[hit], features, settings)
+        images.append(torch.cat([color, left[:, None]], 1).reshape(len(rows), size.width, 5))
+    return torch.stack(images)
 
 
-def _run_case(name: str, num: int, width: int, height: int, views: int, sigma: tuple[float, float]) -> Case:
-    scene = gaussian_scene(num, width, height, num_views=views, sigma_px=sigma)
+def _errors(size: Size, scene: GaussianScene) -> tuple[float, float]:
+    """Over eight rows, or all there are: the share of pixels that are off by more than 1e-5 (of the largest depth), and
+    the largest relative L2 error of a gradient."""
+    count = min(8, size.height)
+    first = (size.height - count) // 2
+    rows = range(first, first + count)
+    leaves = GaussianScene(*(t.clone().requires_grad_() for t in scene))
+    native = rasterize(*leaves, size.width, size.height, render_mode="RGB+D", backend="native")
+    double = GaussianScene(*(t.double().requires_grad_() for t in scene))
+    expected = _reference_rows(double, size, rows)
+    seen = native.render_colors[:, first : first + count]
+    difference = (seen.detach().double() - expected.detach()[..., :4]).abs().amax(-1)
+    weights = torch.randn(seen.shape, generator=torch.Generator().manual_seed(0))
+    actual = torch.autograd.grad((seen * weights).sum(), leaves)
+    wanted = torch.autograd.grad((expected[..., :4] * weights).sum(), double)
+    errors = [float((one - other).norm() / other.norm()) for one, other in zip(actual, wanted, strict=True)]
+    return float((difference > 6e-5).double().mean()), max(errors)
 
-    def native() -> object:
-        return rasterize(*scene, width, height, render_mode="RGB+D", backend="native")
 
-    def reference() -> object:
-        return rasterize(*scene, width, height, render_mode="RGB+D", backend="reference")
+def _forward(size: Size, scene: GaussianScene) -> dict[str, Callable[[], object]]:
+    def run(backend: str) -> object:
+        return rasterize(*scene, size.width, size.height, render_mode="RGB+D", backend=backend)
 
     def gsplat() -> object:
-        return gsplat_torch(*scene[:5], scene.viewmats[0], scene.Ks[0], width, height)
+        return gsplat_torch(*scene[:5], scene.viewmats[0], scene.Ks[0], size.width, size.height)
 
-    if num <= 10_000:
-        _check(scene, width, height)
-    timing = measure({"native": native})["native"]
+    variants: dict[str, Callable[[], object]] = {"native": lambda: run("native")}
+    if size.num <= 2_000 or size.name == "target":
+        variants["torch reference"] = lambda: run("reference")
+    if size.name == "small":  # dense over pixels and Gaussians: the larger cases do not fit in memory
+        variants["gsplat 1.5.3 torch code"] = gsplat
+    return variants
+
+
+def _backward(size: Size, scene: GaussianScene) -> dict[str, Callable[[], object]]:
+    """Backward alone, of all inputs but in gsplat's case Ks, from one gradient of the picture."""
+
+    def prepare(backend: str) -> Callable[[], object]:
+        leaves = GaussianScene(*(t.clone().requires_grad_() for t in scene))
+        if backend == "gsplat":
+            leaves = leaves._replace(Ks=scene.Ks)
+            picture, _ = gsplat_torch(*leaves[:5], leaves.viewmats[0], scene.Ks[0], size.width, size.height)
+        else:
+            out = rasterize(*leaves, size.width, size.height, render_mode="RGB+D", backend=backend)
+            picture = out.render_colors
+        gradient = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
+        wanted = [t for t in leaves if t.requires_grad]
+        return lambda: torch.autograd.grad(picture, wanted, gradient, retain_graph=True)
+
+    variants = {"native": prepare("native")}
+    if size.num <= 2_000:
+        variants["torch reference"] = prepare("reference")
+    if size.name == "small":
+        variants["gsplat 1.5.3 torch code"] = prepare("gsplat")
+    return variants
+
+
+def _run_case(size: Size, variants: dict[str, Callable[[], object]], form: str) -> Case:
+    timing = measure({"native": variants.pop("native")})["native"]
     peers: dict[str, Timing] = {}
-    if num <= 2_000 or name == "target":
-        peers.update(measure({"torch reference": reference}, rounds=1, min_calls=1))
-    if name == "small":  # dense over pixels and Gaussians: the larger cases do not fit in memory
-        peers.update(measure({"gsplat 1.5.3 torch code": gsplat}, rounds=1, min_calls=1))
-    shape = f"N{num}-C{views}-H{height}-W{width}-RGB+D"
-    return Case(name, shape, "float32", "native", timing, peers, f"sigma {sigma} px")
+    for name, function in variants.items():
+        peers.update(measure({name: function}, rounds=1, min_calls=1))
+    shape = f"N{size.num}-C{size.views}-H{size.height}-W{size.width}-RGB+D"
+    return Case(f"{size.name} {form}".strip(), shape, "float32", "native", timing, peers, f"sigma {size.sigma} px")
 
 
-def test_forward(record_figures: bool) -> None:
-    cases = [_run_case(*case) for case in CASES]
+@pytest.mark.parametrize("form", ["forward", "backward"])
+def test_speed(form: str, record_figures: bool) -> None:
+    cases = []
+    for size in SIZES:
+        scene = size.scene()
+        wrong_pixels, gradient_error = _errors(size, scene)
+        assert wrong_pixels <= 1e-3, size.name
+        assert gradient_error <= 1e-2, size.name  # a splat at a threshold in float32 weighs more than rounding
+        variants = _forward(size, scene) if form == "forward" else _backward(size, scene)
+        cases.append(_run_case(size, variants, "" if form == "forward" else "back"))
     print()
     print_table(cases)
     if record_figures:
         print(f"recorded in {record(cases, 'rasterize')}")
+
+
+@pytest.mark.parametrize("name", ["target", "dense"])
+def test_two_threads(name: str) -> None:
+    """Wall time of one view on two threads against one; the pictures are the same bits. Wants idle cores."""
+    size = next(size for size in SIZES if size.name == name)
+    scene = size.scene()
+    pictures, timings = [], []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            run = _forward(size, scene)["native"]
+            pictures.append(run().render_colors)  # type: ignore[attr-defined]
+            timings.append(measure({"native": run})["native"])
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(*pictures)
+    print(f"\n{name}: {timings[0].p20:.3f} ms on one thread, {timings[1].p20:.3f} ms on two (p20 of wall time)")

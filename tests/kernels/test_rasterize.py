@@ -6,7 +6,6 @@ import multiprocessing
 import pytest
 import torch
 
-import worldr1_kernels
 from worldr1_kernels import rasterize
 from worldr1_kernels._native import cpu as native_module
 from worldr1_kernels.rasterize.arguments import Inputs, Settings
@@ -295,19 +294,6 @@ def test_op_and_compile() -> None:
         return rasterize(*moved, 18, 13, render_mode="RGB+D", backend="native").render_colors + 1.0
 
     check_compiles(function, (scene.means, scene.colors))
-
-
-def test_gsplat_name_and_positional_order() -> None:
-    scene = gaussian_scene(30, 18, 13)
-    colors, alphas, meta = worldr1_kernels.rasterization(*scene, 18, 13, 0.01, 1e10, 0.0, 0.3, None, False, 16)
-    expected = rasterize(*scene, 18, 13)
-    assert torch.equal(colors, expected.render_colors) and torch.equal(alphas, expected.render_alphas)
-    assert meta["means2d"].shape == (1, 30, 2) and meta["radii"].dtype == torch.int32
-    focal = scene.Ks[0, 0, 0]
-    x = focal * scene.means[:, 0] / scene.means[:, 2] + 9
-    torch.testing.assert_close(meta["means2d"][0, :, 0], x, rtol=1e-5, atol=1e-4)
-    with pytest.raises(NotImplementedError, match="rasterization: absgrad is not offered"):
-        worldr1_kernels.rasterization(*scene, 18, 13, absgrad=True)
 
 
 class TestErrors:

@@ -9,6 +9,7 @@ from worldr1_kernels import _native
 from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, Inputs, Settings
 
 LARGEST_FLOAT32 = torch.finfo(torch.float32).max
+MAX_GAUSSIANS = (1 << 31) - 1  # a scene: where a pixel's list ends is counted in 32 bits
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -18,6 +19,8 @@ def _address(tensor: Tensor | None) -> int:
 def _arguments(inputs: Inputs, settings: Settings, level: str) -> dict[str, Any]:
     """Arguments that forward and backward share. `inputs` must be contiguous, and live until the call returns."""
     means, colors = inputs.means, inputs.colors
+    if means.shape[1] > MAX_GAUSSIANS:
+        raise ValueError(f"rasterize: N must be at most {MAX_GAUSSIANS}, got {means.shape[1]}")
     return {
         **{name: _address(tensor) for name, tensor in inputs._asdict().items()},
         **settings._replace(far_plane=min(settings.far_plane, LARGEST_FLOAT32))._asdict(),
