@@ -2,10 +2,9 @@
 // standard-library template is used, so that no function built for a newer processor can be picked for an older one.
 //
 // Products and sums stay separate operations: with fused ones the instruction set would decide the last bit, and mean
-// would no longer be the torch reference's, bit for bit.
-#if defined(__clang__)
-#pragma clang fp contract(off)
-#else
+// would no longer be the torch reference's, bit for bit. Clang heeds its command line alone: there, the last bit may
+// differ.
+#if !defined(__clang__)
 #pragma GCC optimize("fp-contract=off")
 #endif
 
@@ -89,9 +88,10 @@ WR_INLINE const float* fetch_guided(const SdeStepArgs& args, int64_t at, int cou
   if (args.velocity_uncond.data == nullptr) return v;
   Staged other;
   const float* u = fetch(args.velocity_uncond, at, count, other);
+  const f8 scale = f8_set(args.guidance_scale);
   for (int i = 0; i < kBlock; i += 8) {
     const f8 base = f8_load(u + i);
-    f8_store(stage.values + i, (f8_load(v + i) - base) * args.guidance_scale + base);
+    f8_store(stage.values + i, (f8_load(v + i) - base) * scale + base);
   }
   return stage.values;
 }
@@ -125,13 +125,22 @@ WR_INLINE void add_differences(SumOfSquares& sum, const float* v, const SdeTenso
   for (int i = 0; i < kBlock; i += 8) add_square(sum, f8_load(v + i) - f8_load(r + i));
 }
 
-WR_INLINE f8 mean_of(const SdeStepArgs& args, const float* v, const float* x, int i) {
-  return f8_load(x + i) * args.coef_sample + f8_load(v + i) * args.coef_velocity;
+// The coefficients in registers: the compiler cannot know that the stores of a loop leave `args` alone.
+struct Affine {
+  f8 of_sample, of_velocity;
+};
+
+WR_INLINE Affine affine(const SdeStepArgs& args) { return {f8_set(args.coef_sample), f8_set(args.coef_velocity)}; }
+
+WR_INLINE f8 mean_of(const Affine& c, const float* x, const float* v) {
+  return f8_load(x) * c.of_sample + f8_load(v) * c.of_velocity;
 }
 
 SdeSums draw(const SdeStepArgs& args, int64_t n, int64_t begin, int64_t end) {
   const int64_t row = n * args.num_elements;
   const uint32_t id = args.noise == nullptr ? (uint32_t)args.sample_ids[n] : 0;
+  const Affine c = affine(args);
+  const f8 std = f8_set(args.std);
   Staged v_stage, x_stage, z_stage, mean_stage, prev_stage;
   SumOfSquares residual{}, difference{};
   for (int64_t e = begin; e < end; e += kBlock) {
@@ -151,7 +160,7 @@ SdeSums draw(const SdeStepArgs& args, int64_t n, int64_t begin, int64_t end) {
     float* mean = begin_store(args.mean, at, count, mean_stage);
     float* prev = begin_store(args.prev_sample, at, count, prev_stage);
     for (int i = 0; i < kBlock; i += 8) {
-      const f8 m = mean_of(args, v, x, i), p = f8_load(z + i) * args.std + m;
+      const f8 m = mean_of(c, x + i, v + i), p = f8_load(z + i) * std + m;
       f8_store(mean + i, m);
       f8_store(prev + i, p);
       add_square(residual, p - m);  // of the rounded sample, which is what the scoring form will see
@@ -165,6 +174,7 @@ SdeSums draw(const SdeStepArgs& args, int64_t n, int64_t begin, int64_t end) {
 
 SdeSums score(const SdeStepArgs& args, int64_t n, int64_t begin, int64_t end) {
   const int64_t row = n * args.num_elements;
+  const Affine c = affine(args);
   Staged v_stage, x_stage, prev_stage, mean_stage;
   SumOfSquares residual{}, difference{};
   for (int64_t e = begin; e < end; e += kBlock) {
@@ -175,7 +185,7 @@ SdeSums score(const SdeStepArgs& args, int64_t n, int64_t begin, int64_t end) {
     const float* prev = fetch(args.prev_sample, at, count, prev_stage);
     float* mean = begin_store(args.mean, at, count, mean_stage);
     for (int i = 0; i < kBlock; i += 8) {
-      const f8 m = mean_of(args, v, x, i);
+      const f8 m = mean_of(c, x + i, v + i);
       f8_store(mean + i, m);
       add_square(residual, f8_load(prev + i) - m);
     }
@@ -189,6 +199,7 @@ SdeSums backward(const SdeStepArgs& args, int64_t n, int64_t begin, int64_t end)
   const int64_t row = n * args.num_elements;
   const float of_residual = args.grad_log_prob == nullptr ? 0.0f : args.grad_log_prob[n] * args.grad_log_prob_scale;
   const float of_difference = args.grad_kl == nullptr ? 0.0f : args.grad_kl[n] * args.grad_kl_scale;
+  const Affine c = affine(args);
   Staged v_stage, stage, prev_stage, grad;
   for (int64_t e = begin; e < end; e += kBlock) {
     const int64_t at = row + e;
@@ -197,7 +208,7 @@ SdeSums backward(const SdeStepArgs& args, int64_t n, int64_t begin, int64_t end)
     const bool started = args.grad_mean != nullptr;
     if (started) {
       const float* g = fetch(args.grad_mean, at, count, stage);
-      for (int i = 0; i < kBlock; i += 8) f8_store(grad.values + i, f8_load(g + i) * args.coef_velocity);
+      for (int i = 0; i < kBlock; i += 8) f8_store(grad.values + i, f8_load(g + i) * c.of_velocity);
     } else if (args.grad_log_prob == nullptr) {
       std::memset(grad.values, 0, sizeof(grad.values));
     }
@@ -205,7 +216,7 @@ SdeSums backward(const SdeStepArgs& args, int64_t n, int64_t begin, int64_t end)
       const float* x = fetch(args.sample, at, count, stage);
       const float* prev = fetch(args.prev_sample, at, count, prev_stage);
       for (int i = 0; i < kBlock; i += 8) {
-        const f8 r = (f8_load(prev + i) - mean_of(args, v, x, i)) * of_residual;
+        const f8 r = (f8_load(prev + i) - mean_of(c, x + i, v + i)) * of_residual;
         f8_store(grad.values + i, started ? f8_load(grad.values + i) + r : r);
       }
     }
