@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldr1.camera_metrics import camera_control
 from worldr1.datatypes import GaussianScene, Reconstruction
 from worldr1.microworld.captions import COLOURS, FLOORS, MOTIONS, SHAPES
 from worldr1.motion import parse_motion
@@ -77,6 +78,7 @@ class Assessment:
     trans_err: Tensor  # NaN where the requested camera does not travel
     cam_mc: Tensor  # likewise
     trajectory_score: Tensor  # S_traj by the evaluator
+    camera_error: Tensor  # of WorldScore; NaN likewise
     path_ratio: Tensor  # recovered over requested path length; NaN likewise
     psnr_requested: Tensor  # dB
     psnr_own: Tensor  # dB
@@ -118,6 +120,8 @@ DEFINITIONS = {
     "rot_err": "sum over frames of the rotation geodesic, radians",
     "trans_err": "sum over frames of |t - t_requested|, each path over its largest |t|; prompts whose camera travels",
     "cam_mc": "sum over frames of |[R|t] - [R|t]_requested|_F, likewise",
+    "camera_error": "WorldScore's: sqrt of mean rotation error in degrees times mean distance of the camera centres "
+    "after the scale that makes it smallest, likewise",
     "broken": "of the clips right before (motion and content), the share that is wrong after",
     "broken_of_all": "the same count as a share of all clips",
 }
@@ -130,6 +134,7 @@ _MEASURED = (
     "rot_err",
     "trans_err",
     "cam_mc",
+    "camera_error",
     "contrast",
     "frame_change",
 )
@@ -139,6 +144,7 @@ _BETTER = {
     "rot_err": "down",
     "trans_err": "down",
     "cam_mc": "down",
+    "camera_error": "down",
     "contrast": "same",
     "frame_change": "same",
     "path_ratio": "same",
@@ -269,8 +275,9 @@ def _assess_chunk(video: Tensor, requested: Tensor, evaluator: Evaluator) -> dic
     scene = evaluator.infer(video)
     motion, contents = evaluator.classify(video)
     error = trajectory_error(scene.viewmats, requested, scale="max_norm")
-    moving = error.path_target > 1e-3 * scene.depth.flatten(1).median(dim=1).values  # [n]
-    nan = torch.full_like(error.trans_err, torch.nan)
+    depth = scene.depth.flatten(1).median(dim=1).values
+    control = camera_control(scene.viewmats, requested, min_path=1e-3 * depth)
+    moving = error.path_target > 1e-3 * depth  # [n]
     luma = (video * video.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(2)  # [n, F, H, W]
     out = {
         "motion_class": motion.argmax(1),
@@ -278,13 +285,12 @@ def _assess_chunk(video: Tensor, requested: Tensor, evaluator: Evaluator) -> dic
         "shape_class": contents["shape"].argmax(1),
         "floor_class": contents["floor"].argmax(1),
         "rotation_deg": torch.rad2deg(error.rotation[:, 1:].mean(dim=1)),
-        "rot_err": error.rot_err,
-        "trans_err": torch.where(moving, error.trans_err, nan),
-        "cam_mc": torch.where(moving, error.cam_mc, nan),
-        "trajectory_score": trajectory_reward(
-            scene.viewmats, requested, median_depth=scene.depth.flatten(1).median(dim=1).values
-        ),
-        "path_ratio": torch.where(moving, error.path_pred / error.path_target.clamp_min(1e-12), nan),
+        "rot_err": control.rot_err,
+        "trans_err": control.trans_err,
+        "cam_mc": control.cam_mc,
+        "camera_error": control.camera_error,
+        "trajectory_score": trajectory_reward(scene.viewmats, requested, median_depth=depth),
+        "path_ratio": torch.where(moving, error.path_pred / error.path_target.clamp_min(1e-12), torch.nan),
         "psnr_requested": held_out_psnr(video, scene.depth, requested, scene.Ks),
         "psnr_own": held_out_psnr(video, scene.depth, scene.viewmats, scene.Ks),
         "contrast": luma.flatten(2).std(dim=2).mean(dim=1),

@@ -125,6 +125,7 @@ def synthetic(num: int = 180, **changes) -> tuple[Assessment, Assessment, list[s
         rot_err=ones,
         trans_err=ones,
         cam_mc=ones,
+        camera_error=ones,
         trajectory_score=0.5 * ones,
         path_ratio=ones,
         psnr_requested=20.0 + 0.1 * (index % 3),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from synthetic_run import make_run, write_study
 
@@ -17,8 +18,9 @@ from worldr1.report import write_report
 from worldr1.report.__main__ import main
 from worldr1.report.load import load_run
 from worldr1.report.page import choose_rows, figure, outcome
-from worldr1.report.plots import Curve, reward_curve, top_view, wilson
+from worldr1.report.plots import Curve, _angles, _relative, path_errors, reward_curve, top_view, wilson
 from worldr1.report.sheets import encode_clip, encode_pairs
+from worldr1_kernels import trajectory_error
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_all_parts_are_there(html: str, run_dir: Path) -> None:
     for part in ("gates", "sheet", "curves", "motions", "measures", "run"):
         assert f'<h2 id="{part}"' in html
     assert html.count('class="anim') == 18 and html.count('class="strip') == 18
-    assert html.count("<svg ") == 5 + 9 + 1  # total and four terms, a path for each sample, the bars
+    assert html.count("<svg ") == 5 + 2 * 9 + 1  # total and four terms, path and errors for each sample, the bars
     assert "2.50 s an iteration" in html and "80 of 80" in html
     assert re.search(r'<tr class="changed"><td><code>seed</code></td><td><code>7</code> \(changed\)', html)
 
@@ -202,6 +204,20 @@ def test_figures_take_colours_from_the_page_and_survive_gaps() -> None:
     assert 'aria-label="S &amp; &lt;b&gt; by' in svg and len(svg) < 60_000
     still = np.tile(np.eye(4), (9, 1, 1))
     assert "var(--asked)" in top_view([("requested", "#070707", still)], "at rest")
+    assert "var(--asked)" in path_errors([("requested", "#070707", still)], "at rest")
+
+
+def test_drawn_errors_are_those_of_the_kernel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = 0.3 * torch.randn(2, 9, 6, generator=generator, dtype=torch.float64)
+    skew = torch.zeros(2, 9, 4, 4, dtype=torch.float64)
+    skew[..., 0, 1], skew[..., 0, 2], skew[..., 1, 2] = vectors[..., 0], vectors[..., 1], vectors[..., 2]
+    viewmats = torch.linalg.matrix_exp(skew - skew.mT)
+    viewmats[..., :3, 3] = vectors[..., 3:]
+    error = trajectory_error(viewmats[:1], viewmats[1:], scale="none")
+    (R_a, a), (R_b, b) = (_relative(v.numpy()) for v in viewmats)
+    np.testing.assert_allclose(_angles(R_a, R_b), error.rotation[0], atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(a - b, axis=1), error.translation[0], atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -154,13 +154,14 @@ def _sample_rows(run: RunFiles) -> tuple[list[dict[str, Any]], int]:
     pairs = sheets.encode_pairs(s["before"][chosen], s["after"][chosen], fps=fps if fps > 0 else 8.0)
     rows = []
     for i, (before, after) in zip(chosen, pairs, strict=False):  # the budget may end the pairs first
-        prompt = prompts[i]
+        prompt, paths = prompts[i], _paths(s, i)
         rows.append({
             "prompt": prompt,
             "before": before,
             "after": after,
             "obeyed": [_flag(s, name, i) for name in ("obeyed_before", "obeyed_after")],
-            "path": Markup(_path(s, i, prompt)),
+            "path": Markup(plots.top_view(paths, f"Camera path from above: {prompt}") if paths else ""),
+            "errors": Markup(plots.path_errors(paths, f"Path in 3D, error per frame: {prompt}") if paths else ""),
         })  # fmt: skip
     return rows, s["before"].shape[0]
 
@@ -175,7 +176,8 @@ def choose_rows(prompts: list[str], num: int) -> list[int]:
     return (firsts + [i for i in range(len(prompts)) if i not in taken])[:num]
 
 
-def _path(samples: dict[str, np.ndarray], i: int, prompt: str) -> str:
+def _paths(samples: dict[str, np.ndarray], i: int) -> list[tuple[str, str, np.ndarray]]:
+    """(name, colour, viewmats) of the cameras of a sample that the file holds."""
     found = []
     for key, name, colour in (
         ("requested", "requested", plots.ASKED),
@@ -187,7 +189,7 @@ def _path(samples: dict[str, np.ndarray], i: int, prompt: str) -> str:
             continue
         if viewmats.shape[1] and np.isfinite(viewmats[i].astype(float)).all():
             found.append((name, colour, viewmats[i].astype(float)))
-    return plots.top_view(found, f"Camera path from above: {prompt}") if found else ""
+    return found
 
 
 def _flag(samples: dict[str, np.ndarray], name: str, i: int) -> bool | None:

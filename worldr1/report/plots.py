@@ -95,6 +95,80 @@ def top_view(paths: Sequence[tuple[str, str, np.ndarray]], label: str) -> str:
 
 
 @rc_context(_STYLE)
+def path_errors(paths: Sequence[tuple[str, str, np.ndarray]], label: str) -> str:
+    """Camera paths in 3D, and beside them by how much each frame misses the requested one. Returns SVG.
+
+    The errors are those of worldr1_kernels.trajectory_error with scale "none": relative to the first camera, angle in
+    degrees and distance of the centres in scene units.
+
+    Args:
+      paths: As for `top_view`; one of them named "requested".
+      label: What a screen reader says.
+    """
+    fig = Figure(figsize=(6.6, 2.0), layout="constrained")
+    in_3d, turn, shift = fig.subplots(1, 3, width_ratios=(1.2, 1, 1))
+    for ax in (in_3d, turn, shift):
+        _plain(ax)
+    relative = [(name, colour, _relative(viewmats)) for name, colour, viewmats in paths]
+    _draw_3d(in_3d, [(colour, centres) for _, colour, (_, centres) in relative])
+    asked = next((poses for name, _, poses in relative if name == "requested"), None)
+    for name, colour, (rotation, centres) in relative:
+        if asked is None or name == "requested":
+            continue
+        angle, distance = np.rad2deg(_angles(rotation, asked[0])), np.linalg.norm(centres - asked[1], axis=1)
+        for ax, values in ((turn, angle), (shift, distance)):
+            ax.plot(np.arange(len(values)), values, color=colour, linewidth=1.4)
+    for ax, words in ((turn, "rotation error, deg"), (shift, "distance, scene units")):
+        ax.set_xlabel(f"frame; {words}")
+        ax.set_ylim(bottom=0)
+        ax.margins(x=0.02)
+        ax.locator_params(nbins=4)
+        ax.grid(True, axis="y")
+    return _svg(fig, label)
+
+
+def _draw_3d(ax: Any, paths: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Paths from behind, above and to the left of the first camera, parallel projection; their shadows on the floor
+    below them tell depth from height. Axes are drawn from the first camera's place."""
+    azimuth, elevation = np.deg2rad(30.0), np.deg2rad(25.0)
+    across = np.array([np.cos(azimuth), 0.0, -np.sin(azimuth)])
+    upward = np.array([np.sin(elevation) * np.sin(azimuth), -np.cos(elevation), np.sin(elevation) * np.cos(azimuth)])
+    everything = np.concatenate([centres for _, centres in paths] + [np.zeros((1, 3))])
+    reach = max(float((everything.max(0) - everything.min(0)).max()), 0.05)
+    floor = float(everything[:, 1].max()) + 0.25 * reach
+    for axis, name in enumerate("xyz"):
+        tip = np.eye(3)[axis] * 0.22 * reach
+        ax.plot([0, tip @ across], [0, tip @ upward], color=_LINE, linewidth=1.0)
+        ax.text(1.25 * tip @ across, 1.25 * tip @ upward, name, color=_MUTED, size=7, ha="center", va="center")
+    for colour, centres in paths:
+        wide = 4.5 if colour == ASKED else 1.4
+        shadow = centres * np.array([1.0, 0.0, 1.0]) + np.array([0.0, floor, 0.0])
+        ax.plot(shadow @ across, shadow @ upward, color=colour, linewidth=0.6 * wide, alpha=0.25)
+        ax.plot(centres @ across, centres @ upward, color=colour, linewidth=wide, solid_capstyle="round")
+        ax.plot(*(centres[-1] @ np.stack([across, upward], 1)), marker="o", markersize=1.6 * wide**0.7, color=colour)
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_xlabel("in 3D, shadow below")
+    for side in ("left", "bottom"):
+        ax.spines[side].set_visible(False)
+
+
+def _relative(viewmats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rotations [F, 3, 3] and centres [F, 3] relative to the first camera."""
+    rotation = viewmats[:, :3, :3] @ viewmats[0, :3, :3].T
+    shift = viewmats[:, :3, 3] - rotation @ viewmats[0, :3, 3]
+    return rotation, -np.einsum("fji,fj->fi", rotation, shift)
+
+
+def _angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Angle of A^T B by frame, radians; by sine and cosine, so that files that are not quite rotations do no harm."""
+    turn = np.einsum("fki,fkj->fij", a, b)
+    sine = np.stack([turn[:, 2, 1] - turn[:, 1, 2], turn[:, 0, 2] - turn[:, 2, 0], turn[:, 1, 0] - turn[:, 0, 1]])
+    return np.arctan2(np.linalg.norm(sine, axis=0), np.trace(turn, axis1=1, axis2=2) - 1.0)
+
+
+@rc_context(_STYLE)
 def obedience_bars(rows: Sequence[tuple[str, float, float, int]]) -> str:
     """Share of samples whose recovered motion is the one asked for, by motion, before and after. Returns SVG.
 
@@ -151,6 +225,11 @@ def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
     fig = Figure(figsize=(width, height), layout="constrained")
     ax = fig.add_subplot()
+    _plain(ax)
+    return fig, ax
+
+
+def _plain(ax: Any) -> None:
     ax.set_facecolor("none")
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
@@ -160,7 +239,6 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
     ax.xaxis.label.set(color=_MUTED, size=8)
     ax.yaxis.label.set(color=_MUTED, size=8)
     ax.set_axisbelow(True)
-    return fig, ax
 
 
 def _svg(fig: Figure, label: str) -> str:
@@ -171,11 +249,13 @@ def _svg(fig: Figure, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text, count=1)
-    # Several figures share a page: their ids must not meet.
-    prefix = "p" + hashlib.sha256(text.encode()).hexdigest()[:8] + "-"
-    used = set(re.findall(r'(?:url\(#|href="#)([\w-]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", text)
-    text = re.sub(r'(url\(#|href="#)', lambda m: m[1] + prefix, text)
+    # Ids that are used, by order of use: matplotlib makes some from memory addresses. Several figures share a page, so
+    # that each gets a prefix from its content.
+    used = {name: f"-{k}" for k, name in enumerate(dict.fromkeys(re.findall(r'(?:url\(#|href="#)([\w-]+)', text)))}
+    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{used[m[1]]}"' if m[1] in used else "", text)
+    text = re.sub(r'(url\(#|href="#)([\w-]+)', lambda m: m[1] + used[m[2]], text)
+    prefix = "p" + hashlib.sha256(text.encode()).hexdigest()[:8]
+    text = re.sub(r'( id="|url\(#|href="#)-', lambda m: f"{m[1]}{prefix}-", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")

@@ -1,0 +1,91 @@
+"""S_traj over the whole taxonomy and composites: better camera work never scores less."""
+
+import itertools
+
+import pytest
+import torch
+
+from worldr1.config import CameraConfig
+from worldr1.datatypes import GaussianScene, MotionToken, Reconstruction
+from worldr1.motion import parse_motion
+from worldr1.rewards.trajectory import trajectory_term
+from worldr1.trajectory import MOTIONS, build_trajectory
+
+CAMERA = CameraConfig()
+DEPTH = 4.0
+COMPOSITES = [
+    ("push_in", "pan_left"),
+    ("pan_right", "push_in"),
+    ("orbit_left", "pull_out"),
+    ("move_up", "tilt_down", "push_in"),
+    ("pull_right", "orbit_right"),
+    ("roll_left", "move_left"),
+]
+SINGLE = [(kind,) for kind in sorted(MOTIONS) if kind != "fixed"]
+
+
+def scene(viewmats: torch.Tensor) -> Reconstruction:
+    """Reconstructions that hold nothing but poses and a flat depth."""
+    num, frames = viewmats.shape[:2]
+    flat = torch.full((num, frames, 2, 2), DEPTH)
+    empty = torch.zeros(num, 0, 3)
+    gaussians = GaussianScene(empty, torch.zeros(num, 0, 4), empty, torch.zeros(num, 0), empty)
+    return Reconstruction(flat, torch.ones_like(flat), viewmats, torch.eye(3).expand(num, frames, 3, 3), gaussians)
+
+
+def jittered(path: torch.Tensor, seed: int) -> torch.Tensor:
+    """Every frame but the first turned by about .3 degrees and shifted by .02."""
+    generator = torch.Generator().manual_seed(seed)
+    shake = torch.eye(4, dtype=path.dtype).repeat(len(path), 1, 1)
+    v = 0.005 * torch.randn(len(path), 3, generator=generator, dtype=path.dtype)
+    skew = torch.zeros(len(path), 3, 3, dtype=path.dtype)
+    skew[:, 0, 1], skew[:, 0, 2], skew[:, 1, 2] = -v[:, 2], v[:, 1], -v[:, 0]
+    shake[:, :3, :3] = torch.linalg.matrix_exp(skew - skew.mT)
+    shake[:, :3, 3] = 0.02 * torch.randn(len(path), 3, generator=generator, dtype=path.dtype)
+    shake[0] = torch.eye(4, dtype=path.dtype)
+    return shake @ path
+
+
+def kinds_without_path(kinds: tuple[str, ...]) -> bool:
+    """Pans, tilts and rolls: the camera turns where it is."""
+    return all(kind.split("_")[0] in ("pan", "tilt", "roll") for kind in kinds)
+
+
+def opposite(path: torch.Tensor) -> torch.Tensor:
+    """Each step undone instead of done: the inverse pose, which runs the same way backwards."""
+    return torch.linalg.inv(path)
+
+
+@pytest.mark.parametrize("metric", [False, True], ids=["free", "metric"])
+@pytest.mark.parametrize("frames", [9, 81])
+@pytest.mark.parametrize("kinds", SINGLE + COMPOSITES, ids=lambda kinds: "+".join(kinds))
+def test_perfect_jitter_half_way_static_opposite(kinds: tuple[str, ...], frames: int, metric: bool) -> None:
+    """In a metric world the order ends at static: |ln(recovered / requested length)| charges a camera that does not
+    move with a factor of 1e-6, more than one that runs backwards."""
+    target = build_trajectory([MotionToken(kind) for kind in kinds], frames, CAMERA)
+    stop = torch.arange(frames).clamp_max((frames - 1) // 2)
+    paths = [target, jittered(target, 3), target[stop], target[:1].expand_as(target), opposite(target)]
+    batch = torch.stack(paths).float()
+    scores = trajectory_term(scene(batch), target.expand(5, -1, -1, -1), metric=metric)
+    assert float(scores[0]) == pytest.approx(1.0, abs=1e-4)
+    ordered = scores[:4] if metric and not kinds_without_path(kinds) else scores
+    for better, worse in itertools.pairwise(ordered.tolist()):
+        assert better > worse, scores.tolist()
+
+
+def test_a_fixed_camera_asks_for_rest() -> None:
+    still = build_trajectory([MotionToken("fixed")], 9, CAMERA)
+    drifts = [build_trajectory([MotionToken("push_in", m)], 9, CAMERA) for m in (0.02, 0.1, 0.5, 1.0)]
+    paths = torch.stack([still, *drifts]).float()
+    scores = trajectory_term(scene(paths), still.expand(5, -1, -1, -1)).tolist()
+    assert scores[0] == pytest.approx(1.0, abs=1e-6) and scores == sorted(scores, reverse=True) and scores[-1] < 0.5
+
+
+def test_words_to_score() -> None:
+    """From the prompt's words to the reward: the path that was asked for scores 1, one of its two halves less."""
+    tokens = parse_motion("The camera slowly pushes in, then pans to the left.")
+    assert [t.kind for t in tokens] == ["push_in", "pan_left"]
+    target = build_trajectory(tokens, 21, CAMERA)
+    only = [build_trajectory(tokens[:1], 21, CAMERA), build_trajectory(tokens[1:], 21, CAMERA)]
+    scores = trajectory_term(scene(torch.stack([target, *only]).float()), target.expand(3, -1, -1, -1))
+    assert float(scores[0]) == pytest.approx(1.0, abs=1e-4) and float(scores[1:].max()) < 0.8
