@@ -269,6 +269,8 @@ class TrainConfig:
     """Where the policy runs."""
     num_threads: int = 0
     """CPU threads per rank; 0 shares the cores among the ranks."""
+    text_cache: bool = False
+    """Keep the embeddings of prompts on disk, in text_cache/ beside output_dir, for this run and later ones."""
     nvtx: bool = False
     """Name the stages of an iteration by NVTX ranges, for Nsight Systems."""
     open_report: bool = False

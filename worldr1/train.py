@@ -53,6 +53,7 @@ from worldr1.runtime import (
 from worldr1.schedule import rollout_sigmas, sde_window
 from worldr1.selftest import run_self_tests
 from worldr1.study import run_study
+from worldr1.text_cache import TextCache
 from worldr1.update import (
     Learner,
     NonFiniteGuard,
@@ -110,7 +111,7 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     start_from = prepare_output_dir(config, world)
 
     torch.manual_seed(config.seed)
-    policy = load_policy(config.model, device=world.device)
+    policy = load_policy(config.model, device=world.device, text_cache=_text_cache(config))
     policy.latent_shape(config.video)  # sizes that the model cannot make are found here
     rewards = build_rewards(config, device=world.device)
     evaluator = load_judge(config.evaluation.evaluator, role="evaluator", device=world.device) if held_out else None
@@ -139,6 +140,11 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     finally:
         progress.close()
         writer.close()
+
+
+def _text_cache(config: TrainConfig) -> TextCache | None:
+    folder = config.output_dir.parent / "text_cache"  # beside the runs, which share it
+    return TextCache(folder, model=config.model.path, dtype=config.model.dtype) if config.text_cache else None
 
 
 def _iterate(

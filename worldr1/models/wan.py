@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from worldr1.config import ModelConfig, VideoConfig
 from worldr1.models import lora
+from worldr1.text_cache import TextCache
 
 _MAX_SEQUENCE_LENGTH = 512
 """Text tokens that Wan was trained with; a tokenizer with a smaller model_max_length shortens it."""
@@ -22,12 +23,13 @@ _TRAIN_TIMESTEPS = 1000
 """Wan's transformer is conditioned on sigma times this."""
 
 
-def load_policy(model: ModelConfig, *, device: torch.device | str) -> WanPolicy:
+def load_policy(model: ModelConfig, *, device: torch.device | str, text_cache: TextCache | None = None) -> WanPolicy:
     """Load a `WanPipeline` folder from disk, freeze it and add a fresh LoRA.
 
     Args:
       model: Folder, base precision, LoRA and its sigma range.
       device: Where everything goes.
+      text_cache: Keeps embeddings of prompts on disk.
     Returns:
       WanPolicy with an adapter that changes nothing yet.
     Raises:
@@ -50,8 +52,9 @@ def load_policy(model: ModelConfig, *, device: torch.device | str) -> WanPolicy:
         transformer = read(WanTransformer3DModel, "transformer", dtype)
         vae = read(AutoencoderKLWan, "vae", torch.float32)  # bfloat16 costs visible quality in this VAE
     return WanPolicy(
-        tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae, model=model, device=device
-    )
+        tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae, model=model, device=device,
+        text_cache=text_cache,
+    )  # fmt: skip
 
 
 def load_adapted_policy(
@@ -137,6 +140,7 @@ class WanPolicy:
         vae: Any,
         model: ModelConfig,
         device: torch.device | str,
+        text_cache: TextCache | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.model = model
@@ -147,7 +151,7 @@ class WanPolicy:
         self.max_sequence_length = int(min(tokenizer.model_max_length, _MAX_SEQUENCE_LENGTH))
         self._parameters = lora.add_lora(transformer, rank=model.lora_rank, alpha=model.lora_alpha, ffn=model.lora_ffn)
         self._switch = lora.LoraSwitch(transformer)
-        self._embeds: dict[str, Tensor] = {}
+        self._embeds: dict[str, Tensor] | TextCache = {} if text_cache is None else text_cache
         if self.device.type == "cpu":
             _channels_last(self.vae)
         if model.gradient_checkpointing:

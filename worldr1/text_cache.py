@@ -1,0 +1,63 @@
+"""Text embeddings of prompts on disk, so that a prompt is encoded once for all runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from torch import Tensor
+
+
+class TextCache:
+    """Prompt -> embedding [L, D] without padding; in memory, and one file a prompt in `folder`.
+
+    A file's name is the hash of the prompt and of what encodes it: configuration, weights (by name, size and date) and
+    tokenizer of the model's folder, and the precision. Ranks may share the folder: files appear whole or not at all.
+
+    Args:
+      folder: Made when the first embedding is written.
+      model: A diffusers pipeline's folder.
+      dtype: Precision of the text encoder.
+    """
+
+    def __init__(self, folder: Path, *, model: Path, dtype: str) -> None:
+        self.folder = Path(folder)
+        self._memory: dict[str, Tensor] = {}
+        digest = hashlib.sha256(dtype.encode())
+        for part in ("text_encoder", "tokenizer"):
+            for file in sorted((Path(model) / part).glob("*")):
+                status = file.stat()
+                digest.update(f"{part}/{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+        self._encoder = digest.hexdigest()
+
+    def path(self, prompt: str) -> Path:
+        """The file of a prompt."""
+        name = hashlib.sha256(f"{self._encoder}\n{prompt}".encode()).hexdigest()
+        return self.folder / f"{name}.safetensors"
+
+    def __contains__(self, prompt: str) -> bool:
+        return prompt in self._memory or self.path(prompt).is_file()
+
+    def __getitem__(self, prompt: str) -> Tensor:
+        if prompt not in self._memory:
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+
+            file = self.path(prompt)
+            try:
+                self._memory[prompt] = load_file(str(file))["embedding"]
+            except (SafetensorError, KeyError) as error:
+                raise ValueError(f"TextCache: {file} must hold an embedding, got {error}; delete it") from error
+        return self._memory[prompt]
+
+    def __setitem__(self, prompt: str, embedding: Tensor) -> None:
+        from safetensors.torch import save
+
+        self._memory[prompt] = embedding
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            file.write(save({"embedding": embedding.contiguous().cpu()}))
+        os.replace(name, self.path(prompt))
