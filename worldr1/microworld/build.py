@@ -135,8 +135,8 @@ def _judge(name: str) -> Callable[[Work], dict[str, float]]:
 STAGES = (
     Stage("clips", 1.5, "9,600 rendered training clips", run_clips),
     Stage("vae", 15.0, "the autoencoder and the latents of every clip", run_vae),
-    Stage("base", 43.0, "tokenizer, text encoder and transformer: assets/microwan", run_base),
-    Stage("decoder", 6.0, "the decoder, refined", run_decoder),
+    Stage("base", 40.0, "tokenizer, text encoder and transformer: assets/microwan", run_base),
+    Stage("decoder", 8.0, "the decoder, refined", run_decoder),
     Stage("microgeo", 5.0, "the reconstructor of the rewards", _judge("microgeo")),
     Stage("evaluator", 7.0, "the independent evaluator", _judge("evaluator")),
     Stage("critic", 2.0, "the critic of novel views", _judge("critic")),

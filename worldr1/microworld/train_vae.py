@@ -17,7 +17,7 @@ from worldr1.microworld.dataset import CaptionedClips
 LATENT_CHANNELS = 12
 _LEARNING_RATE, _BATCH, _WARM_UP = 2e-3, 4, 50
 _KL_WEIGHT = 1e-4
-_REFINE_RATE = 1e-3
+_REFINE_RATE, _REFINE_NOISE = 1e-3, 0.5
 
 
 def build_vae() -> Any:
@@ -125,14 +125,14 @@ def refine_decoder(
     latents: Tensor,
     *,
     checkpoint: Path,
-    num_steps: int = 2000,
+    num_steps: int = 3000,
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> None:
     """Train the decoder alone, in place: the encoder and so the latents, which a base model may know already, stay.
 
-    Without the posterior's noise and on the squared error, which is what PSNR counts; the joint training spends
-    its time on both halves.
+    On the squared error, which is what PSNR counts; the joint training spends its time on both halves. Half of each
+    batch decodes latents with noise of up to half their deviation: those of a base model are not exact either.
 
     Args:
       vae: Trained, with the latents' mean and deviation in its config.
@@ -154,8 +154,11 @@ def refine_decoder(
         for group in optimizer.param_groups:
             group["lr"] = _REFINE_RATE * cosine(step, num_steps, warm_up=_WARM_UP)
         index = torch.randint(0, len(clips.video), (_BATCH,), generator=generator)
+        strength = _REFINE_NOISE * torch.rand(_BATCH, 1, 1, 1, 1, generator=generator)
+        strength[: _BATCH // 2] = 0.0
+        noisy = latents[index] + strength * torch.randn(latents[index].shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            decoded = decode_unclamped(vae, latents[index] * std + mean).float()
+            decoded = decode_unclamped(vae, noisy * std + mean).float()
         loss = (decoded - clips.batch(index)).square().mean()
         optimizer.zero_grad()
         loss.backward()
