@@ -78,7 +78,7 @@ def _run(motion: str, height: int, width: int, batch: int, device: str, peers: d
         "transport": lambda: noise_transport(noise, plan, backend="native", **options),
         "both": lambda: draw(FRAMES - 1, "native"),
     }
-    timings = measure(parts, rounds=3, seconds_per_round=0.0, min_calls=1, device=device)
+    timings = measure(parts, rounds=2, seconds_per_round=0.0, min_calls=1, device=device)
     others = {}
     for name, fields in peers.items():
         samples = batch if name == "value-keyed torch" else 1  # it runs one of them

@@ -62,10 +62,10 @@ def plan_transport(
         raise ValueError(f"{op}: flow must have 1 to 2^30 pixels and H + W <= 2^22, got {list(flow.shape)}")
     stride = _stride(op, capture)
     chosen = resolve_backend(op, backend, flow.device, PLAN_PROBES)
-    if chosen == "native":  # looks for NaN while it reads
-        return native_impl.build_plan(flow.detach(), residual_carry=residual_carry, stride=stride)
-    check_finite(op, "flow", flow)
-    return build_plan(flow.detach(), residual_carry=residual_carry, stride=stride)
+    if chosen == "reference":
+        check_finite(op, "flow", flow)
+        return build_plan(flow.detach(), residual_carry=residual_carry, stride=stride)
+    return native_impl.build_plan(flow.detach(), residual_carry=residual_carry, stride=stride)  # checks as it reads
 
 
 def noise_transport(
@@ -100,7 +100,7 @@ def noise_transport(
     Raises:
       ValueError: shapes; plan and noise of another size or device; H or W not divisible by reduce; seed, sample_ids,
         capture or reduce out of range; flow not finite; noise that requires a gradient.
-      TypeError: dtypes (backend "native" takes float32 alone on CUDA).
+      TypeError: dtypes (float32 alone with "triton", and with "native" on CUDA).
       RuntimeError: the backend chosen by name is not available.
     Source: Chang et al., ICLR 2024; Deng et al., ICLR 2025; Burgert et al., CVPR 2025. See README.md.
     """

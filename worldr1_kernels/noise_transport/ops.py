@@ -3,12 +3,25 @@
 import torch
 
 from worldr1_kernels import _native
-from worldr1_kernels._dispatch import Probe, always_available
+from worldr1_kernels._dispatch import Probe, always_available, triton_unavailable
 from worldr1_kernels._library import define_op
 from worldr1_kernels.noise_transport import native_impl, reference
 from worldr1_kernels.noise_transport.plan import TENSORS, TransportPlan
 
-_IMPLEMENTATIONS = {"reference": reference.transport, "native": native_impl.transport}
+
+def _triton_transport(
+    noise: torch.Tensor, plan: TransportPlan, sample_ids: torch.Tensor, seed: int, capture: int, reduce: int
+) -> torch.Tensor:
+    from worldr1_kernels.noise_transport import triton_impl  # the package does not import Triton
+
+    return triton_impl.transport(noise, plan, sample_ids, seed, capture, reduce)
+
+
+_IMPLEMENTATIONS = {
+    "reference": reference.transport,
+    "native": native_impl.transport,
+    "triton": _triton_transport,
+}
 
 
 def _native_plan_unavailable(device: torch.device) -> str | None:
@@ -25,14 +38,20 @@ def _native_unavailable(device: torch.device) -> str | None:
     return f"the native backend has no kernel for device {device.type}"
 
 
-PLAN_PROBES: dict[str, Probe] = {"native": _native_plan_unavailable, "reference": always_available}
+# There is no plan in Triton: a transport in Triton takes that of C++.
+PLAN_PROBES: dict[str, Probe] = {
+    "native": _native_plan_unavailable,
+    "reference": always_available,
+    "triton": _native_plan_unavailable,
+}
 
 
 def transport_probes(device: torch.device) -> dict[str, Probe]:
-    """Implementations in the order in which "auto" tries them. The CUDA kernels are for those who name them, until they
+    """Implementations in the order in which "auto" tries them. CUDA and Triton are for those who name them, until they
     have run on a device."""
-    probes: dict[str, Probe] = {"native": _native_unavailable, "reference": always_available}
-    return probes if device.type == "cpu" else dict(reversed(probes.items()))
+    native: dict[str, Probe] = {"native": _native_unavailable}
+    others: dict[str, Probe] = {"reference": always_available, "triton": triton_unavailable}
+    return native | others if device.type == "cpu" else others | native
 
 
 def _transport_impl(
