@@ -22,8 +22,9 @@ from worldr1.ema import Ema
 from worldr1.models.base import VideoPolicy
 from worldr1.noise import initial_noise
 from worldr1.prompts import prompt_batch
-from worldr1.rollout import batch_rows, sample, window_step
-from worldr1.schedule import rollout_sigmas, sde_window
+from worldr1.rollout import batch_rows, reference_velocity, sample, window_step
+from worldr1.schedule import rollout_sigmas, sde_window, step_weights
+from worldr1.update import sample_gradients
 
 NUM_WINDOWS = 64
 """Iterations whose window the ranks compare."""
@@ -64,6 +65,8 @@ def run_self_tests(policy: VideoPolicy, *, prompts: Sequence[str], config: Train
         tests.append(_adapter_off_is_base(before, off, on))
         rollout = sample(policy, batch, noise, sigmas=sigmas, steps=steps, config=config)
         tests += _log_prob_tests(policy, rollout, rows, config)
+        if config.update.deferred:
+            tests.append(_deferred_is_two_pass(policy, batch, noise, sigmas, steps, config))
     tests.append(_ema_moves(policy, config))
     for test in tests:
         if not test.deviation <= test.limit:  # a NaN fails too
@@ -159,6 +162,46 @@ def _log_prob_tests(policy: VideoPolicy, rollout: Rollout, rows: slice, config: 
             "log_prob is not the log-density of the Gaussian that the step draws from: the gradient points elsewhere.",
         ),
     ]  # fmt: skip
+
+
+def _deferred_is_two_pass(
+    policy: VideoPolicy,
+    batch: PromptBatch,
+    noise: Tensor,
+    sigmas: tuple[float, ...],
+    steps: tuple[int, ...],
+    config: TrainConfig,
+) -> SelfTest:
+    """The gradient that the rollout left behind against one of forward and backward passes of its own."""
+    params = policy.adapter_parameters()
+    buffers = sample_gradients(params, batch, config)
+    rollout = sample(policy, batch, noise, sigmas=sigmas, steps=steps, config=config, gradients=buffers)
+    signs = torch.ones(batch.num_samples, device=policy.device)
+    signs[1::2] = -1.0
+    kl_beta, finite = config.update.kl_beta, rollout.finite
+    buffers.write(signs, finite, kl_beta=kl_beta, scale=1.0)
+    deferred = _taken(params)
+    for s, weight in enumerate(step_weights(sigmas, steps, config.schedule).weights):
+        for rows in batch_rows(batch.num_samples, config.rollout.micro_batch):
+            reference = None
+            if kl_beta > 0:
+                reference = reference_velocity(policy, rollout, index=s, rows=rows, config=config)
+            out = window_step(policy, rollout, index=s, rows=rows, config=config, velocity_ref=reference)
+            loss = -signs[rows] * out.log_prob if out.kl is None else kl_beta * out.kl - signs[rows] * out.log_prob
+            (weight * torch.where(finite[rows], loss, 0.0).sum()).backward()
+    expected = _taken(params)
+    return SelfTest(
+        "deferred_is_two_pass", float((deferred - expected).norm() / expected.norm()), 1e-4,
+        "The gradient taken inside the rollout is not that of the loss: do without update.deferred.",
+    )  # fmt: skip
+
+
+def _taken(params: Sequence[nn.Parameter]) -> Tensor:
+    """The gradients, which are removed, as one vector."""
+    taken = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in params])
+    for p in params:
+        p.grad = None
+    return taken
 
 
 def _largest(values: Tensor) -> float:

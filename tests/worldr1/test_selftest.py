@@ -5,9 +5,10 @@ import torch
 from fakes import PROMPTS, FakePolicy, fake_config
 
 from worldr1 import selftest
-from worldr1.config import ModelConfig, ScheduleConfig
+from worldr1.config import ModelConfig, ScheduleConfig, UpdateConfig
 from worldr1.ema import Ema
 from worldr1.models.wan import load_policy
+from worldr1.sample_gradients import SampleGradients
 from worldr1.selftest import run_self_tests
 
 
@@ -27,6 +28,29 @@ def test_all_pass_on_a_wan_model(tiny_wan):
     config = fake_config()
     tests = run_self_tests(policy, prompts=PROMPTS, config=config)
     assert max(t.deviation for t in tests if t.name == "ratio_is_one") <= 1e-6
+
+
+def deferred_config():
+    return fake_config(update=UpdateConfig(updates_per_rollout=1, deferred=True, kl_beta=0.1))
+
+
+def test_the_deferred_update_is_checked_against_two_passes(tiny_wan):
+    policy = load_policy(ModelConfig(path=tiny_wan, lora_rank=4), device="cpu")
+    tests = {t.name: t for t in run_self_tests(policy, prompts=PROMPTS, config=deferred_config())}
+    assert tests["deferred_is_two_pass"].deviation <= 1e-5
+    assert all(p.grad is None for p in policy.adapter_parameters())
+
+
+def test_a_deferred_gradient_that_misses_a_part_is_named(tiny_wan, monkeypatch):
+    true_write = SampleGradients.write
+
+    def without_kl(self, advantage, mask, *, kl_beta, scale):
+        true_write(self, advantage, mask, kl_beta=0.0, scale=scale)
+
+    monkeypatch.setattr(SampleGradients, "write", without_kl)
+    policy = load_policy(ModelConfig(path=tiny_wan, lora_rank=4), device="cpu")
+    with pytest.raises(RuntimeError, match="self-test deferred_is_two_pass"):
+        run_self_tests(policy, prompts=PROMPTS, config=deferred_config())
 
 
 class ForgetsTheSwitch(FakePolicy):
