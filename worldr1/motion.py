@@ -127,7 +127,7 @@ _AFTER_IN = _set(
     "on to toward towards close closer tight tightly for from and then with while as until before after over through "
     "past . ,"
 )
-_EMPHASIS = _set("all straight further ever even so by full degree degrees camera")
+_EMPHASIS = _set("all straight sideways further ever even so by full degree degrees camera")
 _NOUNS = _set("push pull zoom dolly tilt orbit pedestal")  # "a push in" needs no more than its article
 _PATHS = _set("hall hallway corridor street road path trail aisle alley lane tunnel river track avenue canyon valley")
 _NO_MOTION = _set(  # what a camera does, has or is without moving
@@ -420,7 +420,7 @@ class _Reader:
         """Whether the verb at word i, whose phrase ends before `stop`, is about the camera."""
         verb = _VERBS[self.at(i)]
         noun = not verb.inflected and verb.sense == _TERM
-        if self._is_subject(i) or (noun and (self._manner(i - 1) or self.at(i - 1) in ("degree", "degrees"))):
+        if self._is_subject(i) or (noun and self._has_adjective(i)):
             return True
         to_object = self.at(stop) in _ARTICLES and self.at(stop - 1) not in ("into", "toward", "towards", "through")
         if to_object or (verb.base == "pan" and self.at(stop) == "on"):  # "pulls out a sword"
@@ -428,6 +428,10 @@ class _Reader:
         if self._goes_on(i) or (noun and verb.base in _NOUNS and self.at(i - 1) in ("a", "an", "the")):
             return True
         return noun and self.at(self._before(i, lambda m: self.at(m) in _ORDINALS or self._manner(m))) in (".", ",")
+
+    def _has_adjective(self, i: int) -> bool:
+        """Whether the noun at word i is spoken of as a camera motion is: "a slow push in", "a 90 degree pan"."""
+        return self._manner(i - 1) or self.at(i - 1) in ("degree", "degrees")
 
     def _is_subject(self, i: int) -> bool:
         """Whether the camera does what the verb at word i says."""
@@ -523,7 +527,7 @@ class _Reader:
         verb, first = _VERBS.get(self.at(i)), i
         if verb is not None:
             _, named = self._after_verb(i)
-            noun = verb.base in _NOUNS | {"pan"} and not verb.inflected and self._manner(i - 1)
+            noun = verb.base in _NOUNS | {"pan"} and not verb.inflected and self._has_adjective(i)
             if not (self._is_subject(i) or noun or (named and verb.sense != _PLAIN)) or self._negated(i):
                 return
         elif self.at(i) in ("camera", "cam") and self._camera(i):

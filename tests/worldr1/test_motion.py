@@ -203,6 +203,10 @@ REAL = [
         "Starting with a slow push in, followed by a quick pan left and ending with a tilt up.",
         "push_in*.5 pan_left*1.5 tilt_up",
     ),
+    ("The camera glides sideways to the right past ancient pillars.", "move_right"),
+    ("A cinematic drone shot slowly ascending over a foggy valley at dawn.", "move_up*.5"),
+    ("The camera starts close on a butterfly and gradually pulls back.", "pull_out"),
+    ("The car speeds off to the left as the camera tracks right.", "move_right"),
     ("The camera will pan left and then start to zoom in.", "pan_left push_in"),
     ("The camera begins to move to the right, then holds on a door.", "move_right"),
     ("Push in -> pan right -> pull out", "push_in pan_right pull_out"),
@@ -262,6 +266,7 @@ def test_the_real_prompts_name_the_whole_taxonomy() -> None:
         ("A tracking shot of a runner.", "", ["tracking shot of a"]),
         ("The camera moves in a circle around the house.", "", ["moves in a circle"]),
         ("The camera moves out of the room.", "", ["moves out of the"]),
+        ("A 360 degree orbit around a knight in armor.", "", ["orbit around a knight"]),
         ("The camera pans in slow motion.", "", ["pans in slow motion"]),
         ("The camera sinks upwards.", "", ["sinks upwards"]),
         # verbs and techniques outside the taxonomy
