@@ -2,10 +2,11 @@
 the Triton one where torch sees a CUDA device.
 
 Values are compared with the reference first. Peers: the reference, which is eager torch; torch.compile of it (on a CPU
-only with `-m slow`, its compilation takes minutes there); and a copy that moves as many bytes into fresh memory, the
-ceiling for a step that touches every byte once.
+only with `-m slow`: compiling takes minutes there); and a copy of as many bytes into a new tensor, the ceiling for a
+step that touches every byte once.
 """
 
+import ctypes
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -91,6 +92,16 @@ def _works(size: Size, device: str) -> list[Work]:
             count * (2 * narrow + 8),
         ),
     ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _keep_freed_memory() -> None:
+    """Freed memory is used again, as on a GPU. By default glibc returns large tensors to the system, and the page faults
+    of the next one cost more than everything measured here."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
 def _check(work: Work, backend: str) -> None:
