@@ -96,7 +96,7 @@ def _works(size: Size, device: str) -> list[Work]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _keep_freed_memory() -> None:
-    """Freed memory is used again, as on a GPU. By default glibc returns large tensors to the system, and the page faults
+    """Freed memory is used again, as on a GPU. By default glibc returns large tensors to the system; the page faults
     of the next one cost more than everything measured here."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
