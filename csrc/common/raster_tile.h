@@ -162,8 +162,9 @@ WR_HD TileRect tile_rect(uint32_t bounds_x, uint32_t bounds_y, int32_t width, in
 
 // Whether bounds touch the pixels [x, x + kWarpWidth) x [y, y + kWarpHeight).
 WR_HD bool touches_warp(uint32_t bounds_x, uint32_t bounds_y, int32_t x, int32_t y, int32_t width, int32_t height) {
-  return first_of(bounds_x) < x + kWarpWidth && last_of(bounds_x, width) >= x && first_of(bounds_y) < y + kWarpHeight &&
-         last_of(bounds_y, height) >= y;
+  // Without branches: & in place of &&.
+  return (first_of(bounds_x) < x + kWarpWidth) & (last_of(bounds_x, width) >= x) & (first_of(bounds_y) < y + kWarpHeight) &
+         (last_of(bounds_y, height) >= y);
 }
 
 // Blends one splat over one pixel. Returns true when the pixel is finished: the splat is then left out.

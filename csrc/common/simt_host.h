@@ -97,24 +97,18 @@ inline std::vector<unsigned> order_of(unsigned n) {
   return order;
 }
 
-// Lets go the warps whose 32 lanes wait at one kind of collective. True if any did.
-inline bool release_warps() {
-  Machine& m = machine();
-  bool released = false;
-  for (size_t first = 0; first < m.fibres.size(); first += 32) {
-    Fibre* warp = &m.fibres[first];
-    const Wait kind = warp[0].wait;
-    if (kind != Wait::kBallot && kind != Wait::kShuffle && kind != Wait::kSyncWarp) continue;
-    bool together = true;
-    for (int i = 0; i < 32; ++i) together = together && warp[i].wait == kind;
-    if (!together) continue;
-    for (int i = 0; i < 32; ++i) {
-      for (int k = 0; k < 32; ++k) warp[i].results[k] = warp[k].value;
-    }
-    for (int i = 0; i < 32; ++i) warp[i].wait = Wait::kNone;
-    released = true;
+// Lets a warp go if its 32 lanes wait at one kind of collective.
+inline bool release_warp(Fibre* warp) {
+  const Wait kind = warp[0].wait;
+  if (kind != Wait::kBallot && kind != Wait::kShuffle && kind != Wait::kSyncWarp) return false;
+  for (int i = 0; i < 32; ++i) {
+    if (warp[i].wait != kind) return false;
   }
-  return released;
+  for (int i = 0; i < 32; ++i) {
+    for (int k = 0; k < 32; ++k) warp[i].results[k] = warp[k].value;
+  }
+  for (int i = 0; i < 32; ++i) warp[i].wait = Wait::kNone;
+  return true;
 }
 
 // Opens the block's barrier when all threads that have not returned wait at it.
@@ -146,20 +140,21 @@ inline void run_block() {
     f.context.uc_link = nullptr;
     makecontext(&f.context, entry, 0);
   }
-  while (true) {
-    bool ran = false;
-    for (unsigned i : order_of((unsigned)m.fibres.size())) {
-      m.current = &m.fibres[i];
-      if (m.current->wait != Wait::kNone) continue;
-      swapcontext(&m.scheduler, &m.current->context);
-      ran = true;
+  // One warp at a time, as far as it gets: what it must not do before the others is then done before them.
+  const unsigned warps = (unsigned)m.fibres.size() / 32;
+  do {
+    for (unsigned w : order_of(warps)) {
+      Fibre* warp = &m.fibres[32 * w];
+      do {
+        for (unsigned i : order_of(32)) {
+          m.current = warp + i;
+          if (m.current->wait == Wait::kNone) swapcontext(&m.scheduler, &m.current->context);
+        }
+      } while (release_warp(warp));
     }
-    if (ran) continue;
-    if (release_warps() || release_block()) continue;
-    for (const Fibre& f : m.fibres) {
-      if (f.wait != Wait::kExit) throw std::runtime_error("simt: a collective is not reached by all of its threads");
-    }
-    return;
+  } while (release_block());
+  for (const Fibre& f : m.fibres) {
+    if (f.wait != Wait::kExit) throw std::runtime_error("simt: a collective is not reached by all of its threads");
   }
 }
 
@@ -205,6 +200,16 @@ inline uint32_t __ballot_sync(uint32_t, int predicate) {
 }
 
 inline int __all_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) == 0xffffffffu; }
+
+template <class T>
+inline T __shfl_xor_sync(uint32_t, T value, uint32_t distance) {
+  static_assert(sizeof(T) == 4, "");
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  simt::pause(simt::Wait::kShuffle, bits);
+  std::memcpy(&value, &simt::machine().current->results[threadIdx.x % 32 ^ distance], 4);
+  return value;
+}
 
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 

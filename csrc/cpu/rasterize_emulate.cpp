@@ -4,6 +4,7 @@
 
 // clang-format off: the kernels need the interpreter's names first
 #include "../cuda/rasterize.cpp"
+#include "../cuda/rasterize_backward.cu"
 #include "../cuda/rasterize_blend.cu"
 #include "../cuda/rasterize_pairs.cu"
 #include "../cuda/rasterize_project.cu"
@@ -73,21 +74,40 @@ int sort_u16(void*, size_t, uint16_t* const keys[2], uint32_t* const values[2], 
 
 }  // namespace tiled
 
+namespace {
+
 // The stream is the seed of the order in which threads run. The workspace starts poisoned, and writes between its arrays are
 // found.
-void bind_rasterize_emulated(pybind11::module_& m) {
-  bind_tiled(m, [](const tiled::Args& args, const tiled::Plan& plan, void* workspace, size_t bytes, void* stream) {
+struct Emulator {
+  static void forward(const tiled::Args& args, const tiled::Plan& plan, void* workspace, size_t bytes, void* stream) {
+    prepare(workspace, bytes, stream);
+    tiled::rasterize(args, plan, workspace, bytes, nullptr);
+    check_gaps(plan, workspace);
+  }
+  static void backward(const tiled::Args& args, const tiled::BackwardArgs& grads, const tiled::Plan& plan, void* workspace,
+                       size_t bytes, void* stream) {
+    prepare(workspace, bytes, stream);
+    tiled::rasterize_backward(args, grads, plan, workspace, bytes, nullptr);
+    check_gaps(plan, workspace);
+  }
+
+ private:
+  static void prepare(void* workspace, size_t bytes, void* stream) {
     std::memset(workspace, tiled::kPoison, bytes);
     simt::machine().seed = reinterpret_cast<uintptr_t>(stream);
-    tiled::rasterize(args, plan, workspace, bytes, nullptr);
+  }
+  static void check_gaps(const tiled::Plan& plan, const void* workspace) {
+    const unsigned char* bytes = static_cast<const unsigned char*>(workspace);
     for (const auto& gap : tiled::workspace_gaps(plan)) {
       for (size_t i = gap.first; i < gap.second; ++i) {
-        if (static_cast<unsigned char*>(workspace)[i] != tiled::kPoison) {
-          throw std::runtime_error("rasterize: a kernel wrote past an array of the workspace");
-        }
+        if (bytes[i] != tiled::kPoison) throw std::runtime_error("rasterize: a kernel wrote past an array of the workspace");
       }
     }
-  });
-}
+  }
+};
+
+}  // namespace
+
+void bind_rasterize_emulated(pybind11::module_& m) { bind_tiled<Emulator>(m); }
 
 }  // namespace worldr1

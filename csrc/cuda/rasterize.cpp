@@ -38,7 +38,7 @@ class Arena {
 };
 
 // Parts of the workspace for chunks of up to plan.views_per_chunk views, all but that of the sorts, which comes last.
-void take_workspace(const Plan& plan, Arena& arena, Chunk& c) {
+void take_workspace(const Plan& plan, Arena& arena, Chunk& c, ChunkGradients& d) {
   const size_t n = (size_t)plan.splats_per_view, splats = (size_t)plan.splats(), pairs = (size_t)plan.pairs();
   const size_t blocks = (size_t)(plan.views_per_chunk * blocks_of(plan.splats_per_view));
   c.valid = arena.take<uint32_t>(n);
@@ -54,6 +54,11 @@ void take_workspace(const Plan& plan, Arena& arena, Chunk& c) {
     c.pair_slots[i] = arena.take<uint32_t>(pairs);
   }
   c.ranges = arena.take<uint32_t>((size_t)(2 * plan.views_per_chunk * plan.tiles_x * plan.tiles_y));
+  if (plan.backward_channels == 0) return;
+  c.first_pair = arena.take<uint32_t>(splats);
+  d.partials = arena.take<float>(pairs * kSums);
+  d.sums = arena.take<float>(splats * (size_t)(kMoments + plan.backward_channels));
+  d.cameras = arena.take<float>(blocks * kCameraValues);
 }
 
 // Points a chunk at views [first, first + count) of a scene.
@@ -73,6 +78,8 @@ void set_views(const Args& args, int64_t scene, int64_t first, int64_t count, co
   c.backgrounds = args.backgrounds ? args.backgrounds + view * args.channels : nullptr;
   c.render_colors = args.render_colors + view * pixels * args.channels;
   c.render_alphas = args.render_alphas + view * pixels;
+  c.transmittance = args.transmittance ? args.transmittance + view * pixels : nullptr;
+  c.last = args.last + view * pixels;
   c.num_invalid = reinterpret_cast<unsigned long long*>(args.num_invalid) + (args.colors_per_view ? view : scene);
   c.overflow = args.overflow + view;
   c.num_gaussians = n;
@@ -89,6 +96,25 @@ void set_views(const Args& args, int64_t scene, int64_t first, int64_t count, co
   c.splat_capacity = (uint32_t)(n * count);
   c.pair_capacity = (uint32_t)(plan.pairs_per_view * count);
   c.small_keys = plan.small_keys();
+}
+
+void set_gradients(const Args& args, const BackwardArgs& grads, int64_t scene, int64_t first, ChunkGradients& d) {
+  const int64_t n = args.num_gaussians, view = scene * args.num_views + first;
+  const int64_t pixels = (int64_t)args.limits.width * args.limits.height;
+  d.transmittance = grads.transmittance + view * pixels;
+  d.last = grads.last + view * pixels;
+  d.render_colors = grads.render_colors ? grads.render_colors + view * pixels * args.channels : nullptr;
+  d.grad_colors = grads.grad_colors ? grads.grad_colors + view * pixels * args.channels : nullptr;
+  d.grad_alphas = grads.grad_alphas ? grads.grad_alphas + view * pixels : nullptr;
+  d.means = grads.means + scene * n * 3;
+  d.quats = grads.quats ? grads.quats + scene * n * 4 : nullptr;
+  d.scales = grads.scales ? grads.scales + scene * n * 3 : nullptr;
+  d.covars = grads.covars ? grads.covars + scene * n * 6 : nullptr;
+  d.opacities = grads.opacities + scene * n;
+  d.colors = grads.colors ? grads.colors + (args.colors_per_view ? view : scene) * n * args.color_size : nullptr;
+  d.viewmats = grads.viewmats + view * 16;
+  d.Ks = grads.Ks + view * 9;
+  d.means2d = grads.means2d ? grads.means2d + view * n * 2 : nullptr;
 }
 
 // Runs what comes after `status` only if it is 0.
@@ -151,11 +177,29 @@ int blend_passes(const Chunk& c, void* stream) {
   return 0;
 }
 
+// Gradients of a chunk whose lists are built. The passes run as in the forward, last first.
+int replay_passes(const Chunk& c, const ChunkGradients& d, void* stream) {
+  const int64_t passes = (c.channels + kRecordChannels - 1) / kRecordChannels;
+  for (int64_t p = passes - 1; p >= 0; --p) {
+    const int64_t first = p * kRecordChannels;
+    const int count = (int)std::min<int64_t>(kRecordChannels, c.channels - first);
+    const bool is_last = p == passes - 1;  // which runs first
+    const Pass pass = {first, count, is_last, is_last ? c.depth_mode : kNoDepth};
+    if (passes > 1) WR_TRY(fill_colors(c, pass, stream));
+    // Pairs behind the last splat of every pixel are not visited.
+    WR_TRY(fill_bytes(d.partials, 0, (size_t)c.pair_capacity * kSums * sizeof(float), stream));
+    WR_TRY(replay(c, d, pass, stream));
+    WR_TRY(sum_partials(c, d, pass, stream));
+  }
+  return 0;
+}
+
 }  // namespace
 
 Plan make_plan(int64_t num_gaussians, int64_t num_views, int64_t width, int64_t height, double pairs_per_gaussian,
-               int64_t memory_budget) {
+               int64_t memory_budget, int64_t backward_channels) {
   Plan plan{};
+  plan.backward_channels = backward_channels;
   plan.splats_per_view = num_gaussians;
   plan.tiles_x = (width + kTileSize - 1) / kTileSize;
   plan.tiles_y = (height + kTileSize - 1) / kTileSize;
@@ -176,7 +220,8 @@ Plan make_plan(int64_t num_gaussians, int64_t num_views, int64_t width, int64_t 
 size_t workspace_bytes(const Plan& plan) {
   Arena arena(nullptr);
   Chunk chunk{};
-  take_workspace(plan, arena, chunk);
+  ChunkGradients gradients{};
+  take_workspace(plan, arena, chunk, gradients);
   const int64_t counts = plan.views_per_chunk * blocks_of(plan.splats_per_view) + 1;
   return arena.used() + primitive_bytes(plan.splats(), plan.pairs(), std::max(plan.splats() + 1, counts), plan.small_keys());
 }
@@ -184,14 +229,16 @@ size_t workspace_bytes(const Plan& plan) {
 std::vector<std::pair<size_t, size_t>> workspace_gaps(const Plan& plan) {
   Arena arena(nullptr);
   Chunk chunk{};
-  take_workspace(plan, arena, chunk);
+  ChunkGradients gradients{};
+  take_workspace(plan, arena, chunk, gradients);
   return arena.gaps();
 }
 
 int rasterize(const Args& args, const Plan& plan, void* workspace, size_t bytes, void* stream) {
   Chunk chunk{};
+  ChunkGradients gradients{};
   Arena arena(workspace);
-  take_workspace(plan, arena, chunk);
+  take_workspace(plan, arena, chunk, gradients);
   chunk.temp = static_cast<char*>(workspace) + arena.used();
   chunk.temp_bytes = bytes - arena.used();
   for (int64_t scene = 0; scene < args.num_scenes; ++scene) {
@@ -201,6 +248,29 @@ int rasterize(const Args& args, const Plan& plan, void* workspace, size_t bytes,
       WR_TRY(project_and_sort(chunk, stream));
       WR_TRY(build_tile_lists(chunk, stream));
       WR_TRY(blend_passes(chunk, stream));
+    }
+  }
+  return 0;
+}
+
+int rasterize_backward(const Args& args, const BackwardArgs& grads, const Plan& plan, void* workspace, size_t bytes,
+                       void* stream) {
+  Chunk chunk{};
+  ChunkGradients gradients{};
+  Arena arena(workspace);
+  take_workspace(plan, arena, chunk, gradients);
+  chunk.temp = static_cast<char*>(workspace) + arena.used();
+  chunk.temp_bytes = bytes - arena.used();
+  for (int64_t scene = 0; scene < args.num_scenes; ++scene) {
+    for (int64_t first = 0; first < args.num_views; first += plan.views_per_chunk) {
+      set_views(args, scene, first, std::min(plan.views_per_chunk, args.num_views - first), plan, chunk);
+      set_gradients(args, grads, scene, first, gradients);
+      if (first == 0 || args.colors_per_view) WR_TRY(validate(chunk, stream));
+      WR_TRY(project_and_sort(chunk, stream));
+      WR_TRY(build_tile_lists(chunk, stream));
+      WR_TRY(replay_passes(chunk, gradients, stream));
+      WR_TRY(project_gradients(chunk, gradients, stream));
+      WR_TRY(camera_gradients(chunk, gradients, stream));
     }
   }
   return 0;

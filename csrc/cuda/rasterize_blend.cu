@@ -9,6 +9,9 @@ namespace {
 
 constexpr int kBatch = kThreads;  // records staged at once; two stages take 24 KB
 
+// What the loop keeps beside weighted sums.
+enum Kind { kPlain, kOneDepth, kForBackward };
+
 // One batch of a tile's list on its way to shared memory: thread t fetches record t. The index is read a batch ahead of the
 // record, so that no copy waits for it.
 struct Stager {
@@ -34,10 +37,11 @@ struct Stager {
 };
 
 struct Pixel {
-  int32_t x, y;
+  float x, y;  // centre
   float transmittance;
   float color[kRecordChannels];
   float depth;  // of the one splat that gives it, in the modes where one does
+  int32_t last;  // one past the last splat blended, where it is kept
   bool is_done;
 };
 
@@ -46,54 +50,59 @@ __device__ __forceinline__ bool gives_depth(int depth_mode, float before, float 
   return depth_mode == kMedianDepth ? before > 0.5f && after <= 0.5f : before == 1.0f && after < 1.0f;
 }
 
-// Blends the `count` staged records over the warp's 32 pixels, in order. Returns true when all pixels of the warp are done.
-template <int CH, bool ONE_DEPTH>
-__device__ __forceinline__ bool blend_batch(const SplatRecord* stage, uint32_t count, int32_t warp_x, int32_t warp_y,
-                                            const Chunk& c, const Pass& pass, Pixel& pixel) {
+// Blends the `count` staged records, the first of them `position` in the list, over the warp's 32 pixels, in order. Returns true when all pixels of the warp are done.
+template <int CH, int KIND>
+__device__ __forceinline__ bool blend_batch(const SplatRecord* stage, uint32_t count, uint32_t position, int32_t warp_x,
+                                            int32_t warp_y, const Chunk& c, const Pass& pass, Pixel& pixel) {
   const uint32_t lane = threadIdx.x % 32;
-  const float x = (float)pixel.x + 0.5f, y = (float)pixel.y + 0.5f;
-  for (uint32_t base = 0; base < count; base += 32) {
-    const uint32_t r = base + lane;
-    const bool is_near = r < count && touches_warp(stage[r].bounds_x, stage[r].bounds_y, warp_x, warp_y, c.limits.width,
-                                                   c.limits.height);
+  for (uint32_t base = 0; base < count; base += 32, stage += 32) {
+    const SplatRecord& mine = stage[lane];
+    const bool is_near = base + lane < count && touches_warp(mine.bounds_x, mine.bounds_y, warp_x, warp_y, c.limits.width,
+                                                             c.limits.height);
     uint32_t todo = __ballot_sync(kAllLanes, is_near);
     for (; todo; todo &= todo - 1) {
-      const SplatRecord& g = stage[base + (uint32_t)__ffs(todo) - 1];
-      if (pixel.is_done) continue;
+      const int i = __ffs(todo) - 1;
+      const SplatRecord& g = stage[i];
       const float before = pixel.transmittance;
-      pixel.is_done = blend_splat<CH>(g, x, y, c.max_alpha, &pixel.transmittance, pixel.color);
-      if (ONE_DEPTH && gives_depth(pass.depth_mode, before, pixel.transmittance)) pixel.depth = g.color[pass.count - 1];
+      if (!pixel.is_done) pixel.is_done = blend_splat<CH>(g, pixel.x, pixel.y, c.max_alpha, &pixel.transmittance, pixel.color);
+      if (KIND == kOneDepth && gives_depth(pass.depth_mode, before, pixel.transmittance)) pixel.depth = g.color[pass.count - 1];
+      // Every blended splat dims by 1/255 at least.
+      if (KIND == kForBackward && pixel.transmittance < before) pixel.last = (int32_t)(position + base) + i + 1;
     }
     if (__all_sync(kAllLanes, pixel.is_done)) return true;
   }
   return false;
 }
 
-template <int CH, bool ONE_DEPTH>
+template <int CH, int KIND>
 __device__ __forceinline__ void store(const Chunk& c, const Pass& pass, int v, const Pixel& pixel, bool has_overflown) {
-  const int64_t index = ((int64_t)v * c.limits.height + pixel.y) * c.limits.width + pixel.x;
+  const int64_t index = ((int64_t)v * c.limits.height + (int32_t)pixel.y) * c.limits.width + (int32_t)pixel.x;
   const float alpha = has_overflown ? not_a_number() : 1.0f - pixel.transmittance;
   if (pass.write_alpha) c.render_alphas[index] = alpha;
+  if (KIND == kForBackward && pass.write_alpha) {
+    c.transmittance[index] = pixel.transmittance;
+    c.last[index] = pixel.last;
+  }
   for (int k = 0; k < CH; ++k) {
     if (k >= pass.count) break;
     const bool is_last = k == pass.count - 1;
-    float value = ONE_DEPTH && is_last ? pixel.depth : pixel.color[k];
+    float value = KIND == kOneDepth && is_last ? pixel.depth : pixel.color[k];
     if (c.backgrounds != nullptr) value += pixel.transmittance * c.backgrounds[v * c.channels + pass.first + k];
     if (pass.depth_mode == kExpectedDepth && is_last) value /= max_of(alpha, 1e-10f);
     c.render_colors[index * c.channels + pass.first + k] = has_overflown ? alpha : value;
   }
 }
 
-template <int CH, bool ONE_DEPTH>
-__global__ void __launch_bounds__(kThreads) blend_kernel(const Chunk c, const Pass pass) {
+template <int CH, int KIND>
+__global__ void __launch_bounds__(kThreads, KIND == kForBackward ? 6 : 8) blend_kernel(const Chunk c, const Pass pass) {
   __shared__ SplatRecord stages[2][kBatch];
   const int v = (int)blockIdx.y;
   const uint32_t tile = blockIdx.x, tile_x = tile % c.tiles_x, tile_y = tile / c.tiles_x;
   const int32_t warp = (int32_t)threadIdx.x / 32, lane = (int32_t)threadIdx.x % 32;
   const int32_t warp_x = (int32_t)tile_x * kTileSize + warp % 2 * kWarpWidth;
   const int32_t warp_y = (int32_t)tile_y * kTileSize + warp / 2 * kWarpHeight;
-  Pixel pixel = {warp_x + lane % kWarpWidth, warp_y + lane / kWarpWidth, 1.0f, {}, 0.0f, false};
-  const bool is_inside = pixel.x < c.limits.width && pixel.y < c.limits.height;
+  Pixel pixel = {(float)(warp_x + lane % kWarpWidth) + 0.5f, (float)(warp_y + lane / kWarpWidth) + 0.5f, 1.0f, {}, 0.0f, 0, false};
+  const bool is_inside = pixel.x < (float)c.limits.width && pixel.y < (float)c.limits.height;
   pixel.is_done = !is_inside;
 
   const bool has_overflown = c.pair_starts[c.splat_capacity] > c.pair_capacity;
@@ -110,11 +119,12 @@ __global__ void __launch_bounds__(kThreads) blend_kernel(const Chunk c, const Pa
     copy_async_wait<1>();
     __syncthreads();  // the batch that every thread waited for is there for all
     const uint32_t count = left < kBatch ? left : kBatch;
-    if (!warp_is_done) warp_is_done = blend_batch<CH, ONE_DEPTH>(stages[stage], count, warp_x, warp_y, c, pass, pixel);
+    const uint32_t position = KIND == kForBackward ? range[1] - range[0] - left : 0;
+    if (!warp_is_done) warp_is_done = blend_batch<CH, KIND>(stages[stage], count, position, warp_x, warp_y, c, pass, pixel);
     left -= count;
   }
   copy_async_wait<0>();
-  if (is_inside) store<CH, ONE_DEPTH>(c, pass, v, pixel, has_overflown);
+  if (is_inside) store<CH, KIND>(c, pass, v, pixel, has_overflown);
 }
 
 // Puts channels [first, first + count) into the records' colours; the depth of a record is in its last place until then.
@@ -141,11 +151,12 @@ int fill_colors(const Chunk& c, const Pass& pass, void* stream) {
 int blend(const Chunk& c, const Pass& pass, void* stream) {
   const int64_t tiles = (int64_t)c.tiles_x * c.tiles_y;
   const bool one_depth = pass.depth_mode == kMedianDepth || pass.depth_mode == kFirstDepth;
-  // Few instantiations: 2 channels run as 3, and a depth of one splat as 4.
-  if (one_depth) return launch(blend_kernel<4, true>, tiles, c.num_views, kThreads, stream, c, pass);
-  if (pass.count == 1) return launch(blend_kernel<1, false>, tiles, c.num_views, kThreads, stream, c, pass);
-  if (pass.count <= 3) return launch(blend_kernel<3, false>, tiles, c.num_views, kThreads, stream, c, pass);
-  return launch(blend_kernel<4, false>, tiles, c.num_views, kThreads, stream, c, pass);
+  // Few instantiations: 2 channels run as 3, and what is rarer as 4.
+  if (c.transmittance != nullptr) return launch(blend_kernel<4, kForBackward>, tiles, c.num_views, kThreads, stream, c, pass);
+  if (one_depth) return launch(blend_kernel<4, kOneDepth>, tiles, c.num_views, kThreads, stream, c, pass);
+  if (pass.count == 1) return launch(blend_kernel<1, kPlain>, tiles, c.num_views, kThreads, stream, c, pass);
+  if (pass.count <= 3) return launch(blend_kernel<3, kPlain>, tiles, c.num_views, kThreads, stream, c, pass);
+  return launch(blend_kernel<4, kPlain>, tiles, c.num_views, kThreads, stream, c, pass);
 }
 
 }  // namespace tiled

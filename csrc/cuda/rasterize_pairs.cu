@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kThreads) emit_pairs_kernel(const Chunk c) {
     int v = 0;
     while (v + 1 < c.num_views && splat.slot >= c.block_starts[(size_t)(v + 1) * c.num_blocks]) ++v;
     const TileRect rect = rect_of(c, splat.slot);
+    if (c.first_pair != nullptr) c.first_pair[splat.slot] = splat.start;
     splat.first_key = (uint32_t)v * c.tiles_x * c.tiles_y;
     splat.x = rect.x;
     splat.y = rect.y;

@@ -4,6 +4,7 @@
 // stored, not computed again, because two kernels may round differently.
 #include "../common/simt.h"
 #include "rasterize.h"
+#include "rasterize_splats.h"
 
 namespace worldr1 {
 namespace tiled {
@@ -11,7 +12,7 @@ namespace {
 
 __device__ __forceinline__ bool row_is_finite(const float* row, int64_t size) {
   bool ok = true;
-  for (int64_t i = 0; i < size; ++i) ok = ok && is_finite(row[i]);
+  for (int64_t i = 0; i < size; ++i) ok &= is_finite(row[i]);  // no branch: loads need not wait for each other
   return ok;
 }
 
@@ -22,30 +23,6 @@ __device__ __forceinline__ bool geometry_is_finite(const Chunk& c, int64_t g) {
   const float* q = c.quats + 4 * g;
   const float norm = q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3];
   return ok && row_is_finite(q, 4) && row_is_finite(c.scales + 3 * g, 3) && norm > 0.0f && is_finite(norm);
-}
-
-struct Geometry {
-  float x, y, z;
-  Covariance3<float> covariance;
-};
-
-__device__ __forceinline__ Geometry load_geometry(const Chunk& c, int64_t g) {
-  const float* m = c.means + 3 * g;
-  if (c.covars != nullptr) {
-    const float* v = c.covars + 6 * g;
-    return {m[0], m[1], m[2], {v[0], v[1], v[2], v[3], v[4], v[5]}};
-  }
-  const float *q = c.quats + 4 * g, *s = c.scales + 3 * g;
-  return {m[0], m[1], m[2], covariance_world(q[0], q[1], q[2], q[3], s[0], s[1], s[2])};
-}
-
-// Cameras of the chunk into shared memory, one by one thread each. Ends with a barrier.
-__device__ __forceinline__ void load_cameras(const Chunk& c, Camera* cameras) {
-  const int v = (int)threadIdx.x;
-  if (v < c.num_views) {
-    cameras[v] = make_camera(c.viewmats + 16 * v, c.Ks + 9 * v, (float)c.limits.width, (float)c.limits.height);
-  }
-  __syncthreads();
 }
 
 __global__ void __launch_bounds__(kThreads) validate_kernel(const Chunk c) {
@@ -125,27 +102,13 @@ __device__ __forceinline__ void shade(const Chunk& c, int64_t g, int v, const Ge
   for (int k = 0; k < 3; ++k) record.color[k] = k == features ? depth : rgb[k];
 }
 
-__global__ void __launch_bounds__(kThreads) write_splats_kernel(const Chunk c) {
+__global__ void __launch_bounds__(kThreads, 5) write_splats_kernel(const Chunk c) {
   __shared__ Camera cameras[kMaxViews];
-  __shared__ uint32_t starts[kMaxViews][kWarps];  // counts of the warps, then where each begins to write
+  __shared__ uint32_t starts[kMaxViews][kWarps];
   const int64_t g = (int64_t)blockIdx.x * kThreads + threadIdx.x;
-  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   load_cameras(c, cameras);
   const uint32_t bits = g < c.num_gaussians ? c.keep[g] : 0u;
-  for (int v = 0; v < c.num_views; ++v) {
-    const uint32_t kept = __ballot_sync(kAllLanes, bits >> v & 1u);
-    if (lane == 0) starts[v][warp] = (uint32_t)__popc(kept);
-  }
-  __syncthreads();
-  if ((int)threadIdx.x < c.num_views) {
-    uint32_t next = c.block_starts[(size_t)threadIdx.x * c.num_blocks + blockIdx.x];
-    for (int w = 0; w < kWarps; ++w) {
-      const uint32_t count = starts[threadIdx.x][w];
-      starts[threadIdx.x][w] = next;
-      next += count;
-    }
-  }
-  __syncthreads();
+  find_starts(c, bits, starts);
   Geometry geometry{};
   float opacity = 0.0f;
   if (bits) {
@@ -153,9 +116,8 @@ __global__ void __launch_bounds__(kThreads) write_splats_kernel(const Chunk c) {
     opacity = c.opacities[g];
   }
   for (int v = 0; v < c.num_views; ++v) {
-    const uint32_t kept = __ballot_sync(kAllLanes, bits >> v & 1u);
+    const uint32_t slot = slot_in_view(bits, v, starts);
     if (!(bits >> v & 1u)) continue;
-    const uint32_t slot = starts[v][warp] + (uint32_t)__popc(kept & ((1u << lane) - 1u));
     SplatRecord record{};
     float depth = 0.0f;
     make_record(geometry.x, geometry.y, geometry.z, geometry.covariance, opacity, cameras[v], c.limits, &record, &depth);

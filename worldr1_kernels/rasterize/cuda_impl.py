@@ -1,4 +1,4 @@
-"""Launcher of the CUDA rasterizer, forward pass: float32 device tensors in, no host synchronisation.
+"""Launcher of the CUDA rasterizer, forward and backward: float32 device tensors in, no host synchronisation.
 
 Compiled for sm_90a, and checked on the CPU by `rasterize_emulated`, which runs the same kernels. It has not yet run on
 a device.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from worldr1_kernels import _native
-from worldr1_kernels.rasterize.arguments import Inputs, Settings
+from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, Inputs, Settings
 
 LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 MEMORY_BUDGET = 1 << 30  # bytes of workspace; more views of a scene are rendered in chunks
@@ -28,6 +28,8 @@ class TiledOutput(NamedTuple):
     render_alphas: Tensor  # [B, C, H, W, 1]
     num_invalid: Tensor  # [B, C] int64
     overflow: Tensor  # [B, C] int64: pairs that found no room; above 0 the view is NaN
+    transmittance: Tensor  # [B, C, H, W] for the backward; else empty
+    last: Tensor  # [B, C, H, W] int32 for the backward; else empty
 
 
 @functools.lru_cache(maxsize=256)
@@ -38,6 +40,7 @@ def _plan(
     num_views: int,
     width: int,
     height: int,
+    backward_channels: int,
     pairs_per_gaussian: float,
     memory_budget: int,
 ) -> tuple[int, int, int]:
@@ -48,9 +51,31 @@ def _plan(
         num_views=num_views,
         width=width,
         height=height,
+        backward_channels=backward_channels,
         pairs_per_gaussian=pairs_per_gaussian,
         memory_budget=memory_budget,
     )
+
+
+class _Target(NamedTuple):
+    """Where a call runs, and how much memory it may take."""
+
+    module: Any
+    stream: int
+    memory_budget: int
+    pairs_per_gaussian: float
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+
+
+def _contiguous(inputs: Inputs) -> Inputs:
+    return Inputs(*(None if t is None else t.contiguous() for t in inputs))  # type: ignore[arg-type]
+
+
+def _colors_per_view(inputs: Inputs) -> bool:
+    return inputs.colors is not None and inputs.colors.shape[1] != 1
 
 
 def _check_sizes(inputs: Inputs, settings: Settings) -> None:
@@ -61,53 +86,99 @@ def _check_sizes(inputs: Inputs, settings: Settings) -> None:
         raise ValueError(f"rasterize: an image must have at most {MAX_TILES} tiles of 16x16 on CUDA, got {tiles}")
 
 
-def _call(
-    module: Any, inputs: Inputs, settings: Settings, stream: int, memory_budget: int, pairs_per_gaussian: float
-) -> TiledOutput:
-    """Allocates outputs and workspace on the device of the inputs, and queues the call."""
-    _check_sizes(inputs, settings)
-    # Held in a list until everything is queued: only addresses cross. Torch's allocator keeps memory for the stream.
-    held = [None if t is None else t.contiguous() for t in inputs]
+def _arguments(
+    target: _Target, inputs: Inputs, settings: Settings, backward_channels: int
+) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
+    """What forward and backward share, and the tensors (num_invalid, overflow, workspace) that must live until all is
+    queued; torch's allocator then keeps their memory for the stream. `inputs` must be contiguous."""
     means, colors = inputs.means, inputs.colors
     num_scenes, num_gaussians, num_views = *means.shape[:2], inputs.viewmats.shape[1]
-    channels = settings.channels(colors)
-    image = (num_scenes, num_views, settings.height, settings.width)
-    render_colors, render_alphas = means.new_empty(*image, channels), means.new_empty(*image, 1)
-    colors_per_view = colors is not None and colors.shape[1] != 1
-    num_invalid = means.new_zeros(num_scenes, num_views if colors_per_view else 1, dtype=torch.int64)
+    counted_views = num_views if _colors_per_view(inputs) else 1
+    num_invalid = means.new_zeros(num_scenes, counted_views, dtype=torch.int64)
     overflow = means.new_zeros(num_scenes, num_views, dtype=torch.int64)
-    sizes = (num_gaussians, num_views, settings.width, settings.height)
-    num_bytes, views_per_chunk, pairs_per_view = _plan(module, means.device, *sizes, pairs_per_gaussian, memory_budget)
-    workspace = torch.empty(num_bytes, dtype=torch.uint8, device=means.device)
-    addresses = {
-        name: 0 if tensor is None else tensor.data_ptr() for name, tensor in zip(Inputs._fields, held, strict=True)
-    }
-    module.rasterize_tiled(
-        **addresses,
-        **settings._replace(far_plane=min(settings.far_plane, LARGEST_FLOAT32))._asdict(),
-        render_colors=render_colors.data_ptr(),
-        render_alphas=render_alphas.data_ptr(),
-        num_invalid=num_invalid.data_ptr(),
-        overflow=overflow.data_ptr(),
-        num_scenes=num_scenes,
-        num_views=num_views,
-        num_gaussians=num_gaussians,
-        color_size=0 if colors is None else colors.shape[3:].numel(),
-        channels=channels,
-        colors_per_view=colors_per_view,
-        views_per_chunk=views_per_chunk,
-        pairs_per_view=pairs_per_view,
-        workspace=workspace.data_ptr(),
-        workspace_bytes=num_bytes,
-        stream=stream,
+    sizes = (num_gaussians, num_views, settings.width, settings.height, backward_channels)
+    num_bytes, views_per_chunk, pairs_per_view = _plan(
+        target.module, means.device, *sizes, target.pairs_per_gaussian, target.memory_budget
     )
-    return TiledOutput(render_colors, render_alphas, num_invalid.expand(-1, num_views).contiguous(), overflow)
+    workspace = torch.empty(num_bytes, dtype=torch.uint8, device=means.device)
+    arguments = {
+        **{name: _address(tensor) for name, tensor in inputs._asdict().items()},
+        **settings._replace(far_plane=min(settings.far_plane, LARGEST_FLOAT32))._asdict(),
+        "num_invalid": _address(num_invalid),
+        "overflow": _address(overflow),
+        "num_scenes": num_scenes,
+        "num_views": num_views,
+        "num_gaussians": num_gaussians,
+        "color_size": 0 if colors is None else colors.shape[3:].numel(),
+        "channels": settings.channels(colors),
+        "colors_per_view": _colors_per_view(inputs),
+        "views_per_chunk": views_per_chunk,
+        "pairs_per_view": pairs_per_view,
+        "workspace": _address(workspace),
+        "workspace_bytes": num_bytes,
+        "stream": target.stream,
+    }
+    return arguments, num_invalid, overflow, workspace
+
+
+def _forward(target: _Target, inputs: Inputs, settings: Settings, for_backward: bool) -> TiledOutput:
+    assert not (for_backward and settings.depth_mode in (MEDIAN_DEPTH, FIRST_DEPTH))
+    _check_sizes(inputs, settings)
+    inputs = _contiguous(inputs)
+    arguments, num_invalid, overflow, workspace = _arguments(target, inputs, settings, 0)
+    new = inputs.means.new_empty
+    image = (*overflow.shape, settings.height, settings.width)
+    colors, alphas = new(*image, arguments["channels"]), new(*image, 1)
+    kept = image if for_backward else (0,)
+    transmittance, last = new(*kept), new(*kept, dtype=torch.int32)
+    target.module.rasterize_tiled(
+        **arguments,
+        render_colors=_address(colors),
+        render_alphas=_address(alphas),
+        transmittance=_address(transmittance),
+        last=_address(last),
+    )
+    del workspace
+    return TiledOutput(colors, alphas, num_invalid.expand_as(overflow).contiguous(), overflow, transmittance, last)
+
+
+def _backward(
+    target: _Target,
+    inputs: Inputs,
+    settings: Settings,
+    render_colors: Tensor | None,
+    transmittance: Tensor,
+    last: Tensor,
+    grad_colors: Tensor | None,
+    grad_alphas: Tensor | None,
+    split_means2d: bool,
+) -> tuple[Tensor, ...]:
+    inputs = _contiguous(inputs)
+    arguments, *held = _arguments(target, inputs, settings, settings.channels(inputs.colors))
+    images = (render_colors, transmittance, last, grad_colors, grad_alphas)
+    names = ("render_colors", "transmittance", "last", "grad_colors", "grad_alphas")
+    tensors = [None if t is None else t.contiguous() for t in images]
+    gradients = [inputs.means.new_zeros(0 if t is None else t.shape) for t in inputs]
+    if inputs.backgrounds is not None and grad_colors is not None:
+        gradients[-1] = torch.einsum("bchw,bchwx->bcx", transmittance, grad_colors)
+    num_points = (*inputs.viewmats.shape[:2], inputs.means.shape[1], 2) if split_means2d else (0,)
+    means2d = inputs.means.new_zeros(num_points)
+    targets = {f"v_{name}": _address(t) for name, t in zip(Inputs._fields, gradients, strict=True)}
+    target.module.rasterize_tiled_backward(
+        **arguments,
+        **{name: _address(t) for name, t in zip(names, tensors, strict=True)},
+        **targets,
+        v_means2d=_address(means2d),
+    )
+    del held
+    return (*gradients, means2d)
 
 
 def rasterize_cuda(
     inputs: Inputs,
     settings: Settings,
     *,
+    for_backward: bool = False,
     memory_budget: int = MEMORY_BUDGET,
     pairs_per_gaussian: float = PAIRS_PER_GAUSSIAN,
 ) -> TiledOutput:
@@ -122,6 +193,7 @@ def rasterize_cuda(
     Args:
       inputs: Float32 tensors on one CUDA device, any strides.
       settings: Scalars.
+      for_backward: Keep what `rasterize_backward_cuda` reads. Not with the depths MD and FD.
       memory_budget: Bytes of workspace; views are rendered in chunks that fit, one view at least whatever it takes.
       pairs_per_gaussian: Room for pairs, per view and Gaussian.
     Returns:
@@ -133,13 +205,54 @@ def rasterize_cuda(
     module = _native.cuda()
     with torch.cuda.device(inputs.means.device):
         stream = torch.cuda.current_stream().cuda_stream
-        return _call(module, inputs, settings, stream, memory_budget, pairs_per_gaussian)
+        return _forward(_Target(module, stream, memory_budget, pairs_per_gaussian), inputs, settings, for_backward)
+
+
+def rasterize_backward_cuda(
+    inputs: Inputs,
+    settings: Settings,
+    render_colors: Tensor | None,
+    transmittance: Tensor,
+    last: Tensor,
+    grad_colors: Tensor | None,
+    grad_alphas: Tensor | None,
+    *,
+    split_means2d: bool = False,
+    memory_budget: int = MEMORY_BUDGET,
+    pairs_per_gaussian: float = PAIRS_PER_GAUSSIAN,
+) -> tuple[Tensor, ...]:
+    """Gradients of `rasterize_cuda`, the same bits every time: no float is added atomically.
+
+    Args:
+      inputs: As in the forward.
+      settings: As in the forward.
+      render_colors: The forward's, for expected depth alone.
+      transmittance: The forward's.
+      last: The forward's.
+      grad_colors: Gradient of render_colors; None: zero.
+      grad_alphas: Gradient of render_alphas; None: zero.
+      split_means2d: Return the gradient of the projected means apart, and leave it out of the others.
+      memory_budget: As in the forward; a pair takes 40 bytes more here.
+      pairs_per_gaussian: As in the forward, and at least as much.
+    Returns:
+      The gradients of `inputs`, empty where one is None, and of the projected means [B, C, N, 2] or empty. NaN where
+      the lists of a chunk did not fit.
+    Raises:
+      RuntimeError: the module is not built, there is no device, or CUDA reports an error.
+    """
+    module = _native.cuda()
+    images = (render_colors, transmittance, last, grad_colors, grad_alphas)
+    with torch.cuda.device(inputs.means.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        target = _Target(module, stream, memory_budget, pairs_per_gaussian)
+        return _backward(target, inputs, settings, *images, split_means2d)
 
 
 def rasterize_emulated(
     inputs: Inputs,
     settings: Settings,
     *,
+    for_backward: bool = False,
     seed: int = 0,
     memory_budget: int = MEMORY_BUDGET,
     pairs_per_gaussian: float = PAIRS_PER_GAUSSIAN,
@@ -149,6 +262,7 @@ def rasterize_emulated(
     Args:
       inputs: Float32 tensors on the CPU.
       settings: Scalars.
+      for_backward: As in `rasterize_cuda`.
       seed: Order of threads, warps and blocks, and when asynchronous copies land. The result must not depend on it.
       memory_budget: As in `rasterize_cuda`.
       pairs_per_gaussian: As in `rasterize_cuda`.
@@ -158,4 +272,23 @@ def rasterize_emulated(
       RuntimeError: the C++ module is not built; a thread missed a collective of its warp or block; a kernel wrote past
       an array.
     """
-    return _call(_native.cpu(), inputs, settings, seed, memory_budget, pairs_per_gaussian)
+    target = _Target(_native.cpu(), seed, memory_budget, pairs_per_gaussian)
+    return _forward(target, inputs, settings, for_backward)
+
+
+def rasterize_backward_emulated(
+    inputs: Inputs,
+    settings: Settings,
+    output: TiledOutput,
+    grad_colors: Tensor | None,
+    grad_alphas: Tensor | None,
+    *,
+    split_means2d: bool = False,
+    seed: int = 0,
+    memory_budget: int = MEMORY_BUDGET,
+    pairs_per_gaussian: float = PAIRS_PER_GAUSSIAN,
+) -> tuple[Tensor, ...]:
+    """The kernels of `rasterize_backward_cuda` run by the interpreter; see there and `rasterize_emulated`."""
+    target = _Target(_native.cpu(), seed, memory_budget, pairs_per_gaussian)
+    images = (output.render_colors, output.transmittance, output.last, grad_colors, grad_alphas)
+    return _backward(target, inputs, settings, *images, split_means2d)

@@ -1,0 +1,209 @@
+"""What the compiler says of the CUDA rasterizer without a device: `python -m bench.static_sm90 [--write]`.
+
+Compiles csrc/cuda/rasterize_*.cu for sm_90a, reads registers, spills and shared memory from ptxas, and counts
+instructions in the disassembly. `--write` renews docs/results/sm90_static.md. None of this is a speed: nothing runs.
+"""
+
+import argparse
+import datetime
+import os
+import re
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.report import _git
+from worldr1_kernels.build import CSRC, find_nvcc
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "sm90_static.md"
+OWN_STAGES = ("rasterize_project.cu", "rasterize_pairs.cu", "rasterize_blend.cu", "rasterize_backward.cu")
+LIBRARY_STAGES = ("rasterize_sort.cu",)  # CUB's kernels
+FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v")
+# Hopper: per multiprocessor.
+REGISTERS, THREADS, SHARED_BYTES, SHARED_PER_BLOCK, BLOCKS = 65_536, 2_048, 233_472, 1_024, 32
+GROUPS = {
+    "fp32": r"(FFMA|FMUL|FADD|FMNMX|FSETP|FSEL|FCHK)\b",
+    "special": r"MUFU",
+    "global": r"(LDG|STG|LDGSTS|ATOMG|REDG|RED|ATOM)\b",
+    "shared": r"(LDS|STS|LDSM|ATOMS)\b",
+    "local": r"(LDL|STL)\b",
+    "fp64": r"(DADD|DMUL|DFMA|DSETP|MUFU\.\w*64H)\b",
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel as compiled; `threads` is 0 where launch bounds are not known here (CUB)."""
+
+    source: str
+    name: str
+    threads: int
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+    spill_bytes: int
+    instructions: int
+    counts: dict[str, int]
+    loop: int  # instructions of the innermost loop around the exponential; 0 where there is none
+
+    @property
+    def warps(self) -> int:
+        """Warps that fit on one multiprocessor."""
+        if self.threads == 0:
+            return 0
+        registers = -(-self.registers // 8) * 8 * self.threads
+        shared = SHARED_BYTES // (self.shared_bytes + SHARED_PER_BLOCK)
+        return min(REGISTERS // registers, shared, THREADS // self.threads, BLOCKS) * self.threads // 32
+
+
+def find_cuobjdump() -> str | None:
+    """cuobjdump from PATH, beside nvcc, or from the triton package."""
+    found = shutil.which("cuobjdump")
+    if found is None:
+        try:
+            import triton
+
+            found = shutil.which("cuobjdump", path=str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin"))
+        except ImportError:
+            return None
+    return found
+
+
+def readable(mangled: str) -> str:
+    """`name<arguments>` of a kernel, without namespaces and parameters."""
+    name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
+    cub = re.search(r"Device\w*Kernel|static_kernel|EmptyKernel|\w+_kernel", name)
+    assert cub is not None, f"a kernel's name must end in Kernel or _kernel, got {name}"
+    arguments = re.match(r"<([\w ,]*)>", name[cub.end() :])
+    types = re.findall(r"unsigned (?:short|int)", name) if "cub::" in name else []
+    suffix = f"<{arguments[1]}>" if arguments else f" ({types[0]} keys)" if types else ""
+    return cub[0] + suffix.replace("(bool)", "")
+
+
+def hot_loop(code: list[tuple[int, str]]) -> int:
+    """Instructions of the shortest loop, by its backward branch, that holds an EX2."""
+    exponentials = [address for address, text in code if "MUFU.EX2" in text]
+    sizes = []
+    for address, text in code:
+        branch = re.search(r"\bBRA (?:`\(\.L_\S+\)|0x([0-9a-f]+))", text)
+        if branch and branch[1] and int(branch[1], 16) <= address:
+            first = int(branch[1], 16)
+            if any(first <= e <= address for e in exponentials):
+                sizes.append((address - first) // 16 + 1)
+    return min(sizes, default=0)
+
+
+def compile_stage(source: str, nvcc: str, cuobjdump: str) -> tuple[list[Kernel], float]:
+    """Kernels of one source, and the processor seconds that compiling it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "stage.cubin"
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [nvcc, *FLAGS, "-cubin", str(CSRC / "cuda" / source), "-o", str(cubin)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"static_sm90: {source} must compile, nvcc said:\n{done.stderr}")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        sass = subprocess.run([cuobjdump, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
+    code = {}
+    for function in sass.split("Function : ")[1:]:
+        lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;/]+);", function)
+        code[function.split("\n", 1)[0].strip()] = [(int(a, 16), text.strip()) for a, text in lines]
+    kernels = []
+    for part in done.stderr.split("Compiling entry function ")[1:]:
+        mangled = part.split("'")[1]
+        stack, stores, loads = map(int, re.search(r"(\d+) bytes stack frame, (\d+) .*?, (\d+) ", part).groups())  # type: ignore[union-attr]
+        registers = re.search(r"Used (\d+) registers", part)
+        shared = re.search(r"(\d+) bytes smem", part)
+        assert registers is not None
+        text = [instruction for _, instruction in code[mangled] if not re.search(r"\bNOP\b", instruction)]
+        counts = Counter(
+            {group: sum(bool(re.search(rf"\b{pattern}", t)) for t in text) for group, pattern in GROUPS.items()}
+        )
+        kernels.append(
+            Kernel(
+                source,
+                readable(mangled),
+                256 if source in OWN_STAGES else 0,
+                int(registers[1]),
+                int(shared[1]) if shared else 0,
+                stack,
+                stores + loads,
+                len(text),
+                dict(counts),
+                hot_loop(code[mangled]),
+            )
+        )
+    return kernels, seconds
+
+
+def table(kernels: list[Kernel]) -> str:
+    """Markdown rows of kernels."""
+    head = ["kernel", "registers", "shared B", "stack B", "spills B", "warps/SM", "instructions", *GROUPS, "hot loop"]
+    rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for k in kernels:
+        cells = [k.name, k.registers, k.shared_bytes, k.stack_bytes, k.spill_bytes, k.warps or "", k.instructions]
+        rows.append("| " + " | ".join(str(c) for c in [*cells, *(k.counts[g] for g in GROUPS), k.loop or ""]) + " |")
+    return "\n".join(rows)
+
+
+def page(own: list[Kernel], library: list[Kernel], seconds: dict[str, float], compiler: str) -> str:
+    """The text of docs/results/sm90_static.md."""
+    times = ", ".join(f"{source} {value:.1f}" for source, value in seconds.items())
+    commit = _git("rev-parse", "--short", "HEAD") + (" (changed)" if _git("status", "--porcelain", "csrc") else "")
+    return f"""# CUDA rasterizer: what the sm_90a build shows without a device
+
+**No GPU has run this code.** These are counts from the compiler, not speeds.
+
+Command: `python -m bench.static_sm90 --write`. Compiler: {compiler}. Commit: {commit}. Date: {datetime.date.today()}.
+Success, set before: no spills, no stack, no fp64 instruction but in the sums over a camera; forward blending with
+registers for full occupancy and at most 40 instructions in its loop. Asserted wherever nvcc is, by
+`tests/kernels/test_rasterize_cuda_static.py`.
+
+## The rasterizer's kernels
+256 threads a block. Instructions are counted in the listing, not in execution. Warps/SM: what registers and shared
+memory admit, of 64. Hot loop: what a warp executes for one splat that its culling let through, over its 8x4 pixels.
+
+{table(own)}
+
+## CUB's kernels (two sorts, one sum)
+{table(library)}
+
+## Compile time
+Processor seconds of nvcc: {times}.
+
+## Not shown here
+Speed, achieved occupancy, caches, correctness on a device. The logic of the kernels is tested on the CPU by an
+interpreter (`csrc/common/simt_host.h`, `tests/kernels/test_rasterize_cuda.py`). What that cannot show: the device's
+memory model, its rounding (fused multiply-adds, `ex2.approx`), CUB, CUDA graphs. `pytest -m gpu tests/kernels` is
+ready for these.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="renew docs/results/sm90_static.md")
+    write = parser.parse_args().write
+    nvcc, cuobjdump = find_nvcc(os.environ), find_cuobjdump()
+    if nvcc is None or cuobjdump is None:
+        raise RuntimeError("static_sm90: nvcc and cuobjdump (CUDA, or the triton package) must be there")
+    compiled = {source: compile_stage(source, nvcc, cuobjdump) for source in (*OWN_STAGES, *LIBRARY_STAGES)}
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release [\d.]+, V[\d.]+", version)
+    text = page(
+        [k for source in OWN_STAGES for k in compiled[source][0]],
+        [k for source in LIBRARY_STAGES for k in compiled[source][0]],
+        {source: seconds for source, (_, seconds) in compiled.items()},
+        f"nvcc {release[0] if release else version}",
+    )
+    print(text)
+    if write:
+        PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

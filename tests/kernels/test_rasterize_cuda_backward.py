@@ -1,0 +1,124 @@
+"""Gradients of the CUDA rasterizer without a device: its kernels, run thread by thread, against autograd in float64."""
+
+import pytest
+import torch
+
+from worldr1_kernels.rasterize.arguments import EXPECTED_DEPTH, NO_DEPTH, WEIGHTED_DEPTH, Inputs, Settings
+from worldr1_kernels.rasterize.cuda_impl import rasterize_backward_emulated, rasterize_emulated
+from worldr1_kernels.rasterize.reference import rasterize_reference
+from worldr1_kernels.testing import gaussian_scene, normal, uniform
+
+
+def inputs_of(num: int, width: int, height: int, num_views: int = 2, **options: object) -> Inputs:
+    means, quats, scales, opacities, colors, viewmats, Ks = (
+        t[None] for t in gaussian_scene(num, width, height, num_views=num_views, **options)
+    )
+    return Inputs(means, quats, scales, None, opacities, colors[:, None], viewmats, Ks, None)
+
+
+def settings_of(width: int, height: int, **changes: object) -> Settings:
+    return Settings(width, height, 0.01, 1e10, 0.0, 0.3, -1, NO_DEPTH, False, 0.99, 0.005)._replace(**changes)
+
+
+def reference_gradients(
+    inputs: Inputs, settings: Settings, grad_colors: torch.Tensor, grad_alphas: torch.Tensor
+) -> list[torch.Tensor | None]:
+    leaves = [None if t is None else t.double().requires_grad_() for t in inputs]
+    out = rasterize_reference(Inputs(*leaves), settings)
+    loss = (out.render_colors * grad_colors.double()).sum() + (out.render_alphas * grad_alphas.double()).sum()
+    given = [t for t in leaves if t is not None]
+    found = iter(torch.autograd.grad(loss, given, allow_unused=True))
+    return [None if t is None else next(found) for t in leaves]
+
+
+def check(inputs: Inputs, settings: Settings, *, seed: int = 0, **options: object) -> tuple[torch.Tensor, ...]:
+    """Relative L2 distance of every gradient from the reference's below 1e-3 (a splat may cross a threshold), and its
+    direction the same."""
+    output = rasterize_emulated(inputs, settings, for_backward=True, seed=seed, **options)
+    plain = rasterize_emulated(inputs, settings)
+    assert torch.equal(output.render_colors, plain.render_colors)
+    grad_colors, grad_alphas = normal(output.render_colors.shape, 1), normal(output.render_alphas.shape, 2)
+    actual = rasterize_backward_emulated(inputs, settings, output, grad_colors, grad_alphas, seed=seed, **options)
+    expected = reference_gradients(inputs, settings, grad_colors, grad_alphas)
+    compared = 0
+    for name, value, reference in zip(Inputs._fields, actual[:-1], expected, strict=True):
+        if reference is None:
+            continue
+        if name == "backgrounds" and settings.depth_mode != NO_DEPTH:  # the zeros under the depth are a constant
+            value, reference = value[..., :-1], reference[..., :-1]
+        distance = float((value.double() - reference).norm())
+        assert distance <= 1e-3 * float(reference.norm()), f"{name}: {distance} of {float(reference.norm())}"
+        compared += int(reference.norm() > 0)
+    assert compared >= 6
+    return actual
+
+
+@pytest.mark.parametrize("depth_mode", [NO_DEPTH, WEIGHTED_DEPTH, EXPECTED_DEPTH])
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_gradients(depth_mode: int, antialiased: bool) -> None:
+    inputs = inputs_of(60, 21, 18)
+    backgrounds = torch.cat([uniform((1, 2, 3), 1), torch.zeros(1, 2, int(depth_mode != NO_DEPTH))], -1)
+    check(inputs._replace(backgrounds=backgrounds), settings_of(21, 18, depth_mode=depth_mode, antialiased=antialiased))
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3, 4])
+def test_spherical_harmonics(degree: int) -> None:
+    colors = 0.3 * normal((1, 2 if degree % 2 else 1, 40, 25, 3), degree)
+    inputs = inputs_of(40, 17, 15)._replace(colors=colors)
+    check(inputs, settings_of(17, 15, sh_degree=degree, depth_mode=WEIGHTED_DEPTH))
+
+
+@pytest.mark.parametrize("channels", [1, 5, 8])
+def test_channels_in_passes(channels: int) -> None:
+    check(inputs_of(40, 17, 15, num_channels=channels), settings_of(17, 15, depth_mode=EXPECTED_DEPTH))
+
+
+def test_covariances_and_views_in_chunks() -> None:
+    inputs = inputs_of(40, 20, 17, num_views=3)
+    factor = normal((1, 40, 3, 3), 4) * 0.05
+    rows, columns = torch.triu_indices(3, 3)
+    covars = (factor @ factor.transpose(-1, -2))[..., rows, columns]
+    inputs = inputs._replace(quats=None, scales=None, covars=covars)
+    whole = check(inputs, settings_of(20, 17))
+    single = check(inputs, settings_of(20, 17), memory_budget=1)
+    for one, other in zip(whole, single, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_projected_means_apart() -> None:
+    inputs, settings = inputs_of(50, 20, 17), settings_of(20, 17)
+    output = rasterize_emulated(inputs, settings, for_backward=True)
+    grads = (normal(output.render_colors.shape, 1), normal(output.render_alphas.shape, 2))
+    together = rasterize_backward_emulated(inputs, settings, output, *grads)
+    apart = rasterize_backward_emulated(inputs, settings, output, *grads, split_means2d=True)
+    # u = fx x/z + cx: the part of Ks that comes through the projected mean.
+    means2d = apart[-1]
+    assert together[-1].numel() == 0 and means2d.shape == (1, 2, 50, 2)
+    centre = together[7][..., :2, 2] - apart[7][..., :2, 2]
+    torch.testing.assert_close(centre, means2d.sum(2), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together[4], apart[4], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_no_order_of_threads_changes_a_bit(seed: int) -> None:
+    inputs, settings = inputs_of(120, 20, 17, sigma_px=(2.0, 8.0)), settings_of(20, 17, depth_mode=WEIGHTED_DEPTH)
+    inputs.opacities.mul_(0.2)
+    expected, actual = check(inputs, settings), check(inputs, settings, seed=seed)
+    for one, other in zip(expected, actual, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_invalid_gaussians_have_no_gradient_and_nothing_has_none() -> None:
+    inputs, settings = inputs_of(40, 17, 15), settings_of(17, 15)
+    inputs.means[0, 3, 0] = float("nan")
+    inputs.colors[0, 0, 5, 1] = float("inf")
+    output = rasterize_emulated(inputs, settings, for_backward=True)
+    grads = rasterize_backward_emulated(inputs, settings, output, torch.ones_like(output.render_colors), None)
+    assert all(bool(g.isfinite().all()) for g in grads)
+    assert float(grads[0][0, [3, 5]].abs().sum()) == 0 and float(grads[0].abs().sum()) > 0
+    none = rasterize_backward_emulated(inputs, settings, output, None, None)
+    assert all(float(g.abs().sum()) == 0 for g in none)
+    empty = Inputs(*(None if t is None else t[:, :0] for t in inputs[:5]), inputs.colors[:, :, :0], *inputs[6:])
+    output = rasterize_emulated(empty, settings, for_backward=True)
+    grads = rasterize_backward_emulated(empty, settings, output, torch.ones_like(output.render_colors), None)
+    assert grads[0].shape == (1, 0, 3) and float(grads[6].abs().sum()) == 0

@@ -1,0 +1,148 @@
+"""The CUDA rasterizer on a device. Written without one: these tests have never run."""
+
+import pytest
+import torch
+
+from worldr1_kernels.rasterize.arguments import EXPECTED_DEPTH, MEDIAN_DEPTH, NO_DEPTH, WEIGHTED_DEPTH, Inputs, Settings
+from worldr1_kernels.rasterize.cuda_impl import rasterize_cuda, rasterize_emulated
+from worldr1_kernels.rasterize.native_impl import rasterize_native
+from worldr1_kernels.rasterize.reference import rasterize_reference
+from worldr1_kernels.testing import gaussian_scene, normal, poison_empty
+
+pytestmark = pytest.mark.gpu
+
+TIGHT = 1e-5
+BORDERLINE = 1 / 255 + 1e-3
+
+
+def scene_inputs(num: int, width: int, height: int, num_views: int = 1, **options: object) -> Inputs:
+    means, quats, scales, opacities, colors, viewmats, Ks = (
+        t[None] for t in gaussian_scene(num, width, height, num_views=num_views, **options)
+    )
+    return Inputs(means, quats, scales, None, opacities, colors[:, None], viewmats, Ks, None)
+
+
+def settings_of(width: int, height: int, **changes: object) -> Settings:
+    return Settings(width, height, 0.01, 1e10, 0.0, 0.3, -1, NO_DEPTH, False, 0.99, 0.005)._replace(**changes)
+
+
+def on_gpu(inputs: Inputs) -> Inputs:
+    return Inputs(*(None if t is None else t.cuda() for t in inputs))
+
+
+def assert_images_close(actual: torch.Tensor, expected: torch.Tensor, scale: float = 1.0) -> None:
+    difference = (actual.cpu().double() - expected.cpu().double()).abs().amax(-1) / scale
+    outside = int((difference > TIGHT).sum())
+    assert outside <= max(1, difference.numel() // 10_000), f"{outside} of {difference.numel()} pixels differ"
+    assert float(difference.max()) <= BORDERLINE
+
+
+@pytest.mark.parametrize("depth_mode", [NO_DEPTH, WEIGHTED_DEPTH, EXPECTED_DEPTH, MEDIAN_DEPTH])
+@pytest.mark.parametrize(
+    ("num", "width", "height", "views"),
+    [(0, 20, 18, 2), (1, 1, 1, 1), (800, 77, 51, 2), (3000, 130, 94, 9)],
+    ids=["N0-C2", "N1-H1-W1", "N800-H51-W77-C2", "N3000-H94-W130-C9"],
+)
+def test_matches_the_reference_and_the_cpu(num: int, width: int, height: int, views: int, depth_mode: int) -> None:
+    inputs, settings = scene_inputs(num, width, height, views), settings_of(width, height, depth_mode=depth_mode)
+    with poison_empty():
+        output = rasterize_cuda(on_gpu(inputs), settings)
+    double = Inputs(*(None if t is None else t.double() for t in inputs))
+    expected = rasterize_reference(double, settings)
+    native = rasterize_native(inputs, settings)
+    assert_images_close(output.render_alphas, expected.render_alphas)
+    assert_images_close(output.render_colors, expected.render_colors, 12.0)
+    assert_images_close(output.render_colors, native[0], 12.0)
+    assert torch.equal(output.num_invalid.cpu(), expected.num_invalid) and int(output.overflow.sum()) == 0
+
+
+@pytest.mark.parametrize("degree", [0, 2, 4])
+@pytest.mark.parametrize("per_view", [False, True])
+def test_spherical_harmonics(degree: int, per_view: bool) -> None:
+    inputs = scene_inputs(500, 65, 40, 3)
+    inputs = inputs._replace(colors=0.3 * normal((1, 3 if per_view else 1, 500, 25, 3), degree))
+    settings = settings_of(65, 40, sh_degree=degree, depth_mode=WEIGHTED_DEPTH)
+    native = rasterize_native(inputs, settings)
+    assert_images_close(rasterize_cuda(on_gpu(inputs), settings).render_colors, native[0], 6.0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5, 9])
+def test_channels(channels: int) -> None:
+    inputs, settings = (
+        scene_inputs(300, 40, 33, 2, num_channels=channels),
+        settings_of(40, 33, depth_mode=EXPECTED_DEPTH),
+    )
+    native = rasterize_native(inputs, settings)
+    assert_images_close(rasterize_cuda(on_gpu(inputs), settings).render_colors, native[0], 12.0)
+
+
+def test_large_scene_against_the_cpu() -> None:
+    """Long lists, many blocks, look-back sums over thousands of blocks, all batches of a tile."""
+    inputs = scene_inputs(400_000, 832, 480, 3, sigma_px=(0.5, 2.0))
+    settings = settings_of(832, 480, depth_mode=WEIGHTED_DEPTH)
+    native = rasterize_native(inputs, settings)
+    assert_images_close(rasterize_cuda(on_gpu(inputs), settings).render_colors, native[0], 6.0)
+
+
+def test_the_device_agrees_with_the_interpreter() -> None:
+    inputs, settings = scene_inputs(400, 48, 40, 2), settings_of(48, 40, depth_mode=WEIGHTED_DEPTH)
+    emulated = rasterize_emulated(inputs, settings)
+    assert_images_close(rasterize_cuda(on_gpu(inputs), settings).render_colors, emulated.render_colors, 6.0)
+
+
+def test_twice_is_bit_equal_and_chunks_change_nothing() -> None:
+    inputs, settings = on_gpu(scene_inputs(50_000, 320, 240, 12)), settings_of(320, 240, depth_mode=WEIGHTED_DEPTH)
+    first = rasterize_cuda(inputs, settings)
+    for budget in (1 << 30, 1 << 30, 1):
+        again = rasterize_cuda(inputs, settings, memory_budget=budget)
+        assert torch.equal(again.render_colors, first.render_colors)
+        assert torch.equal(again.render_alphas, first.render_alphas)
+
+
+def test_overflow_is_nan_and_counted() -> None:
+    inputs = on_gpu(scene_inputs(300_000, 640, 480, 1, sigma_px=(20.0, 40.0)))  # about 20 tiles a splat; room for 3.5
+    settings = settings_of(640, 480)
+    output = rasterize_cuda(inputs, settings, pairs_per_gaussian=0.0)
+    assert int(output.overflow.min()) > 0 and bool(output.render_colors.isnan().all())
+    enough = (int(output.overflow.max()) + (1 << 20)) / 300_000 + 1e-3
+    whole = rasterize_cuda(inputs, settings, pairs_per_gaussian=enough)
+    assert int(whole.overflow.max()) == 0 and bool(whole.render_colors.isfinite().all())
+
+
+def test_graph_capture_replays_on_new_values() -> None:
+    inputs, settings = on_gpu(scene_inputs(5_000, 160, 120, 4)), settings_of(160, 120, depth_mode=WEIGHTED_DEPTH)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        rasterize_cuda(inputs, settings)  # asks CUB for sizes
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = rasterize_cuda(inputs, settings)
+    inputs.means.add_(0.05)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured.render_colors, rasterize_cuda(inputs, settings).render_colors)
+
+
+def test_runs_on_the_current_stream_without_waiting() -> None:
+    inputs, settings = on_gpu(scene_inputs(5_000, 160, 120, 2)), settings_of(160, 120)
+    expected = rasterize_cuda(inputs, settings).render_colors
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream), torch.cuda.device(inputs.means.device):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            output = rasterize_cuda(inputs, settings).render_colors
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    stream.synchronize()
+    assert torch.equal(output, expected)
+
+
+def test_another_index_than_the_current_device() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two devices")
+    inputs, settings = scene_inputs(200, 40, 30), settings_of(40, 30)
+    other = Inputs(*(None if t is None else t.to("cuda:1") for t in inputs))
+    output = rasterize_cuda(other, settings).render_colors
+    assert torch.equal(output.cpu(), rasterize_cuda(on_gpu(inputs), settings).render_colors.cpu())

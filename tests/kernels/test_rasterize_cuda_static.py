@@ -1,0 +1,56 @@
+"""What the sm_90a build of the CUDA rasterizer must show: no spills, no local memory, few registers."""
+
+import os
+
+import pytest
+
+from bench.static_sm90 import OWN_STAGES, Kernel, compile_stage, find_cuobjdump, hot_loop, page, readable
+from worldr1_kernels.build import find_nvcc
+
+FORWARD = ("blend_kernel<1, 0>", "blend_kernel<3, 0>", "blend_kernel<4, 0>")
+NVCC, CUOBJDUMP = find_nvcc(os.environ), find_cuobjdump()
+
+
+@pytest.mark.skipif(NVCC is None or CUOBJDUMP is None, reason="needs nvcc and cuobjdump")
+def test_kernels_as_compiled() -> None:
+    assert NVCC is not None and CUOBJDUMP is not None
+    kernels = {k.name: k for source in OWN_STAGES for k in compile_stage(source, NVCC, CUOBJDUMP)[0]}
+    assert {"cull_kernel", "write_splats_kernel", "blend_kernel<4, 0>", "emit_pairs_kernel<unsigned short>"} <= set(
+        kernels
+    )
+    for kernel in kernels.values():
+        assert kernel.spill_bytes == 0 and kernel.stack_bytes == 0 and kernel.counts["local"] == 0, kernel
+        assert kernel.counts["fp64"] == 0 or kernel.name == "camera_gradients_kernel", kernel
+        if kernel.source == "rasterize_backward.cu":
+            assert kernel.registers <= 128, kernel
+        else:
+            assert kernel.registers <= 48 and kernel.warps >= 40, kernel
+        if kernel.name in FORWARD:
+            assert kernel.registers <= 32 and kernel.warps == 64, kernel  # full occupancy
+            assert kernel.shared_bytes == 2 * 256 * 48, kernel
+            assert 20 < kernel.loop <= 40, kernel
+
+
+def test_the_hot_loop_is_the_shortest_around_the_exponential() -> None:
+    code = [(0, "MOV R1"), (16, "MUFU.EX2 R2"), (32, "@P0 BRA 0x10"), (48, "@P1 BRA 0x0"), (64, "BRA 0x40")]
+    assert hot_loop(code) == 2
+    assert hot_loop(code[2:]) == 0
+
+
+def test_names_and_page() -> None:
+    assert readable("_Z12blend_kernelILi4ELi0EEvv") == "blend_kernel<4, 0>"
+    kernel = Kernel(
+        "rasterize_blend.cu",
+        "blend_kernel<4, 0>",
+        256,
+        31,
+        24576,
+        0,
+        0,
+        500,
+        dict.fromkeys(("fp32", "special", "global", "shared", "local", "fp64"), 3),
+        37,
+    )
+    assert kernel.warps == 64
+    text = page([kernel], [], {"rasterize_blend.cu": 0.8}, "nvcc 13")
+    assert "**No GPU has run this code.**" in text and "| blend_kernel<4, 0> | 31 | 24576 | 0 | 0 | 64 | 500 |" in text
