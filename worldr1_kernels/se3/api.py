@@ -108,7 +108,8 @@ def geodesic_distance(R_a: torch.Tensor, R_b: torch.Tensor, *, backend: Backend 
       R_b: Rotations, same shape and dtype.
       backend: Implementation; only "auto" may pick another.
     Returns:
-      [...] radians in [0, pi]. Differentiable in both; the subgradient is 0 at 0 and at pi, where there is a kink.
+      [...] radians in [0, pi], computed in float64. Differentiable in both (once, unless the backend is the reference);
+      the subgradient is 0 within rounding of 0 and of pi, where there is a kink.
     Raises:
       ValueError: shapes or devices differ; not finite; not rotations (orthonormal to 1e-3, determinant +1).
       TypeError: dtype.
@@ -214,8 +215,8 @@ def trajectory_error(
         of it is at rest and gets scale 0.
       backend: Implementation; only "auto" may pick another.
     Returns:
-      TrajectoryError, dtype of viewmats_pred. All fields are differentiable in both trajectories (`scale` of `sim3`
-      excepted).
+      TrajectoryError, dtype of viewmats_pred. All fields are differentiable in both trajectories (once, unless the
+      backend is the reference), `scale` of `none` and `sim3` excepted.
     Raises:
       ValueError: shapes or devices differ; F < 2; not finite; not rigid (reflections too); median_depth not > 0, or
         given with another scale than `least_squares`.
@@ -262,7 +263,8 @@ def trajectory_reward(
       metric: The two share one unit: add |ln(recovered length / L)| to the exponent where L > 0.
       backend: Implementation; only "auto" may pick another.
     Returns:
-      [N] in [0, 1], dtype of viewmats_pred; 1 is perfect. Differentiable in both trajectories.
+      [N] in [0, 1], dtype of viewmats_pred; 1 is perfect. Differentiable in both trajectories (once, unless the backend
+      is the reference).
     Raises:
       ValueError: shapes or devices differ; F < 2; not finite; not rigid (reflections too); median_depth not > 0; a
         weight < 0 or not finite.

@@ -1,6 +1,7 @@
 """S_traj over the whole taxonomy and composites: better camera work never scores less."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from worldr1.config import CameraConfig
 from worldr1.datatypes import GaussianScene, MotionToken, Reconstruction
 from worldr1.motion import parse_motion
-from worldr1.rewards.trajectory import trajectory_term
+from worldr1.rewards.trajectory import trajectory_parts, trajectory_term
 from worldr1.trajectory import MOTIONS, build_trajectory
 
 CAMERA = CameraConfig()
@@ -89,3 +90,40 @@ def test_words_to_score() -> None:
     only = [build_trajectory(tokens[:1], 21, CAMERA), build_trajectory(tokens[1:], 21, CAMERA)]
     scores = trajectory_term(scene(torch.stack([target, *only]).float()), target.expand(3, -1, -1, -1))
     assert float(scores[0]) == pytest.approx(1.0, abs=1e-4) and float(scores[1:].max()) < 0.8
+
+
+def test_parts_add_up_and_say_what_is_wrong() -> None:
+    target = build_trajectory([MotionToken("pull_left")], 21, CAMERA)
+    short = target.clone()
+    short[:, :3, 3] *= 0.5  # right words, half the size
+    turned = target.clone()
+    turned[:, :3, 3] = 0.0  # turns, but does not travel
+    paths = torch.stack([target, short, turned, jittered(target, 5)])
+    wanted = target.expand(4, -1, -1, -1)
+    for metric in (False, True):
+        parts = trajectory_parts(scene(paths), wanted, metric=metric)
+        expected = trajectory_term(scene(paths), wanted, metric=metric)
+        torch.testing.assert_close(parts.score, expected, rtol=1e-9, atol=1e-12)
+        assert bool(parts.valid.all())
+        assert parts.extent[1].item() == pytest.approx(math.log(2.0) if metric else 0.0, abs=1e-9)
+    assert parts.scale[:3].tolist() == pytest.approx([1.0, 2.0, 0.0], abs=1e-9)
+    assert parts.translation[:2].tolist() == pytest.approx([0.0, 0.0], abs=1e-9)
+    assert float(parts.rotation[:3].max()) < 1e-9 < float(parts.rotation[3])
+    assert float(parts.translation[2]) == pytest.approx(
+        0.5, abs=0.05
+    )  # mean distance of a straight path over its length
+
+
+def test_a_scene_that_cannot_be_scored_is_marked_alone() -> None:
+    target = build_trajectory([MotionToken("push_in")], 9, CAMERA)
+    paths = target.repeat(6, 1, 1, 1)
+    paths[1, 4, 0, 0] = float("nan")
+    paths[2, 4, :3, 3] = float("inf")
+    paths[3, 4, :3, :3] *= 1.01
+    paths[4, 4, 0, :3] *= -1.0
+    flawed = scene(paths)
+    flawed.depth[5] = 0.0
+    parts = trajectory_parts(flawed, target.expand(6, -1, -1, -1))
+    assert parts.valid.tolist() == [True] + [False] * 5
+    assert float(parts.score[0]) == pytest.approx(1.0, abs=1e-9)
+    assert all(bool(part[1:].isnan().all()) and bool(part[0].isfinite()) for part in parts[:-1])
