@@ -7,22 +7,27 @@ from torch import Tensor
 
 ALPHA_THRESHOLD = 1.0 / 255.0
 TRANSMITTANCE_STOP = 1e-4
+PIXELS_AT_ONCE = 4096
 
 
 def _indices_in_range(
     means2d: Tensor, conics: Tensor, opacities: Tensor, width: int, height: int, order: Tensor, max_alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(gaussian, pixel, alpha) of every pair that blends, by pixel, then front to back. Dense: small images."""
+    """(gaussian, pixel, alpha) of every pair that blends, by pixel, then front to back. Dense, in blocks of pixels."""
     ys, xs = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     pixels = torch.stack([xs, ys], -1).reshape(-1, 1, 2).to(means2d.dtype)
-    d = pixels - means2d[order]  # [P, n, 2]
-    c = conics[order]
-    sigma = 0.5 * (c[:, 0] * d[..., 0] ** 2 + c[:, 2] * d[..., 1] ** 2) + c[:, 1] * d[..., 0] * d[..., 1]
-    alpha = (opacities[order] * torch.exp(-sigma)).clamp_max(max_alpha)
-    used = (sigma >= 0) & (alpha >= ALPHA_THRESHOLD)
-    used &= torch.cumprod(torch.where(used, 1 - alpha, 1.0), 1) > TRANSMITTANCE_STOP
-    pixel, position = used.nonzero().unbind(1)
-    return order[position], pixel, alpha[pixel, position]
+    parts = []
+    for first in range(0, len(pixels), PIXELS_AT_ONCE):
+        d = pixels[first : first + PIXELS_AT_ONCE] - means2d[order]  # [P, n, 2]
+        c = conics[order]
+        sigma = 0.5 * (c[:, 0] * d[..., 0] ** 2 + c[:, 2] * d[..., 1] ** 2) + c[:, 1] * d[..., 0] * d[..., 1]
+        alpha = (opacities[order] * torch.exp(-sigma)).clamp_max(max_alpha)
+        used = (sigma >= 0) & (alpha >= ALPHA_THRESHOLD)
+        used &= torch.cumprod(torch.where(used, 1 - alpha, 1.0), 1) > TRANSMITTANCE_STOP
+        pixel, position = used.nonzero().unbind(1)
+        parts.append((order[position], pixel + first, alpha[pixel, position]))
+    gaussian, pixel, alpha = (torch.cat(part) for part in zip(*parts, strict=True))
+    return gaussian, pixel, alpha
 
 
 def gsplat_torch(

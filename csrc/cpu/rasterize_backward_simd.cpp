@@ -92,7 +92,10 @@ void replay(const Record* records, const Slots* slots, const Pair* pairs, int64_
   const f8 pixel_x = f8_iota() + ((float)(tile_x * kTile) + 0.5f), pixel_y = f8_iota() + ((float)(tile_y * kTile) + 0.5f);
   const f8 threshold = f8_set(kAlphaThreshold), max_alpha = f8_set(s.max_alpha);
   for (int32_t k = longest - 1; k >= 0; --k) {
-    if (k >= kAhead) __builtin_prefetch(records + pairs[k - kAhead].record);
+    if (k >= kAhead) {
+      __builtin_prefetch(records + pairs[k - kAhead].record);
+      __builtin_prefetch(slots + pairs[k - kAhead].record);
+    }
     const Pair pair = pairs[k];
     const i8 here = i8_set(k);
     const Record& g = records[pair.record];
@@ -100,6 +103,9 @@ void replay(const Record* records, const Slots* slots, const Pair* pairs, int64_
     const RowTerms row(g, dx[0], pixel_y - g.mean_y);
     uint32_t todo = pair.rows & row.reached & lane_bits(tile.longest > here);
     if (!todo) continue;
+    const Slots& place = slots[pair.record];
+    float* slot = partials + (place.base + tile_y * place.row_stride + tile_x * place.column_stride) * kSlot;
+    __builtin_prefetch(slot);
     // Moments in y (h, h dy, h dy^2) per column, then colours; those in x follow from dx, which the rows share.
     f8 sums[3] = {}, colors[4] = {};
     for (; todo; todo &= todo - 1) {
@@ -125,8 +131,6 @@ void replay(const Record* records, const Slots* slots, const Pair* pairs, int64_
     }
     const f8 h = sums[0], h_dx = h * dx;
     const f8 head[8] = {h, h_dx, sums[1], h_dx * dx, sums[1] * dx, sums[2], colors[0], colors[1]};
-    const Slots& place = slots[pair.record];
-    float* slot = partials + (place.base + tile_y * place.row_stride + tile_x * place.column_stride) * kSlot;
     f8_store(slot, f8_load(slot) + sum_each(head));
     if (CH > 2) {
       float tail[4];

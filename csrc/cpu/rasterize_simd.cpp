@@ -156,6 +156,16 @@ int64_t project_view(const RasterizeArgs& args, const Scene& scene, int64_t scen
   return kept;
 }
 
+// The first lanes of a vector. A whole one is the common case, and no call to memcpy, which a loop alone would become.
+template <class T, class V>
+WR_INLINE void store_row(T* out, V v, int columns) {
+  if (columns == kTile) {
+    std::memcpy(out, &v, sizeof(v));
+  } else {
+    for (int i = 0; i < columns; ++i) out[i] = v[i];
+  }
+}
+
 // What else than weighted sums the loop keeps.
 enum BlendKind { kPlain, kForBackward, kMedian, kFirst };
 
@@ -217,12 +227,10 @@ void blend(const Record* records, const Pair* begin, const Pair* end, int64_t ti
   for (int r = 0; r < rows; ++r) {
     const int64_t pixel = (y0 + r) * t.width + x0;
     const f8 alpha = 1.0f - transmittance[r];
-    if (t.alphas != nullptr) {
-      for (int i = 0; i < columns; ++i) t.alphas[pixel + i] = alpha[i];
-    }
+    if (t.alphas != nullptr) store_row(t.alphas + pixel, alpha, columns);
     if (KIND == kForBackward) {
-      for (int i = 0; i < columns; ++i) t.transmittance[pixel + i] = transmittance[r][i];
-      for (int i = 0; i < columns; ++i) t.last[pixel + i] = last[r][i];
+      store_row(t.transmittance + pixel, transmittance[r], columns);
+      store_row(t.last + pixel, last[r], columns);
     }
     for (int c = 0; c < CH; ++c) {
       const int64_t channel = t.first_channel + c;
