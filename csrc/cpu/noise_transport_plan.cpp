@@ -24,6 +24,14 @@ struct Hit {
   double weight;
 };
 
+constexpr uint64_t kOnes = 0x0101010101010101ull;
+
+uint64_t eight_at(const uint8_t* bytes) {
+  uint64_t eight;
+  std::memcpy(&eight, bytes, 8);
+  return eight;
+}
+
 class Planner {
  public:
   Planner(const PlanArgs& args, const PlanKernels& kernels)
@@ -32,7 +40,7 @@ class Planner {
     forward_.resize(n);
     backward_.resize(n);
     hits_.resize(n + 8);
-    busy_.assign(n, 0);
+    busy_.assign(n + 8, 0);
     readers_of_.assign(n, 0);
     index_.resize(n);
     cursor_.resize(n);
@@ -99,22 +107,36 @@ class Planner {
     return i < available ? free_[(size_t)i] : count_ + (int32_t)(i - available);
   }
 
+  // Where the first of eight sources goes when they all go side by side, -1 otherwise.
+  int32_t run_of_eight(int64_t block) const {
+    if (block + 8 > pixels_) return -1;
+    const int32_t* to = forward_.data() + block;
+    int32_t apart = 0;
+    for (int32_t i = 1; i < 8; ++i) apart |= to[i] - to[0] - i;
+    return apart == 0 ? to[0] : -1;
+  }
+
   // How many forward hits each target has (two stands for more), and which targets read, merge or are fresh.
   void count_hits() {
     std::fill(hits_.begin(), hits_.end(), (uint8_t)0);
     const int32_t* forward = forward_.data();
     uint8_t* hits = hits_.data();
-    for (int64_t s = 0; s < pixels_; ++s) {
-      const int32_t t = forward[s];
-      if (t >= 0) hits[t] = (uint8_t)(hits[t] + (hits[t] < 2));
+    for (int64_t block = 0; block < pixels_; block += 8) {
+      const int32_t first = run_of_eight(block);
+      if (first >= 0 && eight_at(hits + first) == 0) {
+        std::memcpy(hits + first, &kOnes, 8);
+        continue;
+      }
+      for (int64_t s = block; s < std::min(block + 8, pixels_); ++s) {
+        const int32_t t = forward[s];
+        if (t >= 0) hits[t] = (uint8_t)(hits[t] + (hits[t] < 2));
+      }
     }
     readers_.clear();
     merging_.clear();
     first_fresh_ = lists_.fresh_pixel.size();
     for (int64_t block = 0; block < pixels_; block += 8) {
-      uint64_t eight;
-      std::memcpy(&eight, hits + block, 8);
-      if (eight == 0x0101010101010101ull) continue;
+      if (eight_at(hits + block) == kOnes) continue;
       for (int64_t t = block; t < std::min(block + 8, pixels_); ++t) {
         if (hits[t] == 1) continue;
         if (hits[t] == 2) {
@@ -224,13 +246,21 @@ class Planner {
     const int32_t* forward = forward_.data();
     const int32_t* held = held_.data();
     int32_t* following = following_.data();
-    for (int64_t s = 0; s < pixels_; ++s) {
-      const int32_t t = forward[s];
-      if (t >= 0 && !busy_[(size_t)s] && hits_[(size_t)t] == 1) {
-        following[t] = held[s];
-        raw_[(size_t)t] = density_[(size_t)s];
-      } else {
-        visit_source((int32_t)s);
+    for (int64_t block = 0; block < pixels_; block += 8) {
+      const int32_t first = run_of_eight(block);
+      if (first >= 0 && eight_at(busy_.data() + block) == 0 && eight_at(hits_.data() + first) == kOnes) {
+        std::memcpy(following + first, held + block, 8 * sizeof(int32_t));
+        std::memcpy(raw_.data() + first, density_.data() + block, 8 * sizeof(double));
+        continue;
+      }
+      for (int64_t s = block; s < std::min(block + 8, pixels_); ++s) {
+        const int32_t t = forward[s];
+        if (t >= 0 && !busy_[(size_t)s] && hits_[(size_t)t] == 1) {
+          following[t] = held[s];
+          raw_[(size_t)t] = density_[(size_t)s];
+        } else {
+          visit_source((int32_t)s);
+        }
       }
     }
     lists_.member_pixel.resize(first_member_ + (size_t)num_members_);

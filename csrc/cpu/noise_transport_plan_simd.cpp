@@ -17,46 +17,47 @@ namespace {
 constexpr double magic(double) { return 6755399441055744.0; }
 constexpr float magic(float) { return 12582912.0f; }
 
-template <class T>
-bool round_field(const T* field, T* residual, int64_t height, int64_t width, int32_t* forward, int32_t* backward) {
+template <class T, bool kCarry>
+bool round_rows(const T* __restrict__ field, T* __restrict__ residual, int64_t height, int64_t width,
+                int32_t* __restrict__ forward, int32_t* __restrict__ backward) {
   const int64_t pixels = height * width;
   // A step of more than H + W leaves the frame all the same, and must not overflow the integers.
   const T limit = (T)(height + width);
   const int32_t w = (int32_t)width, h = (int32_t)height;
   int32_t bad = 0;
-  for (int64_t y = 0; y < height; ++y) {
-    const T* dx = field + y * width;
-    const T* dy = dx + pixels;
-    T* rx = residual ? residual + y * width : nullptr;
-    T* ry = residual ? rx + pixels : nullptr;
-    int32_t* to = forward + y * width;
-    int32_t* from = backward + y * width;
-    const int32_t row = (int32_t)y;
+  for (int32_t y = 0; y < h; ++y) {
+    const int64_t at = y * width;
     for (int32_t x = 0; x < w; ++x) {
-      T u = dx[x], v = dy[x];
+      T u = field[at + x], v = field[pixels + at + x];
       bad |= !((u - u) + (v - v) == (T)0);
-      if (residual) {
-        u += rx[x];
-        v += ry[x];
+      if (kCarry) {
+        u += residual[at + x];
+        v += residual[pixels + at + x];
       }
       u = u > limit ? limit : u;
       u = u < -limit ? -limit : u;
       v = v > limit ? limit : v;
       v = v < -limit ? -limit : v;
       const T whole_u = (u + magic(u)) - magic(u), whole_v = (v + magic(v)) - magic(v);
-      if (residual) {
-        rx[x] = u - whole_u;
-        ry[x] = v - whole_v;
+      if (kCarry) {
+        residual[at + x] = u - whole_u;
+        residual[pixels + at + x] = v - whole_v;
       }
       const int32_t sx = (int32_t)whole_u, sy = (int32_t)whole_v;
-      const int32_t tx = x + sx, ty = row + sy, bx = x - sx, by = row - sy;
+      const int32_t tx = x + sx, ty = y + sy, bx = x - sx, by = y - sy;
       const bool goes = ((uint32_t)tx < (uint32_t)w) & ((uint32_t)ty < (uint32_t)h);
       const bool reads = ((uint32_t)bx < (uint32_t)w) & ((uint32_t)by < (uint32_t)h);
-      to[x] = goes ? ty * w + tx : -1;
-      from[x] = reads ? by * w + bx : -1;
+      forward[at + x] = goes ? ty * w + tx : -1;
+      backward[at + x] = reads ? by * w + bx : -1;
     }
   }
   return bad == 0;
+}
+
+template <class T>
+bool round_field(const T* field, T* residual, int64_t height, int64_t width, int32_t* forward, int32_t* backward) {
+  return residual ? round_rows<T, true>(field, residual, height, width, forward, backward)
+                  : round_rows<T, false>(field, nullptr, height, width, forward, backward);
 }
 
 double tree_sum(const double* values, int64_t count, double* scratch) {

@@ -37,6 +37,7 @@ FLOWS = {
     "zoom_in": dict(zoom=0.15),
     "zoom_out": dict(zoom=-0.2),
     "mixed": dict(zoom=0.1, turn=-0.2, dx=-2.3, dy=1.2),
+    "slow": dict(zoom=0.03, dx=1.4),
 }
 SHAPES = [(7, 9, 4, 1), (32, 50, 9, 4), (1, 17, 5, 2), (13, 1, 4, 1), (1, 1, 3, 1), (6, 8, 1, 1)]
 

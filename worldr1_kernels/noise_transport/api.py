@@ -14,8 +14,8 @@ from worldr1_kernels.philox import check_sample_ids, check_seed
 Backend = Literal["auto", "reference", "triton", "native"]
 Capture = Literal["all"] | int
 
-LARGEST_IMAGE = 2**30
-"""Pixels and slots are numbered in int32."""
+LARGEST_IMAGE = 2**29
+"""Slots are numbered in int32, and there may be three for each pixel."""
 LONGEST_SIDES = 2**22
 """Of H + W: a float32 flow is rounded by a sum that is exact up to here."""
 
@@ -50,7 +50,7 @@ def plan_transport(
       density of the noise at the captured frames. Compute the flow in float64 where plans must agree between machines:
       a value that rounds the other way moves another pixel.
     Raises:
-      ValueError: shape; an image without pixels, or of more than 2^30; H + W > 2^22; not finite; capture < 1.
+      ValueError: shape; an image without pixels, or of more than 2^29; H + W > 2^22; not finite; capture < 1.
       TypeError: not a float32 or float64 tensor.
       RuntimeError: the backend chosen by name is not available.
     """
@@ -59,7 +59,7 @@ def plan_transport(
     check_dtype(op, "flow", flow, (torch.float32, torch.float64))
     height, width = sizes["H"], sizes["W"]
     if height < 1 or width < 1 or height * width > LARGEST_IMAGE or height + width > LONGEST_SIDES:
-        raise ValueError(f"{op}: flow must have 1 to 2^30 pixels and H + W <= 2^22, got {list(flow.shape)}")
+        raise ValueError(f"{op}: flow must have 1 to 2^29 pixels and H + W <= 2^22, got {list(flow.shape)}")
     stride = _stride(op, capture)
     chosen = resolve_backend(op, backend, flow.device, PLAN_PROBES)
     if chosen == "reference":
