@@ -116,7 +116,7 @@ struct Alignment {
   double r[9], offset[3];
 };
 
-// Largest length of the path, with the ratio's convention: 0 stays 0.
+// 1 / a; 0 for a path without length, which stays where it is.
 WR_HD double inverse(double a) { return a > 0.0 ? 1.0 / a : 0.0; }
 
 template <class Team, class T>
@@ -200,7 +200,7 @@ WR_HD void deviation_gradient(const V* d, V rotation_difference, V g_translation
 
 struct Measures {
   double translation = 0, cam_mc = 0, path_p = 0, path_q = 0;  // forward
-  double along_p = 0, along_q = 0;                             // backward: sum gd . p (rotated for a similarity: unused), gd . q
+  double along_p = 0, along_q = 0;                             // backward: sums of gd . p and gd . q
   double ties_p = 0, ties_q = 0, ties_requested = 0;           // frames that share the largest value
 };
 
