@@ -32,8 +32,8 @@ def reference_gradients(
 
 
 def check(inputs: Inputs, settings: Settings, *, seed: int = 0, **options: object) -> tuple[torch.Tensor, ...]:
-    """Relative L2 distance of every gradient from the reference's below 1e-3 (a splat may cross a threshold), and its
-    direction the same."""
+    """Relative L2 distance of every gradient from the reference's below 1e-4; 1e-6 is usual, but a splat may cross a
+    threshold in float32."""
     output = rasterize_emulated(inputs, settings, for_backward=True, seed=seed, **options)
     plain = rasterize_emulated(inputs, settings)
     assert torch.equal(output.render_colors, plain.render_colors)
@@ -47,7 +47,7 @@ def check(inputs: Inputs, settings: Settings, *, seed: int = 0, **options: objec
         if name == "backgrounds" and settings.depth_mode != NO_DEPTH:  # the zeros under the depth are a constant
             value, reference = value[..., :-1], reference[..., :-1]
         distance = float((value.double() - reference).norm())
-        assert distance <= 1e-3 * float(reference.norm()), f"{name}: {distance} of {float(reference.norm())}"
+        assert distance <= 1e-4 * float(reference.norm()), f"{name}: {distance} of {float(reference.norm())}"
         compared += int(reference.norm() > 0)
     assert compared >= 6
     return actual

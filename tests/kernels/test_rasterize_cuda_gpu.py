@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from worldr1_kernels.rasterize.arguments import EXPECTED_DEPTH, MEDIAN_DEPTH, NO_DEPTH, WEIGHTED_DEPTH, Inputs, Settings
-from worldr1_kernels.rasterize.cuda_impl import rasterize_cuda, rasterize_emulated
-from worldr1_kernels.rasterize.native_impl import rasterize_native
+from worldr1_kernels.rasterize.cuda_impl import rasterize_backward_cuda, rasterize_cuda, rasterize_emulated
+from worldr1_kernels.rasterize.native_impl import rasterize_backward_native, rasterize_native
 from worldr1_kernels.rasterize.reference import rasterize_reference
 from worldr1_kernels.testing import gaussian_scene, normal, poison_empty
 
@@ -97,6 +97,24 @@ def test_twice_is_bit_equal_and_chunks_change_nothing() -> None:
         again = rasterize_cuda(inputs, settings, memory_budget=budget)
         assert torch.equal(again.render_colors, first.render_colors)
         assert torch.equal(again.render_alphas, first.render_alphas)
+
+
+@pytest.mark.parametrize("depth_mode", [NO_DEPTH, WEIGHTED_DEPTH, EXPECTED_DEPTH])
+@pytest.mark.parametrize(("num", "views"), [(800, 2), (20_000, 5)], ids=["N800-C2", "N20000-C5"])
+def test_gradients_match_the_cpu_and_are_bit_equal_twice(num: int, views: int, depth_mode: int) -> None:
+    inputs, settings = scene_inputs(num, 130, 94, views), settings_of(130, 94, depth_mode=depth_mode)
+    on_device = on_gpu(inputs)
+    output = rasterize_cuda(on_device, settings, for_backward=True)
+    native = rasterize_native(inputs, settings, for_backward=True)
+    grads = normal(native[0].shape, 1), normal(native[1].shape, 2)
+    images = (output.render_colors, output.transmittance, output.last)
+    first, second = (
+        rasterize_backward_cuda(on_device, settings, *images, *(g.cuda() for g in grads)) for _ in range(2)
+    )
+    expected = rasterize_backward_native(inputs, settings, native[0], native[3], native[4], *grads)
+    for one, other, reference in zip(first, second, expected, strict=True):
+        assert torch.equal(one, other)
+        assert float((one.cpu() - reference).norm()) <= 1e-3 * float(reference.norm())
 
 
 def test_overflow_is_nan_and_counted() -> None:
