@@ -193,6 +193,8 @@ class UpdateConfig:
 
     learning_rate: float = 6e-4
     """AdamW learning rate of the LoRA."""
+    warmup_iterations: int = 0
+    """The rate rises linearly over so many iterations: AdamW's first steps have unit size whatever the gradient."""
     final_lr_fraction: float = 0.3
     """The rate decays linearly to this fraction at the last iteration."""
     updates_per_rollout: int = 2
@@ -245,7 +247,7 @@ class EvaluationConfig:
 class TrainConfig:
     """World-R1 training. With no arguments: the embedded micro world on this machine, through the production path."""
 
-    max_iterations: int = 200
+    max_iterations: int = 120
     """Training iterations."""
     seed: int = 0
     """Seed of everything; two runs with the same seed on one machine write identical metrics."""
@@ -282,10 +284,10 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(share_initial_noise=True))
     reward: RewardConfig = field(
-        default_factory=lambda: RewardConfig(metric_paths=True, weight_recon=0.2, weight_meta=0.2, weight_gen=0.3)
+        default_factory=lambda: RewardConfig(metric_paths=True, weight_recon=0.1, weight_meta=0.1, weight_gen=0.2)
     )
     advantage: AdvantageConfig = field(default_factory=lambda: AdvantageConfig(std="group"))
-    update: UpdateConfig = field(default_factory=UpdateConfig)
+    update: UpdateConfig = field(default_factory=lambda: UpdateConfig(warmup_iterations=15))
     phase: PhaseConfig = field(default_factory=PhaseConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -373,6 +375,7 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
     must(0 <= m.adapter_sigma_min <= 1, f"model.adapter_sigma_min must be in [0, 1], got {m.adapter_sigma_min}")
     u = c.update
     must(u.learning_rate > 0, f"update.learning_rate must be > 0, got {u.learning_rate}")
+    must(u.warmup_iterations >= 0, f"update.warmup_iterations must be >= 0, got {u.warmup_iterations}")
     must(u.updates_per_rollout >= 1, f"update.updates_per_rollout must be >= 1, got {u.updates_per_rollout}")
     must(
         not u.deferred or u.updates_per_rollout == 1,

@@ -60,9 +60,11 @@ def make_optimizer(params: Sequence[nn.Parameter], config: UpdateConfig) -> torc
 
 
 def learning_rate(iteration: int, *, max_iterations: int, config: UpdateConfig) -> float:
-    """Linear from learning_rate at iteration 0 to learning_rate * final_lr_fraction at the last one."""
+    """Linear from learning_rate at iteration 0 to learning_rate * final_lr_fraction at the last one, times a linear
+    rise over the first warmup_iterations."""
     share = iteration / max(1, max_iterations - 1)
-    return config.learning_rate * (1.0 - (1.0 - config.final_lr_fraction) * min(1.0, share))
+    rise = min(1.0, (iteration + 1) / max(1, config.warmup_iterations))
+    return config.learning_rate * rise * (1.0 - (1.0 - config.final_lr_fraction) * min(1.0, share))
 
 
 def policy_step(

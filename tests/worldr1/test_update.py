@@ -163,6 +163,8 @@ def test_learning_rate_decays_to_its_fraction():
     rates = [learning_rate(i, max_iterations=5, config=config) for i in range(5)]
     assert rates == pytest.approx([2.0, 1.55, 1.1, 0.65, 0.2])
     assert learning_rate(0, max_iterations=1, config=config) == 2.0
+    warm = UpdateConfig(learning_rate=2.0, final_lr_fraction=1.0, warmup_iterations=4)
+    assert [learning_rate(i, max_iterations=6, config=warm) for i in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
 
 
 def test_a_window_without_adapter_is_refused():
