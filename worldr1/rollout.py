@@ -54,19 +54,8 @@ def sample(
       ValueError: noise of another shape, steps out of range or order, a shared prefix with noise that differs inside
         a group, or a stochastic step at which the adapter does not act.
     """
-    _check_grid("sample", sigmas)
+    _check_sample(noise, batch.num_samples, sigmas, steps, config)
     num = batch.num_samples
-    if noise.ndim != 5 or len(noise) != num:
-        raise ValueError(f"sample: noise must have shape [{num}, C, f, h, w], got {list(noise.shape)}")
-    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] > len(sigmas) - 3:
-        raise ValueError(
-            f"sample: steps must rise within [0, {len(sigmas) - 3}] (the last step is never stochastic), got {steps}"
-        )
-    if sigmas[steps[-1]] < config.model.adapter_sigma_min:
-        raise ValueError(
-            f"sample: the adapter must act at every stochastic step, got sigma {sigmas[steps[-1]]:.3f} at step "
-            f"{steps[-1]}, below model.adapter_sigma_min {config.model.adapter_sigma_min}; lower it or the window_range"
-        )
     scale = config.rollout.guidance_scale
     embeds = batch.repeat(policy.encode_prompts(batch.prompts))  # [N, L, D]
     negative = _negative(policy, num, scale)
@@ -94,10 +83,7 @@ def sample(
             s = steps.index(i)
             before[s, rows] = latents
             if config.schedule.compat:
-                velocity, uncond = _window_velocities(policy, empty, s, rows, scale, adapter=True)
-                latents = solver.step(velocity, latents, i, velocity_uncond=uncond, guidance_scale=scale)
-                after[s, rows] = latents
-                log_prob[rows, s] = _score(velocity, uncond, empty, s, rows, config).log_prob
+                latents, log_prob[rows, s] = _walk_and_score(policy, solver, empty, s, rows, config)
                 continue
             latents, log_prob[rows, s] = _draw(
                 policy, empty, s, rows, config=config, sample_ids=ids[rows], gradients=gradients
@@ -213,6 +199,23 @@ def _check_grid(name: str, sigmas: tuple[float, ...]) -> None:
         raise ValueError(f"{name}: sigmas must fall from at most 1 to 0, got {sigmas}")
 
 
+def _check_sample(
+    noise: Tensor, num: int, sigmas: tuple[float, ...], steps: tuple[int, ...], config: TrainConfig
+) -> None:
+    _check_grid("sample", sigmas)
+    if noise.ndim != 5 or len(noise) != num:
+        raise ValueError(f"sample: noise must have shape [{num}, C, f, h, w], got {list(noise.shape)}")
+    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] > len(sigmas) - 3:
+        raise ValueError(
+            f"sample: steps must rise within [0, {len(sigmas) - 3}] (the last step is never stochastic), got {steps}"
+        )
+    if sigmas[steps[-1]] < config.model.adapter_sigma_min:
+        raise ValueError(
+            f"sample: the adapter must act at every stochastic step, got sigma {sigmas[steps[-1]]:.3f} at step "
+            f"{steps[-1]}, below model.adapter_sigma_min {config.model.adapter_sigma_min}; lower it or the window_range"
+        )
+
+
 def _negative(policy: VideoPolicy, num: int, guidance_scale: float) -> Tensor | None:
     if guidance_scale == 1.0:
         return None
@@ -290,6 +293,17 @@ def _draw(
             weight = step_weights(rollout.sigmas, rollout.steps, config.schedule).weights[index]
             gradients.add(scored.log_prob, scored.kl, rows=rows, index=index, weight=weight)
     return out.prev_sample, out.log_prob
+
+
+def _walk_and_score(
+    policy: VideoPolicy, solver: OdeSolver, rollout: Rollout, index: int, rows: slice, config: TrainConfig
+) -> tuple[Tensor, Tensor]:
+    """`schedule.compat`: a deterministic step, and the density of a Gaussian that it was not drawn from."""
+    scale, i = config.rollout.guidance_scale, rollout.steps[index]
+    velocity, uncond = _window_velocities(policy, rollout, index, rows, scale, adapter=True)
+    latents = solver.step(velocity, rollout.samples[index, rows], i, velocity_uncond=uncond, guidance_scale=scale)
+    rollout.prev_samples[index, rows] = latents
+    return latents, _score(velocity, uncond, rollout, index, rows, config).log_prob
 
 
 def _score(
