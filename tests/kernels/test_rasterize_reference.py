@@ -10,7 +10,7 @@ from worldr1_kernels.testing import GaussianScene, check_gradients, gaussian_sce
 
 
 @pytest.mark.parametrize("kind", ["classic", "antialiased"])
-@pytest.mark.parametrize("mode", ["RGB+D", "RGB+ED"])
+@pytest.mark.parametrize("mode", ["RGB+D", "RGB+ED", "RGB+MD", "RGB+FD"])
 def test_gradients(mode: str, kind: str) -> None:
     scene = gaussian_scene(3, 6, 5, sigma_px=(1.5, 3.0), num_channels=2, dtype=torch.float64)
     backgrounds = torch.rand(1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -39,6 +39,8 @@ def _choose_backend(op: str, backend: str, inputs: Inputs, settings: Settings) -
     def native_probe(device: torch.device) -> str | None:
         if wanted == "auto" and (no_backward or dtype != torch.float32):
             return "no float64, and no gradient of the depths MD and FD"
+        if wanted == "auto" and device.type == "cuda":
+            return "its CUDA kernels have not run on a device yet; ask for it by name"
         return native_unavailable(device)
 
     return resolve_backend(op, backend, device, {"native": native_probe, "reference": always_available})
@@ -124,7 +126,8 @@ def rasterize(
       meta: "minimal": width, height, num_invalid [..., C] (Gaussians dropped in each view for NaN, infinity or a zero
         quaternion). "full" adds n_batches, n_cameras and, by torch, means2d, conics, depths, radii (0 where culled) and
         opacities, each [..., C, N, ...]; the gradient of the image reaches `means2d` on its way to the inputs.
-      backend: "auto", "native" (C++, CPU, float32) or "reference" (torch).
+      backend: "auto", "native" (float32; C++ on a CPU, CUDA by name alone until it has run on a device) or "reference"
+        (torch).
     Returns:
       RasterizeOutput(render_colors [..., C, H, W, X], render_alphas [..., C, H, W, 1], meta dict). X is D, 3 with
       spherical harmonics, plus 1 with depth. All tensors are differentiable inputs; a Gaussian that is culled or

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from worldr1_kernels import _native
 from worldr1_kernels._library import define_op
-from worldr1_kernels.rasterize import native_impl
+from worldr1_kernels.rasterize import cuda_impl, native_impl
 from worldr1_kernels.rasterize.arguments import EXPECTED_DEPTH, Inputs, Settings
 from worldr1_kernels.rasterize.reference import rasterize_reference
 
@@ -24,6 +24,8 @@ _NUM_INPUTS, _NUM_SETTINGS = len(Inputs._fields), len(Settings._fields)
 
 def native_unavailable(device: torch.device) -> str | None:
     """None when the compiled rasterizer can run on `device`, else the reason."""
+    if device.type == "cuda":
+        return _native.cuda_unavailable()
     if device.type != "cpu":
         return f"the native backend has no kernel for device {device.type}"
     return _native.cpu_unavailable()
@@ -32,6 +34,10 @@ def native_unavailable(device: torch.device) -> str | None:
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs, settings = Inputs(*args[:_NUM_INPUTS]), Settings(*args[_NUM_INPUTS:-2])
     backend, for_backward = args[-2:]
+    if backend == "native" and inputs.means.is_cuda:
+        # Without a look at `overflow`, which would wait for the device: views that found no room are NaN.
+        tiled = cuda_impl.rasterize_cuda(inputs, settings, for_backward=for_backward)
+        return *tiled[:3], tiled.transmittance, tiled.last
     if backend == "native":
         return native_impl.rasterize_native(inputs, settings, for_backward=for_backward)
     output = rasterize_reference(inputs, settings)
@@ -58,6 +64,8 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 def _backward(*args: Any) -> tuple[Tensor, ...]:
     inputs, images = Inputs(*args[:_NUM_INPUTS]), args[_NUM_INPUTS : -_NUM_SETTINGS - 1]
     settings, split_means2d = Settings(*args[-_NUM_SETTINGS - 1 : -1]), args[-1]
+    if inputs.means.is_cuda:
+        return cuda_impl.rasterize_backward_cuda(inputs, settings, *images, split_means2d=split_means2d)
     return native_impl.rasterize_backward_native(inputs, settings, *images, split_means2d=split_means2d)
 
 
