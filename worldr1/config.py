@@ -112,7 +112,7 @@ class ScheduleConfig:
     """eta of `flow`, `dance` and `cps`; `linear` does not use it."""
     window_size: int = 1
     """Stochastic (trained) steps per rollout, contiguous, shared by the whole group and all ranks."""
-    window_range: tuple[int, int] = (0, 3)
+    window_range: tuple[int, int] = (0, 2)
     """The window lies in [first, last) step indices; the last step of the grid is never trained."""
     window_mode: Literal["random", "sliding"] = "random"
     """`random`: a fresh uniform draw each iteration; `sliding`: from the noise on, one step later each interval."""
@@ -247,7 +247,7 @@ class EvaluationConfig:
 class TrainConfig:
     """World-R1 training. With no arguments: the embedded micro world on this machine, through the production path."""
 
-    max_iterations: int = 120
+    max_iterations: int = 150
     """Training iterations."""
     seed: int = 0
     """Seed of everything; two runs with the same seed on one machine write identical metrics."""
@@ -277,7 +277,7 @@ class TrainConfig:
     """Name the stages of an iteration by NVTX ranges, for Nsight Systems."""
     open_report: bool = False
     """Open report.html in a browser at the end."""
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(adapter_sigma_min=0.7))
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(adapter_sigma_min=0.8))
     video: VideoConfig = field(default_factory=VideoConfig)
     camera: CameraConfig = MICRO_CAMERA
     noise: NoiseConfig = field(default_factory=NoiseConfig)
