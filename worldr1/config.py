@@ -247,7 +247,7 @@ class EvaluationConfig:
 class TrainConfig:
     """World-R1 training. With no arguments: the embedded micro world on this machine, through the production path."""
 
-    max_iterations: int = 150
+    max_iterations: int = 120
     """Training iterations."""
     seed: int = 0
     """Seed of everything; two runs with the same seed on one machine write identical metrics."""
