@@ -112,7 +112,7 @@ class ScheduleConfig:
     """eta of `flow`, `dance` and `cps`; `linear` does not use it."""
     window_size: int = 1
     """Stochastic (trained) steps per rollout, contiguous, shared by the whole group and all ranks."""
-    window_range: tuple[int, int] = (0, 2)
+    window_range: tuple[int, int] = (0, 3)
     """The window lies in [first, last) step indices; the last step of the grid is never trained."""
     window_mode: Literal["random", "sliding"] = "random"
     """`random`: a fresh uniform draw each iteration; `sliding`: from the noise on, one step later each interval."""
@@ -231,7 +231,7 @@ class PhaseConfig:
 class EvaluationConfig:
     """The before/after study at the end of a run, by an evaluator that no reward has seen."""
 
-    num_samples: int = 192
+    num_samples: int = 384
     """Held-out samples, paired by seed before and after; 0 skips the study."""
     solver: Literal["euler", "multistep", "unipc"] = "euler"
     """Sampler of the study; `unipc` on its own grid is what Wan's pipeline uses."""
@@ -247,7 +247,7 @@ class EvaluationConfig:
 class TrainConfig:
     """World-R1 training. With no arguments: the embedded micro world on this machine, through the production path."""
 
-    max_iterations: int = 120
+    max_iterations: int = 150
     """Training iterations."""
     seed: int = 0
     """Seed of everything; two runs with the same seed on one machine write identical metrics."""

@@ -84,7 +84,7 @@ def test_every_field_is_documented():
 
 def test_json_is_plain_and_complete():
     plain = json.loads(json.dumps(to_json(TrainConfig())))
-    assert plain["schedule"]["window_range"] == [0, 2] and plain["output_dir"] == "runs/micro"
+    assert plain["schedule"]["window_range"] == [0, 3] and plain["output_dir"] == "runs/micro"
     assert set(plain) == {f.name for f in dataclasses.fields(TrainConfig)}
 
 
