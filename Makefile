@@ -7,7 +7,7 @@ VENV ?= .venv
 # a GPU, set it to the CPU index that PyTorch's installation page names, or pip may bring the CUDA libraries (gigabytes).
 TORCH ?= torch==2.13.0
 TORCH_INDEX_URL ?=
-# Ranks of `make train` (one a core, at most 2: a second rank takes an iteration from 1.8 s to 1.2 s, a second thread only
+# Ranks of `make train` (one a core, at most 2: a second rank took an iteration from 1.8 s to 1.2 s, a second thread only
 # to 1.7 s), and what is passed on to the command that a target runs.
 NPROC ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ "$$n" -ge 2 ] && echo 2 || echo 1)
 ARGS ?=

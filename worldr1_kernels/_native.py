@@ -49,11 +49,19 @@ def _load_cuda() -> tuple[ModuleType | None, str]:
     return module, ""
 
 
+def _cuda_reason() -> str:
+    return _load_cuda()[1]
+
+
+# torch.compile must not trace the import and the question to the driver: the answer is a constant of the process. What
+# torch.compiler.assume_constant_result does, without its import of the compiler.
+_cuda_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def cuda_unavailable() -> str | None:
     """None when the CUDA module is built and sees a device, else the reason: not built, no driver, no device. The
     first call asks the driver."""
-    module, reason = _load_cuda()
-    return None if module is not None else reason
+    return _cuda_reason() or None
 
 
 def cuda() -> Any:

@@ -7,7 +7,7 @@ of Philox, then polynomials. Offsets are 64-bit before the first product; every 
 import triton
 import triton.language as tl
 
-from worldr1_kernels.sde_step.triton_kernels import _philox, _radius, _turn
+from worldr1_kernels.philox_triton import philox, radius, turn
 
 _SOURCE_STREAM = tl.constexpr(2)  # of worldr1_kernels/philox.py; that of targets is the next
 _UNSPECIALISED = ["begin", "end", "num_slots", "quads", "frame", "seed"]
@@ -36,10 +36,10 @@ def draw_kernel(
     key = seed.to(tl.int64)
     k0, k1 = zero + (key & 0xFFFFFFFF).to(tl.uint32), zero + (key >> 32).to(tl.uint32)
     c3 = (stream << 16) + (task % quads).to(tl.uint32)
-    x0, x1, x2, x3 = _philox(c0, zero + frame.to(tl.uint32), zero + sample, c3, k0, k1)
-    r0, r2 = _radius(x0), _radius(x2)
-    cos0, sin0 = _turn(x1)
-    cos2, sin2 = _turn(x3)
+    x0, x1, x2, x3 = philox(c0, zero + frame.to(tl.uint32), zero + sample, c3, k0, k1)
+    r0, r2 = radius(x0), radius(x2)
+    cos0, sin0 = turn(x1)
+    cos2, sin2 = turn(x3)
     z = tl.reshape(tl.join(tl.join(r0 * cos0, r2 * cos2), tl.join(r0 * sin0, r2 * sin2)), [BLOCK, 4])
     slot = tl.load(slots + row, mask=keep, other=0)
     tl.store(state + _at(task, num_slots, slot), z, mask=keep[:, None])

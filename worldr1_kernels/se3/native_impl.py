@@ -14,22 +14,12 @@ WORK_PER_THREAD = 4096
 """Frames below which a second CPU thread costs more to wake than it saves."""
 
 
-def _cuda_reason() -> str:
-    """Why the CUDA module cannot run; empty when it can."""
-    return _native.cuda_unavailable() or ""
-
-
-# torch.compile must not trace the import and the question to the driver: the answer is a constant of the process. What
-# torch.compiler.assume_constant_result does, without its import of the compiler.
-_cuda_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def unavailable(device: torch.device) -> str | None:
     """None when the compiled module for `device` can run, else the reason."""
     if device.type == "cpu":
         return _native.cpu_unavailable()
     if device.type == "cuda":
-        return _cuda_reason() or None
+        return _native.cuda_unavailable()
     return f"the native backend has no kernel for device {device.type}"
 
 
