@@ -1,8 +1,9 @@
-"""Build, check, measure, and print a short table: `python -m bench.gpu [--minutes 9] [--out DIR]`, on a fresh machine.
+"""Build, check, measure, and write a results page: `python -m bench.gpu [--minutes 9] [--out DIR]`, on a fresh machine.
 
-Parts run one after the other, most valuable first, each in a process of its own and inside the minutes that are left. A
-part's lines are written when it ends, so a run that is cut off still counts; a second call goes on with the parts that
-are missing. The benchmarks of a family run only if its tests passed. Without a GPU the parts measure the CPU.
+Parts run most valuable first, each in a process of its own and inside the minutes that are left; what a part measured
+is written when it ends, and a second call goes on with the parts that are missing. A part whose requirement is not here
+(GPU, nvcc, memory, package, tool) is skipped with the reason. The benchmarks of a family run only if its tests passed.
+Without a GPU the parts measure the CPU. See bench/README.md.
 """
 
 from __future__ import annotations
@@ -19,217 +20,245 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-FAMILIES = ("rasterize", "noise_transport", "sde_step", "se3")
+from bench import page, plan, probes, report
+from bench.page import Result, read_results
+from bench.plan import ROOT, Part
+
 _ERROR_LINES = 15
+_SANITIZER_ERROR = re.compile(r"^========= +(Error|Invalid|Uninit|Barrier error|.*hazard|Program hit)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Result:
-    """How a part ended: "passed", "failed", "skipped" or "cut off", in how many seconds, with one line of detail."""
+class Options:
+    """Of a run: minutes for everything, words that choose parts, wheels to install for it, the folder for what is not
+    kept (None: work/ inside the run's folder)."""
 
-    part: str
-    status: str
-    seconds: float
-    detail: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """A step of the run.
-
-    Fields: name; command, without the interpreter; needs, parts that must have passed.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    needs: tuple[str, ...] = ()
+    minutes: float = 9.0
+    only: tuple[str, ...] = ()
+    wheels: tuple[Path, ...] = ()
+    work: Path | None = None
 
 
-def parts(*, gpu: bool) -> list[Part]:
-    """All parts in the order of their value: the build first, then each family's tests and at once its benchmarks."""
-    # With a GPU only what needs one: the CPU's share of the tests runs everywhere else.
-    select = "gpu" if gpu else "not slow and not gpu"
-    found = [
-        Part("build", ("setup.py", "build_ext", "--inplace")),
-        Part("ceilings", ("-m", "bench.ceilings"), needs=("build",)),
-    ]
-    for family in FAMILIES:
-        tests = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests" / "kernels").glob(f"test_{family}*.py"))
-        flags = ("-q", "-x", "-p", "no:cacheprovider", "-m", select)
-        found.append(Part(f"test {family}", ("-m", "pytest", *flags, *tests), needs=("build",)))
-        bench = ROOT / "bench" / f"test_{family}.py"
-        if bench.exists():
-            command = ("-m", "pytest", "-q", "-s", str(bench.relative_to(ROOT)), "--record", "--history", "{out}")
-            found.append(Part(f"bench {family}", command, needs=(f"test {family}",)))
-    return found
+@dataclass
+class _Running:
+    part: Part
+    process: subprocess.Popen[bytes]
+    log: Path
+    started: float
+    deadline: float
 
 
-def _environment() -> dict[str, str]:
-    wanted = {"WORLDR1_BUILD": "auto", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return {**os.environ, **{name: value for name, value in wanted.items() if name not in os.environ}}
+class Runner:
+    """Runs parts and keeps what they leave: parts.jsonl, cases.jsonl, log.txt and page.md in `out`."""
 
+    def __init__(
+        self, out: Path, options: Options, *, gpu_reason: str | None, say: Callable[[str], None] = print
+    ) -> None:
+        self.out, self.work = out, options.work or out / "work"
+        self.gpu_reason, self.say = gpu_reason, say
+        self.site, self.wheels = self.work / "site", options.wheels
+        self.minutes = options.minutes
+        self.parts = plan.order(plan.parts(gpu=gpu_reason is None, wheels=options.wheels), options.only)
+        self.deadline = time.monotonic() + 60.0 * self.minutes
+        self.journal = out / "parts.jsonl"
+        self.done = {r.part: r for r in read_results(self.journal) if r.status == "passed"}
+        self.results: dict[str, Result] = {}
+        self.running: dict[str, _Running] = {}
 
-def run_part(part: Part, out: Path, seconds: float) -> Result:
-    """Runs one part; its output goes to DIR/<part>.log.
-
-    Args:
-      part: What to run.
-      out: The run's folder.
-      seconds: The part and its children are killed after this long.
-    Returns:
-      Result; `detail` is the last line of the output, or the last lines where it failed.
-    """
-    log = out / f"{part.name.replace(' ', '_')}.log"
-    command = [sys.executable, *(argument.replace("{out}", str(out)) for argument in part.command)]
-    started = time.monotonic()
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=_environment(), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    def run(self) -> list[Result]:
+        """All parts in order; one result each, those of earlier calls included."""
+        for folder in (self.out, self.work / "logs", self.work / "history", self.site):
+            folder.mkdir(parents=True, exist_ok=True)
+        page.write_facts(self.out, self.gpu_reason)
         try:
-            code = process.wait(timeout=max(seconds, 1.0))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            code = None
-    elapsed = time.monotonic() - started
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    if code is None:
-        return Result(part.name, "cut off", elapsed, f"no time left after {elapsed:.0f} s; see {log.name}")
-    # 5 is pytest's word for "nothing to run": nothing was checked, so nothing may be timed.
-    if code == 5 and "pytest" in part.command:
-        return Result(part.name, "skipped", elapsed, "no tests for this device")
-    if code != 0:
-        return Result(part.name, "failed", elapsed, " | ".join(lines[-_ERROR_LINES:])[-1500:])
-    return Result(part.name, "passed", elapsed, lines[-1] if lines else "")
+            for part in self.parts:
+                if part.measures:
+                    self._wait_for_background()
+                self._one(part)
+            self._wait_for_background()
+        finally:
+            for one in self.running.values():
+                _kill(one.process)
+        return [self.results[part.name] for part in self.parts]
 
+    def describe(self) -> str:
+        """What `run` would do: each part's limit if those before it take their share, or why it is skipped."""
+        lines, left = [f"{self.minutes:g} minutes; a part may take twice its share of what is left"], 60 * self.minutes
+        coming = [part for part in self.parts if self._may_run(part)]
+        for part in self.parts:
+            if part.name in self.done and not part.always:
+                lines.append(f"{part.name:22} done in an earlier call")
+            elif part not in coming:
+                reasons = (probes.missing(r, (self.site, *self.wheels)) for r in part.requires)
+                lines.append(f"{part.name:22} skipped: {next(reason for reason in reasons if reason)}")
+            else:
+                coming.remove(part)
+                seconds = plan.limit(part, coming, left)
+                command = " ".join((*part.prefix, "python", *part.command))
+                beside = ", beside the next parts" if part.background else ""
+                lines.append(f"{part.name:22} about {seconds / 2:3.0f} s, at most {seconds:3.0f} s{beside}: {command}")
+                left -= 0.0 if part.background else seconds / 2
+        return "\n".join(lines)
 
-def run(
-    out: Path, *, minutes: float, only: Sequence[str] = (), gpu_reason: str | None, say: Callable[[str], None] = print
-) -> list[Result]:
-    """Runs the parts that have not passed in `out` yet.
-
-    Args:
-      out: Gets parts.jsonl, a log for each part, the benchmarks' JSON lines and table.md; made when it is not there.
-      minutes: For everything; a part that finds no time left is "cut off" and is tried again by the next call.
-      only: Words; a part runs when its name holds one of them. The parts that it needs run too.
-      gpu_reason: None when there is a GPU, else why not.
-      say: Takes lines of progress.
-    Returns:
-      One result for each part, those of earlier calls included.
-    Raises:
-      ValueError: `only` names no part.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    plan = parts(gpu=gpu_reason is None)
-    wanted = _with_needs(plan, only)
-    journal = out / "parts.jsonl"
-    done = {r.part: r for r in read_results(journal) if r.status == "passed"}
-    deadline = time.monotonic() + 60.0 * minutes
-    results: dict[str, Result] = {}
-    for part in plan:
-        if part.name not in wanted:
-            continue
-        missing = [name for name in part.needs if results.get(name) is None or results[name].status != "passed"]
-        left = deadline - time.monotonic()
-        if part.name in done:
-            result = done[part.name]
-        elif missing:
-            result = Result(part.name, "skipped", 0.0, f"{missing[0]} has not passed")
-        elif left < 1.0:
-            result = Result(part.name, "cut off", 0.0, "no time left")
-        else:
-            say(f"{part.name} ... ({left / 60:.1f} min left)")
-            result = run_part(part, out, left)
-            with journal.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps(asdict(result)))  # a line cut off before stays a line of its own
-        results[part.name] = result
-        say(f"{part.name:22} {result.status:8} {result.seconds:7.1f} s  {_short(result.detail)}")
-        (out / "table.md").write_text(table(out, list(results.values()), gpu_reason), encoding="utf-8")
-    return list(results.values())
-
-
-def _with_needs(plan: Sequence[Part], only: Sequence[str]) -> set[str]:
-    """Names of the parts that hold one of the words, and of those that they need."""
-    known = {part.name: part for part in plan}
-    wanted = {name for name in known if not only or any(word in name for word in only)}
-    if not wanted:
-        raise ValueError(f"bench.gpu: --only must be part of one of {', '.join(known)}, got {' '.join(only)}")
-    while more := {need for name in wanted for need in known[name].needs} - wanted:
-        wanted |= more
-    return wanted
-
-
-def read_results(journal: Path) -> list[Result]:
-    """Results of earlier calls, oldest first; a line that was cut off is left out."""
-    found = []
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
-        try:
-            found.append(Result(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
-    return found
-
-
-def _short(text: str) -> str:
-    return re.sub(r"\s+", " ", text)[:160]
-
-
-def table(out: Path, results: Sequence[Result], gpu_reason: str | None) -> str:
-    """The run as Markdown: how each part ended, then every measured case with the ratio to its peers."""
-    lines = [f"No GPU: {gpu_reason}", ""] if gpu_reason else []
-    lines += ["| part | | seconds | |", "|---|---|---|---|"]
-    lines += [f"| {r.part} | {r.status} | {r.seconds:.0f} | {_short(r.detail).replace('|', '/')} |" for r in results]
-    cases = []
-    for path in sorted(p for p in out.glob("*.jsonl") if p.name != "parts.jsonl"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            cases.append((path.stem, json.loads(line)))
-    if cases:
-        lines += [
-            "",
-            "| family | case | backend | p50 ms | against (times as long) | notes |",
-            "|---|---|---|---|---|---|",
-        ]
-    for family, case in cases:
-        key = "p50" if case["timing"].get("on_gpu") else "cpu_p50"
-        own = case["timing"][key]
-        peers = ", ".join(f"{peer} {timing[key] / own:.2f}x" for peer, timing in case["peers"].items())
-        name = f"{case['name']} {case['shape']}"
-        lines.append(f"| {family} | {name} | {case['backend']} | {own:.3f} | {peers} | {case['notes']} |")
-    return "\n".join(lines) + "\n"
-
-
-def gpu_missing() -> str | None:
-    """None when torch sees a CUDA device, else the reason."""
-    import torch
-
-    if torch.cuda.is_available():
+    def reason_to_skip(self, part: Part) -> str | None:
+        """The first requirement that does not hold, or the part that it needs and that has not passed."""
+        for requirement in part.requires:
+            reason = probes.missing(requirement, (self.site,))
+            if reason is not None:
+                return reason
+        for need in part.needs:
+            if need not in self.results or self.results[need].status != "passed":
+                return f"{need} has not passed"
         return None
-    return "torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
+
+    def _one(self, part: Part) -> None:
+        left = self.deadline - time.monotonic()
+        if part.name in self.done and not part.always:
+            self._keep(self.done[part.name], journal=False)
+            return
+        reason = self.reason_to_skip(part)
+        if reason is not None:
+            self._keep(Result(part.name, "skipped", 0.0, reason), journal=True)
+            return
+        if left < 1.0:
+            self._keep(Result(part.name, "cut off", 0.0, "no time left"), journal=True)
+            return
+        following = self.parts[self.parts.index(part) + 1 :]
+        rest = [p for p in following if self._may_run(p)]
+        seconds = plan.limit(part, rest, left)
+        self.say(f"{part.name} ... (at most {seconds:.0f} s, {left / 60:.1f} min left)")
+        running = self._start(part, seconds)
+        self.running[part.name] = running
+        if not part.background:
+            self._finish(running)
+
+    def _may_run(self, part: Part) -> bool:
+        """Whether to keep time for a later part; a wheel that is still to be installed counts as installed."""
+        if part.name in self.done and not part.always:
+            return False
+        return all(probes.missing(r, (self.site, *self.wheels)) is None for r in part.requires)
+
+    def _start(self, part: Part, seconds: float) -> _Running:
+        log = self.work / "logs" / f"{part.name.replace(' ', '_')}.log"
+        values = {"{out}": str(self.out), "{work}": str(self.work), "{seconds}": f"{0.95 * seconds:.0f}"}
+        command = [*part.prefix, sys.executable, *(_filled(argument, values) for argument in part.command)]
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=self._environment(part), stdout=file, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        now = time.monotonic()
+        return _Running(part, process, log, now, now + max(seconds, 1.0))
+
+    def _environment(self, part: Part) -> dict[str, str]:
+        # cudnn and compilers may use all cores; the kernels' own tests want one thread (see tests/conftest.py).
+        wanted = {"WORLDR1_BUILD": "auto", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment = {**wanted, **os.environ, **dict(part.environment)}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self.site), os.environ.get("PYTHONPATH")]))
+        return environment
+
+    def _finish(self, running: _Running) -> None:
+        try:
+            running.process.wait(timeout=max(running.deadline - time.monotonic(), 0.0))
+            code: int | None = running.process.returncode
+        except subprocess.TimeoutExpired:
+            _kill(running.process)
+            code = None
+        del self.running[running.part.name]
+        text = running.log.read_text(encoding="utf-8", errors="replace")
+        result = outcome(running.part, code, time.monotonic() - running.started, text)
+        with (self.out / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"\n===== {running.part.name}: {result.status}, {result.seconds:.0f} s\n{text}")
+        page.collect(self.work / "history", self.out)
+        self._keep(result, journal=True)
+
+    def _wait_for_background(self) -> None:
+        for running in list(self.running.values()):
+            self._finish(running)
+
+    def _keep(self, result: Result, *, journal: bool) -> None:
+        self.results[result.part] = result
+        if journal:
+            with self.journal.open("a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps(asdict(result)))  # a line cut off before stays a line of its own
+        self.say(f"{result.part:22} {result.status:8} {result.seconds:7.1f} s  {page.short(result.detail)}")
+        page.write(self.out, list(self.results.values()))
+
+
+def _filled(argument: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        argument = argument.replace(name, value)
+    return argument
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)  # its own session: the children go too
+        process.wait()
+
+
+def outcome(part: Part, code: int | None, seconds: float, text: str) -> Result:
+    """How a part ended, from its exit code (None: killed at its limit) and its output."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    clocks = report.nvidia_smi("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
+    is_pytest = "pytest" in part.command
+    if code is None:
+        passed = sum(" PASSED" in line for line in lines)
+        if _SANITIZER_ERROR.search(text):
+            return Result(part.name, "failed", seconds, " | ".join(lines[-_ERROR_LINES:])[-1500:], clocks)
+        so_far = f"; {passed} tests had passed" if passed else ""
+        return Result(part.name, "cut off", seconds, f"no time left after {seconds:.0f} s{so_far}", clocks)
+    # 5 is pytest's word for "nothing to run": nothing was checked, so nothing may be timed.
+    if is_pytest and code == 5:
+        why = next((line for line in reversed(lines) if line.startswith("SKIPPED")), "no tests for this device")
+        return Result(part.name, "skipped", seconds, why, clocks)
+    if code != 0:
+        return Result(part.name, "failed", seconds, " | ".join(lines[-_ERROR_LINES:])[-1500:], clocks)
+    # All skipped is no proof either.
+    if is_pytest and not re.search(r"\d+ passed", text):
+        return Result(part.name, "skipped", seconds, lines[-1] if lines else "no output", clocks)
+    return Result(part.name, "passed", seconds, lines[-1] if lines else "", clocks)
+
+
+def _wheels(folder: Path | None) -> tuple[Path, ...]:
+    if folder is None:
+        return ()
+    found = tuple(sorted(folder.resolve().glob("*.whl")))
+    if not found:
+        raise ValueError(f"bench.gpu: --wheels must be a folder of .whl files, got {folder} without any")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0 when every part passed or was skipped."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--minutes", type=float, default=9.0, help="time for everything")
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of logs, JSON lines and table.md")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the five files that are kept")
+    parser.add_argument("--work", type=Path, help="folder of all others; default OUT/work")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels to install for the run: gsplat, roma ...")
     parser.add_argument(
         "--only", nargs="+", default=[], help="words; parts whose name holds one of them, and their needs"
     )
+    parser.add_argument("--plan", action="store_true", help="print what would run, and run nothing")
+    parser.add_argument("--publish", action="store_true", help="copy the page to docs/results/<device>_<date>.md")
     options = parser.parse_args(arguments)
     if options.minutes <= 0:
         parser.error(f"--minutes must be > 0, got {options.minutes}")
-    reason = gpu_missing()
+    work = None if options.work is None else options.work.resolve()
+    out = options.out.resolve()
     try:
-        results = run(
-            options.out.resolve(), minutes=options.minutes, only=options.only, gpu_reason=reason,
-            say=lambda line: print(line, flush=True),
-        )  # fmt: skip
+        settings = Options(options.minutes, tuple(options.only), _wheels(options.wheels), work)
+        runner = Runner(out, settings, gpu_reason=probes.gpu_missing(), say=lambda line: print(line, flush=True))
+        if options.plan:
+            print(runner.describe())
+            return 0
+        results = runner.run()
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    print((options.out / "table.md").read_text(encoding="utf-8"))
+    print((out / page.PAGE).read_text(encoding="utf-8"))
+    if options.publish:
+        print(f"written to {page.publish(out)}")
     return 1 if any(r.status in ("failed", "cut off") for r in results) else 0
 
 
