@@ -21,7 +21,7 @@ from worldr1.noise import initial_noise
 from worldr1.prompts import prompt_batch, read_prompts
 from worldr1.rollout import sample
 from worldr1.schedule import rollout_sigmas
-from worldr1.update import Learner, deferred_step, make_optimizer, policy_step, sample_gradients
+from worldr1.update import Learner, make_optimizer, policy_step, sample_gradients
 
 WINDOW = (2,)
 """The last of the micro run's three places: a prefix of two steps."""
@@ -49,10 +49,7 @@ def _iteration(learner: Learner, config: TrainConfig, prompts: list[str], noise:
         advantage=torch.linspace(-1, 1, n), mask=torch.ones(n, dtype=torch.bool), num_active=n,
         group_std=torch.ones(2, dtype=torch.float64), num_dropped_groups=0, alarms=(), mean_size=0.5,
     )  # fmt: skip
-    if buffers is None:
-        policy_step(*learner, rollout, advantage, config=config, lr=1e-4)
-    else:
-        deferred_step(*learner, rollout, buffers, advantage, config=config, lr=1e-4)
+    policy_step(*learner, rollout, advantage, config=config, lr=1e-4, gradients=buffers)
 
 
 def test_iteration(record_figures: bool) -> None:

@@ -13,6 +13,8 @@ from typing import Literal
 
 EMBEDDED = Path(__file__).parent / "assets"
 """The weights and prompts that ship with the package."""
+Keep = Literal["nothing", "attention", "products"]
+"""What a checkpointed block keeps beside its input."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ class ModelConfig:
     """Acts only where sigma >= this (a high-noise expert), in training, generation and export; 0: always."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass (non-reentrant): less memory, one more forward."""
+    checkpoint_keep: Keep = "nothing"
+    """What gradient checkpointing keeps, to do less of that forward: the results of `attention` (3 times the memory of
+    `nothing`) or of all frozen matrix `products` (16 times)."""
+    compile: bool = False
+    """torch.compile the transformer for deterministic steps. Stochastic steps and the update stay eager, both alike, so
+    that every log_prob is the training path's."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,9 @@ class RolloutConfig:
     """Samples per transformer call, in rollout and training alike, so that log-probs agree exactly."""
     share_initial_noise: bool = False
     """One initial latent per group: the deterministic prefix before the window is then computed once."""
+    share_first_step: bool = False
+    """With share_initial_noise: a group's samples enter the first stochastic step with the same latent, so that one
+    pass serves them all there, in the rollout, the reference and each update; micro_batch then counts latents."""
     solver: Literal["euler", "multistep"] = "euler"
     """Of the deterministic steps after the window; `multistep` is of second order at the same number of forwards."""
     allow_small_group: bool = False
@@ -205,8 +216,8 @@ class UpdateConfig:
     """`guard` (GRPO-Guard) centres the log-ratio, scales it by the step's std and divides the loss by |dt|; its
     clip_range is about 2e-6."""
     deferred: bool = False
-    """Backward pass inside the rollout, one gradient per sample, weighted when the rewards arrive: no second forward.
-    Needs updates_per_rollout 1."""
+    """Backward pass inside the rollout, one gradient per sample, weighted when the rewards arrive: the first update of
+    a rollout then needs no forward of its own."""
     kl_beta: float = 0.02
     """Weight of the KL to the adapter-off reference; 0 skips the reference forward."""
     max_grad_norm: float = 1.0
@@ -353,6 +364,11 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         not s.compat or (r.solver == "euler" and not r.share_initial_noise),
         "schedule.compat brings its own solver and has no shared prefix: leave rollout.solver and share_initial_noise",
     )
+    must(
+        not r.share_first_step or (r.share_initial_noise and not c.update.deferred),
+        "rollout.share_first_step needs rollout.share_initial_noise (else the latents differ), and update.deferred off "
+        "(it needs a pass for each sample)",
+    )
     must(0 < s.noise_level < 10, f"schedule.noise_level must be in (0, 10), got {s.noise_level}")
     first, last = s.window_range
     must(
@@ -378,13 +394,13 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
     must(u.warmup_iterations >= 0, f"update.warmup_iterations must be >= 0, got {u.warmup_iterations}")
     must(u.updates_per_rollout >= 1, f"update.updates_per_rollout must be >= 1, got {u.updates_per_rollout}")
     must(
-        not u.deferred or u.updates_per_rollout == 1,
-        f"update.updates_per_rollout must be 1 with update.deferred (its gradient holds at ratio 1 alone), "
-        f"got {u.updates_per_rollout}",
-    )
-    must(
         not u.deferred or (u.surrogate == "clip" and not s.compat),
         "update.deferred must be off with the guard surrogate and with schedule.compat",
+    )
+    must(
+        not (u.deferred and u.kl_beta > 0) or m.checkpoint_keep == "nothing",
+        f"model.checkpoint_keep must be nothing with update.deferred and a KL (two backward passes through one graph), "
+        f"got {m.checkpoint_keep}",
     )
     must(u.clip_range > 0, f"update.clip_range must be > 0, got {u.clip_range}")
     must(u.kl_beta >= 0, f"update.kl_beta must be >= 0, got {u.kl_beta}")

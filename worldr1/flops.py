@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from worldr1.config import ModelConfig, TrainConfig, VideoConfig
+from worldr1.config import Keep, ModelConfig, TrainConfig, VideoConfig
 
 NUM_TEXT_TOKENS = 512
 """Of Wan's text encoder; padded to it."""
@@ -53,8 +53,10 @@ class ModelFlops(NamedTuple):
 def passes_per_sample(config: TrainConfig) -> Passes:
     """Transformer passes that one training sample takes: rollout, reference of the KL, training.
 
-    A shared prefix counts 1 / G of its steps. The deferred update takes its graph from the rollout's own pass; with a
-    KL it needs two backward passes, one for each part of its gradient.
+    A shared prefix counts 1 / G of its steps, and a shared first step 1 / G of itself everywhere: in the rollout, the
+    reference and each update. The reference does not change and is run once a rollout, however many updates follow. The
+    deferred update takes its graph from the rollout's own pass; with a KL it needs two backward passes, one for each
+    part of its gradient.
 
     Args:
       config: schedule, rollout and update.
@@ -63,12 +65,16 @@ def passes_per_sample(config: TrainConfig) -> Passes:
     per_step = 1 if r.guidance_scale == 1.0 else 2
     first, last = s.window_range
     prefix = (first + last - s.window_size) / 2 if r.share_initial_noise else 0.0  # mean steps before the window
-    rollout = s.num_steps - prefix * (1.0 - 1.0 / r.group_size)
-    reference = s.window_size if u.kl_beta > 0 else 0
-    forward = backward = u.updates_per_rollout * s.window_size
+    spared = 1.0 - 1.0 / r.group_size  # of a pass, where one serves the group
+    rollout = s.num_steps - prefix * spared
+    window = float(s.window_size)
+    if r.share_first_step:
+        rollout, window = rollout - spared, window - spared
+    reference = window if u.kl_beta > 0 else 0.0
+    forward = backward = u.updates_per_rollout * window
     if u.deferred:
-        rollout -= s.window_size
-        backward = s.window_size * (2 if u.kl_beta > 0 else 1)
+        rollout -= window
+        backward += window if u.kl_beta > 0 else 0.0
     return Passes(*(per_step * n for n in (rollout, reference, forward, backward)))
 
 
@@ -103,12 +109,13 @@ def model_flops(transformer: Mapping[str, Any], model: ModelConfig, video: Video
     from torch.utils.flop_counter import FlopCounterMode
 
     from worldr1.models.lora import add_lora
+    from worldr1.models.recompute import checkpoint_blocks
 
     with torch.device("meta"):
         net: Any = WanTransformer3DModel(**transformer)
     add_lora(net, rank=model.lora_rank, alpha=model.lora_alpha, ffn=model.lora_ffn)
     if model.gradient_checkpointing:
-        net.enable_gradient_checkpointing()
+        checkpoint_blocks(net, keep=model.checkpoint_keep)
     shape = (transformer["in_channels"], (video.num_frames - 1) // 4 + 1, video.height // 8, video.width // 8)
     latent = torch.empty(1, *shape, device="meta")
     text = torch.empty(1, NUM_TEXT_TOKENS, transformer["text_dim"], device="meta")
@@ -123,44 +130,59 @@ def model_flops(transformer: Mapping[str, Any], model: ModelConfig, video: Video
 
 
 def recipes() -> dict[str, TrainConfig]:
-    """The rows of the table: the official release's recipe, and ours from the slowest to the leanest."""
+    """The rows of the table: the official release's recipe, and ours with and without guidance and KL."""
     from worldr1.presets import compat, wan2_1_1_3b
 
     ours = wan2_1_1_3b()
-    with_kl = replace(ours, update=replace(ours.update, kl_beta=0.004))
-    once = replace(with_kl, update=replace(with_kl.update, updates_per_rollout=1))
+
+    def vary(
+        base: TrainConfig, *, updates: int = 2, share: int = 0, deferred: bool = False, keep: Keep = "nothing"
+    ) -> TrainConfig:
+        """`share`: 1 the prefix, 2 the first stochastic step, too."""
+        return replace(
+            base,
+            model=replace(base.model, checkpoint_keep=keep),
+            rollout=replace(base.rollout, share_initial_noise=share > 0, share_first_step=share > 1),
+            update=replace(base.update, updates_per_rollout=updates, deferred=deferred),
+        )
+
+    full = replace(ours, update=replace(ours.update, kl_beta=0.004))
     plain = replace(ours, rollout=replace(ours.rollout, guidance_scale=1.0))
-    plain_once = replace(plain, update=replace(plain.update, updates_per_rollout=1))
-
-    def shared(config: TrainConfig) -> TrainConfig:
-        return replace(config, rollout=replace(config.rollout, share_initial_noise=True))
-
     return {
         "official release": compat(),
         "preset wan2.1-1.3b": ours,
-        "CFG, KL, 2 updates": with_kl,
-        "CFG, KL, 2 updates, shared prefix": shared(with_kl),
-        "CFG, KL, 1 update": once,
-        "CFG, KL, 1 update, shared prefix": shared(once),
-        "no CFG, no KL, 2 updates, shared prefix": shared(plain),
-        "no CFG, no KL, 1 update": plain_once,
-        "no CFG, no KL, deferred": replace(plain_once, update=replace(plain_once.update, deferred=True)),
-        "no CFG, no KL, deferred, shared prefix": shared(
-            replace(plain_once, update=replace(plain_once.update, deferred=True))
-        ),
+        "CFG, KL, 2 updates": vary(full),
+        "CFG, KL, 2 updates, attention kept": vary(full, keep="attention"),
+        "CFG, KL, 2 updates, shared prefix": vary(full, share=1),
+        "CFG, KL, 2 updates, shared first step": vary(full, share=2),
+        "CFG, KL, 1 update": vary(full, updates=1),
+        "CFG, KL, 1 update, shared first step": vary(full, updates=1, share=2),
+        "no CFG, no KL, 2 updates": vary(plain),
+        "no CFG, no KL, 2 updates, deferred, products kept": vary(plain, deferred=True, keep="products"),
+        "no CFG, no KL, 2 updates, shared prefix": vary(plain, share=1),
+        "no CFG, no KL, 2 updates, shared first step": vary(plain, share=2),
+        "no CFG, no KL, 1 update": vary(plain, updates=1),
+        "no CFG, no KL, 1 update, deferred": vary(plain, updates=1, deferred=True),
+        "no CFG, no KL, 1 update, shared first step": vary(plain, updates=1, share=2),
     }
 
 
-def table(model: ModelFlops) -> str:
+def recipe_flops(transformer: Mapping[str, Any], video: VideoConfig) -> dict[Keep, ModelFlops]:
+    """What a pass of the recipes' model costs, by what its checkpointing keeps."""
+    model = recipes()["official release"].model
+    kept = {config.model.checkpoint_keep for config in recipes().values()}
+    return {keep: model_flops(transformer, replace(model, checkpoint_keep=keep), video) for keep in sorted(kept)}
+
+
+def table(costs: Mapping[Keep, ModelFlops]) -> str:
     """Passes, PFLOP per sample and the share of the official release's, one recipe a line."""
     rows = recipes()
-    whole = sample_flops(passes_per_sample(rows["official release"]), model)
-    lines = [f"{'per sample':40} {'rollout':>8} {'ref.':>6} {'forward':>8} {'backward':>9} {'PFLOP':>7} {'share':>7}"]
+    total = {name: sample_flops(passes_per_sample(c), costs[c.model.checkpoint_keep]) for name, c in rows.items()}
+    lines = [f"{'per sample':50} {'rollout':>8} {'ref.':>6} {'forward':>8} {'backward':>9} {'PFLOP':>7} {'share':>7}"]
     for name, config in rows.items():
         p = passes_per_sample(config)
-        cost = sample_flops(p, model)
         passes = f"{p.rollout:8.2f} {p.reference:6.2f} {p.forward:8.2f} {p.backward:9.2f}"
-        lines.append(f"{name:40} {passes} {cost / 1e15:7.2f} {cost / whole:7.1%}")
+        lines.append(f"{name:50} {passes} {total[name] / 1e15:7.2f} {total[name] / total['official release']:7.1%}")
     return "\n".join(lines)
 
 
@@ -189,14 +211,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.transformer_config is not None:
         read = json.loads(config.transformer_config.read_text(encoding="utf-8"))
         transformer = {k: v for k, v in read.items() if not k.startswith("_")}
-    ours = recipes()["preset wan2.1-1.3b"]
     video = VideoConfig(height=config.height, width=config.width, num_frames=config.num_frames)
-    cost = model_flops(transformer, ours.model, video)
+    costs = recipe_flops(transformer, video)
+    plain = costs["nothing"]
+    backward = ", ".join(f"{cost.backward / 1e12:,.0f} with {keep} kept" for keep, cost in costs.items())
     print(
-        f"{cost.num_tokens:,} tokens; forward {cost.forward / 1e12:,.0f} TFLOP, backward {cost.backward / 1e12:,.0f} "
-        f"TFLOP (LoRA rank {ours.model.lora_rank}, gradient checkpointing)"
+        f"{plain.num_tokens:,} tokens; TFLOP of a forward {plain.forward / 1e12:,.0f}, of a backward {backward} "
+        f"(LoRA rank {recipes()['official release'].model.lora_rank}, gradient checkpointing)"
     )
-    print(table(cost))
+    print(table(costs))
     return 0
 
 

@@ -37,8 +37,8 @@ def sample(
 
     Steps in `steps` draw from sde_step's Gaussian with key config.seed and counter (sample id, step); the others are
     steps of the ODE: Euler's, after the window those of `rollout.solver`. With `rollout.share_initial_noise` the steps
-    before the window are run once per group. With `schedule.compat` every step is UniPC's, and those in `steps` are
-    scored as if they had been drawn.
+    before the window are run once per group, with `rollout.share_first_step` the model's passes at the first stochastic
+    step, too. With `schedule.compat` every step is UniPC's, and those in `steps` are scored as if they had been drawn.
 
     Args:
       policy: The model and its adapter.
@@ -64,6 +64,7 @@ def sample(
     if config.rollout.share_initial_noise:
         noise, first = _shared_prefix(policy, batch, noise, embeds, sigmas=sigmas, until=steps[0], config=config)
 
+    alike = batch.group_size if config.rollout.share_first_step else 1
     before = noise.new_empty(len(steps), *noise.shape)
     after = torch.empty_like(before)
     log_prob = noise.new_empty(num, len(steps))
@@ -71,11 +72,22 @@ def sample(
     videos, finite = [], []
     empty = Rollout(
         video=noise.new_empty(0), prompt_embeds=embeds, negative_embeds=negative, samples=before, prev_samples=after,
-        log_prob=log_prob, steps=tuple(steps), sigmas=tuple(sigmas), finite=torch.ones(num, dtype=torch.bool),
+        log_prob=log_prob, steps=tuple(steps), sigmas=tuple(sigmas), alike=alike,
+        finite=torch.ones(num, dtype=torch.bool),
     )  # fmt: skip
+    if alike > 1:
+        before[0] = noise
+        drawn = [
+            _draw(policy, empty, 0, rows, config=config, sample_ids=ids[rows], gradients=None)
+            for rows in window_rows(empty, 0, config)
+        ]
+        noise, log_prob[:, 0] = torch.cat([d[0] for d in drawn]), torch.cat([d[1] for d in drawn])
+        first += 1
     for rows in batch_rows(num, config.rollout.micro_batch):
         latents = noise[rows]
         solver = OdeSolver("unipc" if config.schedule.compat else "euler", sigmas)
+        if first > steps[-1]:
+            solver = OdeSolver(config.rollout.solver, sigmas)
         for i in range(first, len(sigmas) - 1):
             if i not in steps:
                 latents = _ode(policy, solver, latents, i, embeds[rows], _rows(negative, rows), scale)
@@ -111,7 +123,7 @@ def window_step(
 ) -> SdeStepOutput:
     """The density that the policy of now gives to what the rollout drew: the training form of a stochastic step.
 
-    It calls the model as `sample` did, so before the first update, and with `rows` from `batch_rows`, its log_prob is
+    It calls the model as `sample` did, so before the first update, and with `rows` from `window_rows`, its log_prob is
     that of the rollout.
 
     Args:
@@ -188,8 +200,14 @@ def generate(
     return torch.cat(videos)
 
 
+def window_rows(rollout: Rollout, index: int, config: TrainConfig) -> Iterator[slice]:
+    """The split of a rank's samples into transformer calls at a stochastic step: micro_batch latents each. Rollout and
+    update use the same one, for another would change log_prob in the last digits."""
+    return batch_rows(len(rollout.finite), config.rollout.micro_batch * (rollout.alike if index == 0 else 1))
+
+
 def batch_rows(num_samples: int, micro_batch: int) -> Iterator[slice]:
-    """The split of a rank's samples into transformer calls; rollout and update must use the same one."""
+    """Slices of at most micro_batch samples."""
     for start in range(0, num_samples, micro_batch):
         yield slice(start, min(start + micro_batch, num_samples))
 
@@ -227,11 +245,19 @@ def _rows(x: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _velocities(
-    policy: VideoPolicy, latents: Tensor, sigma: float, embeds: Tensor, negative: Tensor | None, *, adapter: bool
+    policy: VideoPolicy,
+    latents: Tensor,
+    sigma: float,
+    embeds: Tensor,
+    negative: Tensor | None,
+    *,
+    adapter: bool,
+    exact: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Conditional and, with guidance, unconditional velocity: the one place where the policy is called."""
-    velocity = policy.velocity(latents, sigma, embeds, adapter=adapter)
-    return velocity, None if negative is None else policy.velocity(latents, sigma, negative, adapter=adapter)
+    texts = [embeds] if negative is None else [embeds, negative]
+    velocities = [policy.velocity(latents, sigma, text, adapter=adapter, exact=exact) for text in texts]
+    return velocities[0], None if negative is None else velocities[1]
 
 
 def _ode(
@@ -245,18 +271,24 @@ def _ode(
     *,
     adapter: bool = True,
 ) -> Tensor:
-    velocity, uncond = _velocities(policy, latents, solver.sigmas[i], embeds, negative, adapter=adapter)
+    velocity, uncond = _velocities(policy, latents, solver.sigmas[i], embeds, negative, adapter=adapter, exact=False)
     return solver.step(velocity, latents, i, velocity_uncond=uncond, guidance_scale=scale)
 
 
 def _window_velocities(
     policy: VideoPolicy, rollout: Rollout, index: int, rows: slice, scale: float, *, adapter: bool
 ) -> tuple[Tensor, Tensor | None]:
-    negative = None if scale == 1.0 else _rows(rollout.negative_embeds, rows)
+    alike = rollout.alike if index == 0 else 1
+    heads = slice(rows.start, rows.stop, alike)
+    negative = None if scale == 1.0 else _rows(rollout.negative_embeds, heads)
     sigma = rollout.sigmas[rollout.steps[index]]
-    return _velocities(
-        policy, rollout.samples[index, rows], sigma, rollout.prompt_embeds[rows], negative, adapter=adapter
+    velocity, uncond = _velocities(
+        policy, rollout.samples[index, heads], sigma, rollout.prompt_embeds[heads], negative, adapter=adapter
     )
+    if alike == 1:
+        return velocity, uncond
+    # Its backward sums the gradients of a group's samples, so that one backward pass of the model serves them all.
+    return velocity.repeat_interleave(alike, 0), None if uncond is None else uncond.repeat_interleave(alike, 0)
 
 
 def _draw(
@@ -289,6 +321,8 @@ def _draw(
         if gradients is not None:
             with_kl = config.update.kl_beta > 0
             reference = reference_velocity(policy, rollout, index=index, rows=rows, config=config) if with_kl else None
+            if reference is not None:
+                gradients.references[index, rows.start] = reference
             scored = _score(velocity, uncond, rollout, index, rows, config, velocity_ref=reference)
             weight = step_weights(rollout.sigmas, rollout.steps, config.schedule).weights[index]
             gradients.add(scored.log_prob, scored.kl, rows=rows, index=index, weight=weight)

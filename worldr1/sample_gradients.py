@@ -36,6 +36,7 @@ class SampleGradients:
         self.log_prob = torch.zeros(num_samples, size, dtype=torch.float32, device=like.device)
         self.kl = torch.zeros_like(self.log_prob) if with_kl else None
         self.kl_values = torch.zeros(num_samples, num_steps, device=like.device)  # nats
+        self.references: dict[tuple[int, int], Tensor] = {}  # (step, first row) -> velocity of the base
         self._columns: dict[int, slice] = {}
         start = 0
         for p in self.params:

@@ -22,7 +22,7 @@ from worldr1.ema import Ema
 from worldr1.models.base import VideoPolicy
 from worldr1.noise import initial_noise
 from worldr1.prompts import prompt_batch
-from worldr1.rollout import batch_rows, reference_velocity, sample, window_step
+from worldr1.rollout import batch_rows, reference_velocity, sample, window_rows, window_step
 from worldr1.schedule import rollout_sigmas, sde_window, step_weights
 from worldr1.update import sample_gradients
 
@@ -64,7 +64,7 @@ def run_self_tests(policy: VideoPolicy, *, prompts: Sequence[str], config: Train
         on = _velocity(policy, batch, noise, rows, sigma=sigmas[steps[0]], adapter=True)
         tests.append(_adapter_off_is_base(before, off, on))
         rollout = sample(policy, batch, noise, sigmas=sigmas, steps=steps, config=config)
-        tests += _log_prob_tests(policy, rollout, rows, config)
+        tests += _log_prob_tests(policy, rollout, config)
         if config.update.deferred:
             tests.append(_deferred_is_two_pass(policy, batch, noise, sigmas, steps, config))
     tests.append(_ema_moves(policy, config))
@@ -81,7 +81,8 @@ def _small_batch(prompts: Sequence[str], config: TrainConfig) -> PromptBatch:
     """Whole groups that fill one micro-batch, or all samples of this rank if they are fewer."""
     world = distributed.world_size()
     batch = prompt_batch(prompts, config=config, iteration=0, dynamic=False, rank=distributed.rank(), world_size=world)
-    groups = min(len(batch.prompts), -(-config.rollout.micro_batch // batch.group_size))
+    alike = batch.group_size if config.rollout.share_first_step else 1  # samples that one latent stands for
+    groups = min(len(batch.prompts), -(-config.rollout.micro_batch * alike // batch.group_size))
     return PromptBatch(
         prompts=batch.prompts[:groups],
         group_size=batch.group_size,
@@ -140,10 +141,11 @@ def _adapter_off_is_base(before: Tensor, off: Tensor, on: Tensor) -> SelfTest:
     )  # fmt: skip
 
 
-def _log_prob_tests(policy: VideoPolicy, rollout: Rollout, rows: slice, config: TrainConfig) -> list[SelfTest]:
+def _log_prob_tests(policy: VideoPolicy, rollout: Rollout, config: TrainConfig) -> list[SelfTest]:
     ratio_deviation, density_deviation = 0.0, 0.0
-    finite = rollout.finite[rows]
     for s in range(len(rollout.steps)):
+        rows = next(window_rows(rollout, s, config))
+        finite = rollout.finite[rows]
         out = window_step(policy, rollout, index=s, rows=rows, config=config)  # with gradient, as in training
         log_prob = out.log_prob.detach()
         ratio = (log_prob - rollout.log_prob[rows, s]).double().exp()
@@ -182,7 +184,7 @@ def _deferred_is_two_pass(
     buffers.write(signs, finite, kl_beta=kl_beta, scale=1.0)
     deferred = _taken(params)
     for s, weight in enumerate(step_weights(sigmas, steps, config.schedule).weights):
-        for rows in batch_rows(batch.num_samples, config.rollout.micro_batch):
+        for rows in window_rows(rollout, s, config):
             reference = None
             if kl_beta > 0:
                 reference = reference_velocity(policy, rollout, index=s, rows=rows, config=config)

@@ -58,7 +58,6 @@ from worldr1.update import (
     Learner,
     NonFiniteGuard,
     check_window,
-    deferred_step,
     learning_rate,
     make_optimizer,
     policy_step,
@@ -183,10 +182,7 @@ def _iterate(
                 scores = rewards.score(batch, rollout.video, finite=rollout.finite)
             advantage = group_advantage(scores, group_size=batch.group_size, config=config.advantage)
             with watch.stage("update"), progress.stage("update"):
-                if gradients is None:
-                    update = policy_step(*learner, rollout, advantage, config=config, lr=lr)
-                else:
-                    update = deferred_step(*learner, rollout, gradients, advantage, config=config, lr=lr)
+                update = policy_step(*learner, rollout, advantage, config=config, lr=lr, gradients=gradients)
 
             metrics = {
                 "iteration": iteration, "phase": "dynamic" if dynamic else "main", "learning_rate": lr,

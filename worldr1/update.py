@@ -17,7 +17,7 @@ from worldr1.ema import Ema
 from worldr1.grpo import guarded_log_ratio, step_loss
 from worldr1.metrics import Metrics
 from worldr1.models.base import VideoPolicy
-from worldr1.rollout import batch_rows, reference_velocity, window_step
+from worldr1.rollout import reference_velocity, window_rows, window_step
 from worldr1.sample_gradients import SampleGradients
 from worldr1.schedule import rollout_sigmas, step_weights
 
@@ -76,6 +76,7 @@ def policy_step(
     *,
     config: TrainConfig,
     lr: float,
+    gradients: SampleGradients | None = None,
 ) -> Metrics:
     """updates_per_rollout optimizer steps, each over all masked-in samples and all stochastic steps of the rollout.
 
@@ -84,9 +85,10 @@ def policy_step(
     The mean is over the samples of all ranks, so the gradient does not depend on how they are dealt. w_step evens out
     the size of the gradient over the grid (schedule.step_weights) and weighs both parts. The micro-batches are those of
     the rollout: another split would change log_prob in the last digits, and with it the ratio. The reference does not
-    change during the updates and is computed once. If no sample of any rank is left there is no update
-    (`skipped_updates`); a gradient that is not finite leaves parameters, optimizer and average as they are
-    (`nonfinite_updates`).
+    change during the updates and is computed once. With `gradients` the first update takes no pass of its own: its
+    ratio is 1 by construction and the clip inert, so its gradient is linear in the advantages. If no sample of any rank
+    is left there is no update (`skipped_updates`); a gradient that is not finite leaves parameters, optimizer and
+    average as they are (`nonfinite_updates`).
 
     Every rank must call this.
 
@@ -98,6 +100,7 @@ def policy_step(
       advantage: From `group_advantage` for the same samples.
       config: update, schedule, rollout.
       lr: Learning rate of this iteration.
+      gradients: What `rollout.sample` filled (`update.deferred`).
     Returns:
       The figures of metrics.jsonl (see metrics.py), the same on all ranks.
     """
@@ -108,23 +111,28 @@ def policy_step(
     tally = _Tally(num_steps)
     if advantage.num_active:
         mask = advantage.mask.to(policy.device) & rollout.finite.to(policy.device)
-        means: dict[tuple[int, int], Tensor] = {}  # (micro-batch, step) -> mean of the policy that sampled
-        rows_list = [r for r in batch_rows(len(mask), config.rollout.micro_batch) if bool(mask[r].any())]
-        references = _references(policy, rollout, rows_list, config) if u.kl_beta > 0 else None
+        means: dict[tuple[int, int], Tensor] = {}  # (step, first row) -> mean of the policy that sampled
+        pieces = [[r for r in window_rows(rollout, s, config) if bool(mask[r].any())] for s in range(num_steps)]
+        references = gradients.references if gradients else _references(policy, rollout, pieces, config)
         # Each rank averages over the samples of all ranks; average_gradients divides by their number once more.
         per_sample = distributed.world_size() / (advantage.num_active * num_steps)
         for update in range(u.updates_per_rollout):
             optimizer.zero_grad(set_to_none=True)
             before = None
+            if gradients is not None and update == 0:
+                _weigh(gradients, advantage, mask, weights, kl_beta=u.kl_beta, per_sample=per_sample, tally=tally)
+                _optimizer_step(params, optimizer, ema, u.max_grad_norm, tally)
+                continue
             for s in range(num_steps):
-                for k, rows in enumerate(rows_list):
+                for rows in pieces[s]:
+                    key = s, rows.start
                     mean = _accumulate(
-                        policy, rollout, advantage, mask, s, rows, config=config,
-                        reference=references[k][s] if references else None, mean_old=means.get((k, s)),
-                        weight=weights[s], per_sample=per_sample, tally=tally, first=update == 0,
+                        policy, rollout, advantage, mask, s, rows, config=config, reference=references.get(key),
+                        mean_old=means.get(key), weight=weights[s], per_sample=per_sample, tally=tally,
+                        first=update == 0,
                     )  # fmt: skip
                     if u.surrogate == "guard":
-                        means.setdefault((k, s), mean)
+                        means.setdefault(key, mean)
                 before = _step_norm(params, before, s, tally) if num_steps > 1 else None
             _optimizer_step(params, optimizer, ema, u.max_grad_norm, tally)
         optimizer.zero_grad(set_to_none=True)
@@ -132,52 +140,11 @@ def policy_step(
 
 
 def sample_gradients(params: Sequence[nn.Parameter], batch: PromptBatch, config: TrainConfig) -> SampleGradients:
-    """Empty buffers for `rollout.sample` and `deferred_step`."""
+    """Empty buffers for `rollout.sample` to fill and `policy_step` to weigh."""
     return SampleGradients(
         params, num_samples=batch.num_samples, num_steps=config.schedule.window_size,
         with_kl=config.update.kl_beta > 0,
     )  # fmt: skip
-
-
-def deferred_step(
-    policy: VideoPolicy,
-    optimizer: torch.optim.AdamW,
-    ema: Ema,
-    rollout: Rollout,
-    gradients: SampleGradients,
-    advantage: Advantage,
-    *,
-    config: TrainConfig,
-    lr: float,
-) -> Metrics:
-    """One optimizer step from gradients that the rollout has already taken: `policy_step` with updates_per_rollout 1.
-
-    The ratio is 1 by construction, so the clip does not act. Every rank must call this.
-
-    Args:
-      policy, optimizer, ema, rollout, advantage, config, lr: As for `policy_step`.
-      gradients: What `rollout.sample` filled.
-    Returns:
-      The figures of metrics.jsonl, the same on all ranks.
-    """
-    params = ema.params
-    _set_rate(optimizer, lr)
-    u, num_steps = config.update, len(rollout.steps)
-    weights = step_weights(rollout.sigmas, rollout.steps, config.schedule).weights
-    tally = _Tally(num_steps)
-    if advantage.num_active:
-        mask = advantage.mask.to(policy.device) & rollout.finite.to(policy.device)
-        scale = distributed.world_size() / (advantage.num_active * num_steps)
-        gradients.write(advantage.advantage.to(policy.device), mask, kl_beta=u.kl_beta, scale=scale)
-        size = torch.where(mask, advantage.advantage.to(policy.device), 0.0).sum().double()
-        for s in range(num_steps):
-            kl = torch.where(mask, gradients.kl_values[:, s], 0.0).sum().double()
-            loss = weights[s] * scale * (u.kl_beta * kl - size)
-            nothing = torch.zeros_like(kl)
-            tally.add(s, torch.stack([mask.sum().double(), *[nothing] * 3, kl, loss]), nothing, first=True)
-        _optimizer_step(params, optimizer, ema, u.max_grad_norm, tally)
-        optimizer.zero_grad(set_to_none=True)
-    return tally.metrics(rollout, weights, config, planned=1)
 
 
 def update_alarms(metrics: Metrics) -> tuple[str, ...]:
@@ -229,13 +196,36 @@ def _optimizer_step(
 
 
 def _references(
-    policy: VideoPolicy, rollout: Rollout, rows_list: Sequence[slice], config: TrainConfig
-) -> list[list[Tensor]]:
-    """Adapter-off velocities by micro-batch and step."""
-    return [
-        [reference_velocity(policy, rollout, index=s, rows=rows, config=config) for s in range(len(rollout.steps))]
-        for rows in rows_list
-    ]
+    policy: VideoPolicy, rollout: Rollout, pieces: Sequence[Sequence[slice]], config: TrainConfig
+) -> dict[tuple[int, int], Tensor]:
+    """(step, first row) -> velocity of the base, for each micro-batch of each step; nothing without a KL."""
+    if config.update.kl_beta == 0:
+        return {}
+    return {
+        (s, rows.start): reference_velocity(policy, rollout, index=s, rows=rows, config=config)
+        for s, its_rows in enumerate(pieces)
+        for rows in its_rows
+    }
+
+
+def _weigh(
+    gradients: SampleGradients,
+    advantage: Advantage,
+    mask: Tensor,
+    weights: Sequence[float],
+    *,
+    kl_beta: float,
+    per_sample: float,
+    tally: _Tally,
+) -> None:
+    """The first update's gradient from what the rollout left behind, and its figures."""
+    signed = torch.where(mask, advantage.advantage.to(mask.device), 0.0)
+    gradients.write(signed, mask, kl_beta=kl_beta, scale=per_sample)
+    for s, weight in enumerate(weights):
+        kl = torch.where(mask, gradients.kl_values[:, s], 0.0).sum().double()
+        loss = weight * per_sample * (kl_beta * kl - signed.sum().double())
+        zero = torch.zeros_like(kl)
+        tally.add(s, torch.stack([mask.sum().double(), zero, zero, zero, kl, loss]), zero, first=True)
 
 
 def _loss_weights(rollout: Rollout, config: TrainConfig) -> tuple[float, ...]:

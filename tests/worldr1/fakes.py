@@ -42,7 +42,9 @@ class FakePolicy:
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         return torch.tensor([[[len(p) / 10.0, p.count("i") / 5.0]] for p in prompts])  # [N, 1, 2]
 
-    def velocity(self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True) -> Tensor:
+    def velocity(
+        self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True, exact: bool = True
+    ) -> Tensor:
         x = sample.movedim(1, -1)  # [N, f, h, w, C]
         acts = adapter and sigma >= self.sigma_min
         with contextlib.nullcontext() if acts else torch.no_grad():

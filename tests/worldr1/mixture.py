@@ -50,7 +50,9 @@ class MixturePolicy:
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         return torch.zeros(len(prompts), 1, 1)
 
-    def velocity(self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True) -> Tensor:
+    def velocity(
+        self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True, exact: bool = True
+    ) -> Tensor:
         x = sample.flatten(1)  # [n, 2]
         v = self.mixture.velocity(x, sigma)
         if adapter:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from worldr1 import config as config_module
-from worldr1.config import RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, to_json, validate
+from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, to_json, validate
 from worldr1.presets import PRESETS, REQUIRED, preset
 
 
@@ -42,7 +42,18 @@ def test_defaults_are_valid(good):
         ({"schedule": ScheduleConfig(noise_level=float("nan"))}, "noise_level must be in"),
         ({"schedule": ScheduleConfig(window_interval=0)}, "window_interval must be >= 1, got 0"),
         ({"update": UpdateConfig(clip_range=0.0)}, "clip_range must be > 0"),
-        ({"update": UpdateConfig(deferred=True, updates_per_rollout=2)}, "updates_per_rollout must be 1 with update"),
+        ({"rollout": RolloutConfig(share_first_step=True)}, "share_first_step needs rollout.share_initial_noise"),
+        (
+            {
+                "rollout": RolloutConfig(share_initial_noise=True, share_first_step=True),
+                "update": UpdateConfig(deferred=True),
+            },
+            "share_first_step needs .* update.deferred off",
+        ),
+        (
+            {"update": UpdateConfig(deferred=True), "model": ModelConfig(checkpoint_keep="attention")},
+            "checkpoint_keep must be nothing with update.deferred and a KL",
+        ),
         (
             {"update": UpdateConfig(deferred=True, updates_per_rollout=1, surrogate="guard")},
             "update.deferred must be off with the guard surrogate",

@@ -12,13 +12,13 @@ from fakes import brightness, fake_config
 from worldr1.advantage import group_advantage
 from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, VideoConfig
 from worldr1.ema import Ema
-from worldr1.flops import WAN, describe, main, model_flops, passes_per_sample, recipes, sample_flops
+from worldr1.flops import WAN, describe, main, model_flops, passes_per_sample, recipe_flops, recipes, sample_flops
 from worldr1.models.wan import load_policy
 from worldr1.noise import initial_noise
 from worldr1.prompts import prompt_batch
 from worldr1.rollout import sample
 from worldr1.schedule import rollout_sigmas, sde_window
-from worldr1.update import deferred_step, make_optimizer, policy_step, sample_gradients
+from worldr1.update import make_optimizer, policy_step, sample_gradients
 
 TINY = dict(
     patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=32,
@@ -28,11 +28,17 @@ TINY = dict(
 
 @pytest.mark.parametrize(
     ("share", "scale", "kl_beta", "updates", "deferred"),
-    [(False, 1.0, 0.0, 1, False), (True, 3.0, 0.1, 2, False), (True, 3.0, 0.1, 1, True), (False, 1.0, 0.0, 1, True)],
-    ids=["plain", "shared-cfg-kl-2", "shared-cfg-kl-deferred", "deferred"],
+    [
+        (0, 1.0, 0.0, 1, False),
+        (1, 3.0, 0.1, 2, False),
+        (2, 3.0, 0.1, 2, False),
+        (1, 3.0, 0.1, 2, True),
+        (0, 1.0, 0.0, 1, True),
+    ],
+    ids=["plain", "prefix-cfg-kl-2", "first-step-cfg-kl-2", "prefix-cfg-kl-2-deferred", "deferred"],
 )
 def test_passes_are_those_of_a_real_iteration(
-    tiny_wan: Path, share: bool, scale: float, kl_beta: float, updates: int, deferred: bool
+    tiny_wan: Path, share: int, scale: float, kl_beta: float, updates: int, deferred: bool
 ) -> None:
     """Sample by sample, over all starts of the window."""
     config = fake_config(
@@ -41,7 +47,12 @@ def test_passes_are_those_of_a_real_iteration(
             num_steps=6, window_size=2, window_range=(0, 5), window_mode="sliding", window_interval=1
         ),
         rollout=RolloutConfig(
-            group_size=4, prompts_per_iteration=1, micro_batch=4, guidance_scale=scale, share_initial_noise=share
+            group_size=4,
+            prompts_per_iteration=1,
+            micro_batch=4,
+            guidance_scale=scale,
+            share_initial_noise=share > 0,
+            share_first_step=share > 1,
         ),
         update=UpdateConfig(updates_per_rollout=updates, kl_beta=kl_beta, deferred=deferred),
     )
@@ -64,10 +75,7 @@ def test_passes_are_those_of_a_real_iteration(
         sigmas = rollout_sigmas(config.schedule)
         rollout = sample(policy, batch, noise, sigmas=sigmas, steps=steps, config=config, gradients=buffers)
         advantage = group_advantage(brightness(rollout), group_size=4, config=config.advantage)
-        if buffers is None:
-            policy_step(*learner, rollout, advantage, config=config, lr=1e-4)
-        else:
-            deferred_step(*learner, rollout, buffers, advantage, config=config, lr=1e-4)
+        policy_step(*learner, rollout, advantage, config=config, lr=1e-4, gradients=buffers)
     passes = passes_per_sample(config)
     assert seen["plain"] / 16 == passes.rollout + passes.reference
     assert seen["graph"] / 16 == passes.forward and seen["backward"] / 16 == passes.backward
@@ -98,20 +106,38 @@ def test_forward_is_the_arithmetic_of_its_layers() -> None:
     assert 1.5 * got.forward < got.backward + got.forward  # a LoRA's backward pass: no gradient of the frozen weights
     again = model_flops(TINY, ModelConfig(lora_rank=2, gradient_checkpointing=True), video)
     assert again.forward == got.forward and 0.9 < (again.backward - got.backward) / (2 * block) <= 1.0
+    kept = model_flops(TINY, ModelConfig(lora_rank=2, gradient_checkpointing=True, checkpoint_keep="products"), video)
+    small = 4 * 2 * linear(tokens, width, rank) + 2 * 2 * (linear(tokens, width, rank) + linear(text, width, rank))
+    assert kept.backward - got.backward == 2 * small  # the adapter's own products, and nothing of the base
 
 
 def test_shares_of_the_official_recipe_on_wan() -> None:
     """The targets, by torch's FLOP counter on the published 1.3B configuration at 480x832x81."""
     rows = recipes()
-    ours = rows["preset wan2.1-1.3b"]
-    model = model_flops(WAN["1.3b"], ours.model, ours.video)
+    costs = recipe_flops(WAN["1.3b"], rows["official release"].video)
+    model = costs["nothing"]
     assert model.num_tokens == 32_760 and 283e12 < model.forward < 285e12
+    assert {cost.forward for cost in costs.values()} == {model.forward}
     whole = sample_flops(passes_per_sample(rows["official release"]), model)
-    share = {name: sample_flops(passes_per_sample(config), model) / whole for name, config in rows.items()}
-    assert share["CFG, KL, 1 update"] <= 0.22 and share["CFG, KL, 2 updates, shared prefix"] <= 0.22
-    assert share["no CFG, no KL, 1 update"] <= 0.09 and share["no CFG, no KL, deferred"] <= 0.09
+    share = {
+        name: sample_flops(passes_per_sample(config), costs[config.model.checkpoint_keep]) / whole
+        for name, config in rows.items()
+    }
+    # With two updates a rollout, whether a group shares its noise (as Flow-GRPO-Fast does) or not.
+    assert share["CFG, KL, 2 updates, shared first step"] <= 0.16 < share["CFG, KL, 2 updates, shared prefix"] <= 0.22
+    assert share["CFG, KL, 2 updates, attention kept"] <= 0.22 < share["CFG, KL, 2 updates"]
+    assert share["no CFG, no KL, 2 updates, shared first step"] <= 0.09 < share["no CFG, no KL, 2 updates"]
+    assert share["no CFG, no KL, 2 updates, deferred, products kept"] <= 0.09
+    assert share["CFG, KL, 1 update"] <= 0.22 and share["no CFG, no KL, 1 update"] <= 0.09
     # By hand: 50 steps of 2 passes, 24 trained steps of 2 passes with their reference and backward passes.
     assert whole == pytest.approx((100 + 48 + 48) * model.forward + 48 * model.backward, rel=1e-12)
+    # 20 steps, of which 4 on average before a window of 2 in [0, 10): with its first step, 5 are taken once for 8.
+    shared = sample_flops(passes_per_sample(rows["no CFG, no KL, 2 updates, shared first step"]), model)
+    window = 1 + 1 / 8
+    assert shared == pytest.approx((15 + 5 / 8 + 2 * window) * model.forward + 2 * window * model.backward, rel=1e-12)
+    # Keeping attention spares its scores and values: 4 T^2 d in each of 30 blocks, and the small one to the text.
+    spared = 30 * 4 * 32_760 * (32_760 + 512) * 1536
+    assert model.backward - costs["attention"].backward == spared
 
 
 def test_passes_of_the_settings() -> None:

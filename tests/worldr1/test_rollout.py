@@ -12,7 +12,7 @@ from torch import Tensor
 from worldr1.config import MICRO_CAMERA, ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, VideoConfig
 from worldr1.datatypes import MotionToken, PromptBatch, Rollout
 from worldr1.models.wan import WanPolicy, load_policy
-from worldr1.rollout import batch_rows, generate, reference_velocity, sample, window_step
+from worldr1.rollout import batch_rows, generate, reference_velocity, sample, window_rows, window_step
 from worldr1.schedule import euler_sigmas
 from worldr1.trajectory import build_trajectory
 from worldr1_kernels.sde_step import sde_step
@@ -165,6 +165,28 @@ def test_kl_to_the_base_is_that_of_the_two_means(policy: WanPolicy, tiny_wan: Pa
     policy.transformer.zero_grad()
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_steps_leave_the_densities_to_the_training_path(
+    policy: WanPolicy, tiny_wan: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compiler(module, backend=backend))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    config = make_config(tiny_wan, guidance_scale=4.0)
+    compiled = load_policy(replace(config.model, compile=True), device="cpu")
+    compiled.load_adapter_state(policy.adapter_state())
+    fast, calls = compiled._inexact, []
+    compiled._inexact = lambda **inputs: calls.append(inputs["timestep"][0].item() / 1000) or fast(**inputs)
+    plain, out = run(policy, config), run(compiled, config)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert calls == pytest.approx([s for i, s in enumerate(SIGMAS[:-1]) if i not in STEPS for _ in range(2)])
+    assert (out.video - plain.video).abs().max() < 1e-4
+    for index in range(len(STEPS)):
+        scored = window_step(compiled, out, index=index, rows=slice(0, 8), config=config)
+        assert scored.log_prob.requires_grad and torch.equal(scored.log_prob, out.log_prob[:, index])
+
+
 def test_a_rollout_is_a_function_of_seed_and_sample_ids(policy: WanPolicy, tiny_wan: Path) -> None:
     config = make_config(tiny_wan)
     first = run(policy, config)
@@ -205,6 +227,37 @@ def test_branching_a_shared_prefix_changes_nothing(policy: WanPolicy, tiny_wan: 
     assert torch.allclose(plain.log_prob, shared.log_prob, atol=1e-5)
     within = shared.prev_samples[0].unflatten(0, (2, 4))
     assert float(within.std(1).mean()) > 0.05  # branched: the draws of a group differ
+
+
+@pytest.mark.parametrize(("scale", "steps"), [(1.0, (2, 3)), (4.0, (0,))])
+def test_one_pass_serves_a_group_at_the_first_stochastic_step(
+    policy: WanPolicy, tiny_wan: Path, scale: float, steps: tuple[int, ...]
+) -> None:
+    """Same draws and densities as with a pass for each sample; and what the update computes is what was stored."""
+    noise = make_noise(2).repeat_interleave(4, dim=0)
+    settings = {"share_initial_noise": True, "guidance_scale": scale, "solver": "multistep"}
+    plain = run(policy, make_config(tiny_wan, **settings), noise, steps)
+    calls = []
+    hook = policy.transformer.register_forward_hook(
+        lambda module, args, kwargs, out: calls.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
+    config = make_config(tiny_wan, **settings, share_first_step=True, micro_batch=1)
+    try:
+        merged = run(policy, config, noise, steps)
+        per_pass = 1 if scale == 1.0 else 2
+        assert calls == [1] * per_pass * (2 * (steps[0] + 1) + 8 * (5 - steps[0]))
+        for index in range(len(steps)):
+            for rows in window_rows(merged, index, config):
+                assert rows.stop - rows.start == (4 if index == 0 else 1)
+                calls.clear()
+                scored = window_step(policy, merged, index=index, rows=rows, config=config)
+                assert calls == [1] * per_pass
+                assert torch.equal(scored.log_prob, merged.log_prob[rows, index])
+    finally:
+        hook.remove()
+    for name in ("video", "samples", "prev_samples"):
+        assert (getattr(plain, name) - getattr(merged, name)).abs().max() < 1e-4
+    assert torch.allclose(plain.log_prob, merged.log_prob, atol=1e-5)
 
 
 def test_a_shared_prefix_needs_shared_noise(policy: WanPolicy, tiny_wan: Path) -> None:

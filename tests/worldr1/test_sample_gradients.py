@@ -22,7 +22,7 @@ from worldr1.prompts import prompt_batch
 from worldr1.rollout import sample
 from worldr1.sample_gradients import SampleGradients
 from worldr1.schedule import euler_sigmas
-from worldr1.update import Learner, deferred_step, make_optimizer, policy_step, sample_gradients
+from worldr1.update import Learner, make_optimizer, policy_step, sample_gradients
 
 PROMPTS = ["push in a red ball", "the camera pans left"]
 STEPS = (1, 2)
@@ -84,7 +84,7 @@ def test_it_is_the_two_pass_update(tiny_wan: Path, scale: float, kl_beta: float,
     mask = torch.tensor([True] * 5 + [False] + [True] * 2)
     advantage = dataclasses.replace(advantage, mask=mask, advantage=advantage.advantage * mask, num_active=7)
     assert buffers is not None
-    got = deferred_step(*one, rollout, buffers, advantage, config=config, lr=1e-2)
+    got = policy_step(*one, rollout, advantage, config=config, lr=1e-2, gradients=buffers)
     want = policy_step(*two, plain, advantage, config=config, lr=1e-2)
     # Guidance subtracts scale - 1 parts from scale parts: their digits are lost in either order of summation.
     error, size = (taken_one[0] - taken_two[0]).norm(), taken_two[0].norm()
@@ -103,9 +103,66 @@ def test_checkpointed_layers_and_a_shared_prefix_give_the_same(tiny_wan: Path) -
         learner.policy.transformer.train()  # diffusers recomputes in training mode too
         taken = taken_by(learner)
         rollout, buffers, advantage = roll(learner, config, True)
-        deferred_step(*learner, rollout, buffers, advantage, config=config, lr=1e-2)
+        policy_step(*learner, rollout, advantage, config=config, lr=1e-2, gradients=buffers)
         grads.append(taken[0])
     assert (grads[0] - grads[1]).abs().max() <= 1e-6 * grads[0].abs().max()
+
+
+@pytest.mark.parametrize("kl_beta", [0.0, 0.05])
+def test_later_updates_go_on_from_it(tiny_wan: Path, kl_beta: float) -> None:
+    """The first of two updates deferred: the second meets the same policy, reference and old densities."""
+    config = make_config(tiny_wan, kl_beta=kl_beta)
+    config = replace(config, update=replace(config.update, updates_per_rollout=2))
+    taken, figures = [], []
+    for gradients in (True, False):
+        learner = make_learner(config)
+        taken.append(taken_by(learner))
+        rollout, buffers, advantage = roll(learner, config, gradients)
+        figures.append(policy_step(*learner, rollout, advantage, config=config, lr=1e-3, gradients=buffers))
+    assert len(taken[0]) == len(taken[1]) == 2
+    assert (taken[0][0] - taken[1][0]).norm() <= 1e-6 * taken[1][0].norm()
+    # Adam's first step is the sign of the gradient, which rounding turns where it is nearly 0.
+    assert (taken[0][1] - taken[1][1]).norm() <= 1e-3 * taken[1][1].norm()
+    for key in ("ratio_mean", "ratio_max_deviation", "kl", "grad_norm", "num_updates"):
+        assert figures[0][key] == pytest.approx(figures[1][key], rel=1e-3, abs=1e-6, nan_ok=True), key
+    assert figures[0]["num_updates"] == 2 and figures[0]["ratio_max_deviation"] > 1e-5
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_one_backward_pass_for_a_group_gives_the_same_gradient(tiny_wan: Path, scale: float) -> None:
+    """rollout.share_first_step, over both updates of a rollout, with KL and a masked sample."""
+    base = make_config(tiny_wan, scale=scale, kl_beta=0.05, share=True, micro_batch=2)
+    mask = torch.tensor([True] * 5 + [False] + [True] * 2)
+    taken = []
+    for merged in (False, True):
+        config = replace(
+            base,
+            rollout=replace(base.rollout, share_first_step=merged),
+            update=replace(base.update, deferred=False, updates_per_rollout=2),
+        )
+        learner = make_learner(config)
+        taken.append(taken_by(learner))
+        rollout, _, advantage = roll(learner, config, False)
+        advantage = dataclasses.replace(advantage, mask=mask, advantage=advantage.advantage * mask, num_active=7)
+        figures = policy_step(*learner, rollout, advantage, config=config, lr=1e-3)
+        assert figures["ratio_first_deviation"] == 0.0 and figures["num_updates"] == 2
+    # Not to the last digits: with another number of rows in a pass, its draws are rounded anew.
+    for one, other, limit in zip(*taken, (1e-4, 1e-3), strict=True):
+        assert (one - other).norm() <= limit * (2 * scale - 1) * other.norm() and other.norm() > 1e-3
+
+
+@pytest.mark.parametrize("keep", ["attention", "products"])
+def test_what_checkpointing_keeps_does_not_change_the_gradient(tiny_wan: Path, keep: str) -> None:
+    taken = []
+    for checkpointing in (False, True):
+        config = make_config(tiny_wan)
+        model = replace(config.model, gradient_checkpointing=checkpointing, checkpoint_keep=keep)
+        config = replace(config, model=model)
+        learner = make_learner(config)
+        taken.append(taken_by(learner))
+        rollout, buffers, advantage = roll(learner, config, True)
+        policy_step(*learner, rollout, advantage, config=config, lr=1e-2, gradients=buffers)
+    assert torch.equal(taken[0][0], taken[1][0]) and taken[0][0].norm() > 1e-3
 
 
 def test_it_takes_no_forward_pass_of_its_own(tiny_wan: Path) -> None:
@@ -115,7 +172,7 @@ def test_it_takes_no_forward_pass_of_its_own(tiny_wan: Path) -> None:
     learner.policy.transformer.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     rollout, buffers, advantage = roll(learner, config, True)
     assert calls.count(True) == 2 and len(calls) == 5 + 2  # 5 steps, of which 2 with a graph, and 2 for the reference
-    deferred_step(*learner, rollout, buffers, advantage, config=config, lr=1e-2)
+    policy_step(*learner, rollout, advantage, config=config, lr=1e-2, gradients=buffers)
     assert len(calls) == 7
 
 
@@ -129,7 +186,7 @@ def test_a_sample_that_is_not_finite_leaves_the_gradient(tiny_wan: Path) -> None
     assert buffers is not None
     expected = -(advantage.advantage[:7] @ buffers.log_prob[:7]) / 14
     buffers.log_prob[7] = math.nan
-    figures = deferred_step(*learner, rollout, buffers, advantage, config=config, lr=1e-2)
+    figures = policy_step(*learner, rollout, advantage, config=config, lr=1e-2, gradients=buffers)
     assert torch.allclose(taken[0], expected, atol=1e-7) and figures["num_updates"] == 1
 
 
@@ -139,7 +196,7 @@ def test_all_advantages_masked_is_no_update(tiny_wan: Path) -> None:
     rollout, buffers, advantage = roll(learner, config, True)
     nothing = dataclasses.replace(advantage, mask=torch.zeros(8, dtype=torch.bool), num_active=0)
     before = [p.detach().clone() for p in learner.ema.params]
-    figures = deferred_step(*learner, rollout, buffers, nothing, config=config, lr=1e-2)
+    figures = policy_step(*learner, rollout, nothing, config=config, lr=1e-2, gradients=buffers)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.ema.params, strict=True))
     assert figures["num_updates"] == 0 and figures["skipped_updates"] == 1
 

@@ -54,20 +54,20 @@ def test_a_deferred_gradient_that_misses_a_part_is_named(tiny_wan, monkeypatch):
 
 
 class ForgetsTheSwitch(FakePolicy):
-    def velocity(self, sample, sigma, prompt_embeds, *, adapter=True):
+    def velocity(self, sample, sigma, prompt_embeds, *, adapter=True, exact=True):
         return super().velocity(sample, sigma, prompt_embeds, adapter=True)
 
 
 class RoundsWithoutGradient(FakePolicy):
     """Half precision in the rollout, full in training."""
 
-    def velocity(self, sample, sigma, prompt_embeds, *, adapter=True):
+    def velocity(self, sample, sigma, prompt_embeds, *, adapter=True, exact=True):
         out = super().velocity(sample, sigma, prompt_embeds, adapter=adapter)
         return out if torch.is_grad_enabled() else out.bfloat16().float()
 
 
 class NeverAdapts(FakePolicy):
-    def velocity(self, sample, sigma, prompt_embeds, *, adapter=True):
+    def velocity(self, sample, sigma, prompt_embeds, *, adapter=True, exact=True):
         return super().velocity(sample, sigma, prompt_embeds, adapter=adapter) if not adapter else (
             super().velocity(sample, sigma, prompt_embeds, adapter=False) + 0 * self.bias.sum()
         )  # fmt: skip

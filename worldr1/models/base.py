@@ -31,11 +31,14 @@ class VideoPolicy(Protocol):
         """Text embeddings [N, L, D], remembered by prompt; a prompt's embedding does not depend on its neighbours."""
         ...
 
-    def velocity(self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True) -> Tensor:
+    def velocity(
+        self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True, exact: bool = True
+    ) -> Tensor:
         """Velocity [N, C, f, h, w] at `sample` [N, C, f, h, w], in the model's dtype.
 
         The adapter acts iff `adapter` and sigma is in its range; otherwise this is the base model bit for bit, and no
-        graph is recorded.
+        graph is recorded. `exact` asks for the training path's own bits; False, for steps without a density, lets the
+        last digits differ for speed.
         """
         ...
 

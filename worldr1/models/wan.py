@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import html
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from worldr1.config import ModelConfig, VideoConfig
 from worldr1.models import lora
+from worldr1.models.recompute import checkpoint_blocks
 from worldr1.text_cache import TextCache
 
 _MAX_SEQUENCE_LENGTH = 512
@@ -48,12 +50,16 @@ def load_policy(model: ModelConfig, *, device: torch.device | str, text_cache: T
 
     with _no_progress_bars():
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        text_encoder = read(UMT5EncoderModel, "text_encoder", dtype)
         transformer = read(WanTransformer3DModel, "transformer", dtype)
         vae = read(AutoencoderKLWan, "vae", torch.float32)  # bfloat16 costs visible quality in this VAE
+
+    def read_text_encoder() -> Any:
+        with _no_progress_bars():
+            return read(UMT5EncoderModel, "text_encoder", dtype)
+
     return WanPolicy(
-        tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae, model=model, device=device,
-        text_cache=text_cache,
+        tokenizer=tokenizer, read_text_encoder=read_text_encoder, transformer=transformer, vae=vae, model=model,
+        device=device, text_cache=text_cache,
     )  # fmt: skip
 
 
@@ -135,7 +141,7 @@ class WanPolicy:
         self,
         *,
         tokenizer: Any,
-        text_encoder: Any,
+        read_text_encoder: Callable[[], Any],
         transformer: Any,
         vae: Any,
         model: ModelConfig,
@@ -145,7 +151,7 @@ class WanPolicy:
         self.device = torch.device(device)
         self.model = model
         self.tokenizer = tokenizer
-        self.text_encoder = text_encoder.to(self.device)
+        self._read_text_encoder = read_text_encoder
         self.transformer = transformer.to(self.device)
         self.vae = vae.to(self.device)
         self.max_sequence_length = int(min(tokenizer.model_max_length, _MAX_SEQUENCE_LENGTH))
@@ -155,7 +161,10 @@ class WanPolicy:
         if self.device.type == "cpu":
             _channels_last(self.vae)
         if model.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()  # non-reentrant in diffusers
+            checkpoint_blocks(transformer, keep=model.checkpoint_keep)
+        self._inexact = torch.compile(transformer) if model.compile else transformer
+        if text_cache is None:
+            _ = self.text_encoder  # its mistakes show now
 
         def per_channel(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1)
@@ -180,6 +189,11 @@ class WanPolicy:
             raise ValueError(f"latent_shape: video.num_frames must be {t} k + 1, got {video.num_frames}")
         return self.transformer.config.in_channels, frames, video.height // s, video.width // s
 
+    @functools.cached_property
+    def text_encoder(self) -> Any:
+        """The largest part of the model, read when a prompt is not in the text cache: with all of them there, never."""
+        return self._read_text_encoder().to(self.device)
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings [N, L, D] as `WanPipeline` computes them, zero beyond each prompt's tokens.
@@ -197,7 +211,7 @@ class WanPolicy:
                 hidden = self.text_encoder(tokens.input_ids.to(self.device), mask).last_hidden_state  # [1, L, D]
                 self._embeds[prompt] = hidden[0, : int(mask.sum())].to(self.transformer.dtype).clone()
         kept = [self._embeds[prompt] for prompt in prompts]
-        width = kept[0].shape[-1] if kept else self.text_encoder.config.d_model
+        width = self.transformer.config.text_dim
         out = torch.zeros(len(kept), self.max_sequence_length, width, dtype=self.transformer.dtype, device=self.device)
         for row, embed in zip(out, kept, strict=True):
             row[: len(embed)] = embed
@@ -207,7 +221,9 @@ class WanPolicy:
         """Whether the adapter acts at this sigma."""
         return sigma >= self.model.adapter_sigma_min
 
-    def velocity(self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True) -> Tensor:
+    def velocity(
+        self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True, exact: bool = True
+    ) -> Tensor:
         """Velocity of the flow, eps - x0.
 
         Args:
@@ -215,12 +231,13 @@ class WanPolicy:
           sigma: In [0, 1].
           prompt_embeds: [N, L, D].
           adapter: False asks for the base model.
+          exact: False may run the compiled transformer (`model.compile`).
         Returns:
           [N, C, f, h, w] in the base's dtype. Differentiable in the adapter where it acts; elsewhere without a graph.
         """
         with contextlib.nullcontext() if adapter and self.is_adapted(sigma) else self._switch.off():
             timestep = torch.full((len(sample),), sigma * _TRAIN_TIMESTEPS, device=self.device)
-            return self.transformer(
+            return (self.transformer if exact else self._inexact)(
                 hidden_states=sample.to(self.transformer.dtype),
                 timestep=timestep,
                 encoder_hidden_states=prompt_embeds,
