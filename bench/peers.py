@@ -1,79 +1,115 @@
-"""The peers that the rasterizer is compared with, for speed here and for values in the tests."""
+"""gsplat's torch reference on a CPU: the rasterizer is compared with it, for speed here and for values in the tests."""
 
-from types import ModuleType
+import contextlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 ALPHA_THRESHOLD = 1.0 / 255.0
 TRANSMITTANCE_STOP = 1e-4
-PIXELS_AT_ONCE = 4096
+MAX_ALPHA = 0.999
 
 
 def _indices_in_range(
-    means2d: Tensor, conics: Tensor, opacities: Tensor, width: int, height: int, order: Tensor, max_alpha: float
+    first: int,
+    last: int,
+    transmittances: Tensor,
+    means2d: Tensor,
+    conics: Tensor,
+    opacities: Tensor,
+    width: int,
+    height: int,
+    tile_size: int,
+    isect_offsets: Tensor,
+    flatten_ids: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(gaussian, pixel, alpha) of every pair that blends, by pixel, then front to back. Dense, in blocks of pixels."""
-    ys, xs = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    pixels = torch.stack([xs, ys], -1).reshape(-1, 1, 2).to(means2d.dtype)
-    parts = []
-    for first in range(0, len(pixels), PIXELS_AT_ONCE):
-        d = pixels[first : first + PIXELS_AT_ONCE] - means2d[order]  # [P, n, 2]
-        c = conics[order]
+    """(gaussian, pixel, image) of every pair that blends, by pixel, then front to back: gsplat's CUDA kernel, tile by
+    tile in plain torch."""
+    assert first == 0 and float(transmittances.min()) == 1.0, "all of a list in one step: see batch_per_iter"
+    n = means2d.shape[-2]
+    num_images, tiles_y, tiles_x = means2d.shape[:-2].numel(), *isect_offsets.shape[-2:]
+    means2d, conics, opacities = means2d.reshape(-1, 2), conics.reshape(-1, 3), opacities.reshape(-1)
+    bounds = [*isect_offsets.flatten().tolist(), len(flatten_ids)]
+    gaussians, pixels = [], []
+    for tile, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        image, y0, x0 = tile // (tiles_y * tiles_x), tile // tiles_x % tiles_y * tile_size, tile % tiles_x * tile_size
+        y, x = torch.arange(y0, min(y0 + tile_size, height)), torch.arange(x0, min(x0 + tile_size, width))
+        xy = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2)
+        ids = flatten_ids[begin:end].long()
+        d, c = xy + 0.5 - means2d[ids], conics[ids]  # [P, n, 2]
         sigma = 0.5 * (c[:, 0] * d[..., 0] ** 2 + c[:, 2] * d[..., 1] ** 2) + c[:, 1] * d[..., 0] * d[..., 1]
-        alpha = (opacities[order] * torch.exp(-sigma)).clamp_max(max_alpha)
+        alpha = (opacities[ids] * torch.exp(-sigma)).clamp_max(MAX_ALPHA)
         used = (sigma >= 0) & (alpha >= ALPHA_THRESHOLD)
         used &= torch.cumprod(torch.where(used, 1 - alpha, 1.0), 1) > TRANSMITTANCE_STOP
         pixel, position = used.nonzero().unbind(1)
-        parts.append((order[position], pixel + first, alpha[pixel, position]))
-    gaussian, pixel, alpha = (torch.cat(part) for part in zip(*parts, strict=True))
-    return gaussian, pixel, alpha
+        gaussians.append(ids[position])
+        pixels.append(image * width * height + (xy[:, 0, 1] * width + xy[:, 0, 0])[pixel])
+    gaussian, pixel = torch.cat(gaussians), torch.cat(pixels)
+    order = torch.sort(pixel, stable=True).indices
+    assert num_images * n >= len(opacities)
+    return gaussian[order] % n, pixel[order] % (width * height), pixel[order] // (width * height)
 
 
-def gsplat_torch(
-    means: Tensor,  # [N, 3]
-    quats: Tensor,  # [N, 4]
-    scales: Tensor,  # [N, 3]
-    opacities: Tensor,  # [N]
-    colors: Tensor,  # [N, D] or [N, K, 3]
-    viewmat: Tensor,  # [4, 4]
-    K: Tensor,  # [3, 3]
-    width: int,
-    height: int,
-    *,
-    sh_degree: int | None = None,
-    antialiased: bool = False,
-    max_alpha: float = 0.999,
-) -> tuple[Tensor, Tensor]:
-    """gsplat 1.5.3's own torch reference, one view: (colours and depth [H, W, D + 1], alphas [H, W, 1]).
+def _render_weight_from_alpha(alphas: Tensor, *, ray_indices: Tensor, n_rays: int) -> tuple[Tensor, Tensor]:
+    """nerfacc's function: alpha_i prod_{j < i} (1 - alpha_j) within each ray, by logarithms (alpha <= .999)."""
+    logs = torch.log1p(-alphas.double())
+    total = torch.cat([logs.new_zeros(1), logs.cumsum(0)])
+    starts = torch.searchsorted(ray_indices, torch.arange(n_rays))
+    transmittance = torch.exp(total[:-1] - total[starts[ray_indices]]).to(alphas.dtype)
+    return alphas * transmittance, transmittance
 
-    Projection, covariances and spherical harmonics are gsplat's functions, untouched. Its raster step calls CUDA for
-    the list of pairs and the package nerfacc for the weights; both are done here in plain torch.
 
+def _accumulate_along_rays(weights: Tensor, values: Tensor | None, *, ray_indices: Tensor, n_rays: int) -> Tensor:
+    values = weights[:, None] if values is None else weights[:, None] * values
+    return values.new_zeros(n_rays, values.shape[-1]).index_add(0, ray_indices, values)
+
+
+@contextlib.contextmanager
+def _without_cuda(rendering: ModuleType, torch_impl: ModuleType, wrapper: ModuleType) -> Iterator[None]:
+    """Puts gsplat's own torch functions where its torch reference calls CUDA; three remain that it has only there."""
+
+    def tiles(means2d: Tensor, radii: Tensor, depths: Tensor, *sizes: int, **_: object) -> Any:
+        return torch_impl._isect_tiles(means2d.detach(), radii, depths.detach(), *sizes)
+
+    def harmonics(degree: int, directions: Tensor, coefficients: Tensor, masks: Tensor) -> Tensor:
+        del masks
+        return torch_impl._spherical_harmonics(degree, directions, coefficients)
+
+    nerfacc = SimpleNamespace(
+        render_weight_from_alpha=_render_weight_from_alpha, accumulate_along_rays=_accumulate_along_rays
+    )
+    with (
+        mock.patch.object(rendering, "isect_tiles", tiles),
+        mock.patch.object(rendering, "isect_offset_encode", torch_impl._isect_offset_encode),
+        mock.patch.object(rendering, "spherical_harmonics", harmonics),
+        mock.patch.object(wrapper, "rasterize_to_indices_in_range", torch.no_grad()(_indices_in_range)),
+        mock.patch.dict(sys.modules, {"nerfacc": nerfacc}),
+    ):
+        yield
+
+
+def gsplat_torch(*tensors: Tensor, width: int, height: int, **options: Any) -> tuple[Tensor, Tensor]:
+    """gsplat 1.5.3's own torch reference `_rasterization`, differentiable: (render_colors, render_alphas).
+
+    Only what it has for CUDA alone is replaced by plain torch: the list of pairs, and nerfacc's two sums.
+
+    Args:
+      tensors: means, quats, scales, opacities, colors, viewmats, Ks, as gsplat takes them.
+      width: Pixels.
+      height: Pixels.
+      options: sh_degree, backgrounds, render_mode, rasterize_mode, eps2d, near_plane, far_plane.
     Raises:
       ImportError: gsplat is not installed.
     """
-    torch_impl: ModuleType = __import__("gsplat.cuda._torch_impl", fromlist=["_torch_impl"])
-    covars, _ = torch_impl._quat_scale_to_covar_preci(quats, scales, compute_preci=False)
-    radii, means2d, depths, conics, compensations = torch_impl._fully_fused_projection(
-        means, covars, viewmat[None], K[None], width, height, calc_compensations=antialiased
-    )
-    if sh_degree is not None:
-        position = torch.linalg.inv(viewmat)[:3, 3]
-        shaded = torch_impl._spherical_harmonics(sh_degree, means - position, colors)
-        colors = (shaded + 0.5).clamp_min(0.0)
-    if antialiased:
-        opacities = opacities * compensations[0]
-    features = torch.cat([colors, depths[0, :, None]], -1)
-    seen = (radii[0] > 0).all(-1).nonzero()[:, 0]
-    order = seen[torch.sort(depths[0, seen], stable=True).indices]
-    gaussian, pixel, alpha = _indices_in_range(means2d[0], conics[0], opacities, width, height, order, max_alpha)
-    # Exclusive product of (1 - alpha) within each pixel, by logarithms (alpha <= .999).
-    logs = torch.log1p(-alpha.double())
-    total = torch.cat([logs.new_zeros(1), logs.cumsum(0)])
-    starts = torch.searchsorted(pixel, torch.arange(width * height))
-    weight = alpha * torch.exp(total[:-1] - total[starts[pixel]]).to(alpha.dtype)
-    image = features.new_zeros(width * height, features.shape[-1])
-    image = image.index_add(0, pixel, weight[:, None] * features[gaussian])
-    alphas = features.new_zeros(width * height).index_add(0, pixel, weight)
-    return image.reshape(height, width, -1), alphas.reshape(height, width, 1)
+    import gsplat.cuda._torch_impl as torch_impl
+    import gsplat.cuda._wrapper as wrapper
+    import gsplat.rendering as rendering
+
+    with _without_cuda(rendering, torch_impl, wrapper):
+        colors, alphas, _ = rendering._rasterization(*tensors, width, height, batch_per_iter=1 << 20, **options)
+    return colors, alphas

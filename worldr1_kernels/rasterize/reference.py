@@ -258,7 +258,9 @@ def render(projection: Projection, features: Tensor, settings: Settings) -> tupl
         for c in range(num_views)
     ]
     out = torch.stack(images) if images else features.new_zeros(0, *shape)
-    out = out.reshape(num_scenes, num_views, *shape)
+    # Differentiable, with zero gradients, also where no Gaussian is seen: sums over nothing.
+    inputs = (features, projection.means2d, projection.conics, projection.opacities)
+    out = out.reshape(num_scenes, num_views, *shape) + sum(t[..., :0].sum() for t in inputs)
     return out[..., :channels], 1.0 - out[..., channels:]
 
 
