@@ -10,7 +10,7 @@ namespace {
 
 void render_view(const RasterizeArgs& args, const Kernels& kernels, const Scene& scene, int64_t scene_index,
                  int64_t view_index, int threads, Workspace& w) {
-  const int64_t kept = prepare_view(args, kernels, scene, scene_index, view_index, threads, w);
+  prepare_view(args, kernels, scene, scene_index, view_index, threads, w);
   const int64_t view = scene_index * args.num_views + view_index, pixels = args.width * args.height;
   const TileGrid tiles = tile_grid(args);
   TileTarget target{};
@@ -27,19 +27,22 @@ void render_view(const RasterizeArgs& args, const Kernels& kernels, const Scene&
   target.max_alpha = args.max_alpha;
   int64_t first = 0;
   do {
-    const int count = (int)std::min<int64_t>(kPassChannels, args.channels - first);
-    fill_colors(args, color_row(args, scene_index, view_index), first, count, kept, w);
+    const int count = pass_channels(args, first);
+    if (first > 0) {
+      parallel_for(chunks_of(scene.count), threads, [&](int64_t chunk, int) {
+        fill_colors(args, color_row(args, scene_index, view_index), first, chunk, w);
+      });
+    }
     target.first_channel = first;
     target.num_channels = count;
     target.depth_mode = first + count == args.channels ? args.depth_mode : kNoDepth;
     const Record* records = w.records.data();
     const Pair* pairs = w.pairs.data();
     const int64_t* offsets = w.offsets.data();
-    parallel_for(tiles.y, threads, [&](int64_t ty, int) {
-      for (int64_t tx = 0; tx < tiles.x; ++tx) {
-        const int64_t tile = ty * tiles.x + tx;
+    parallel_for(tile_runs(tiles), threads, [&](int64_t run, int) {
+      for_each_tile(tiles, run, [&](int64_t tile, int64_t tx, int64_t ty) {
         kernels.blend_tile(records, pairs + offsets[tile], pairs + offsets[tile + 1], tx, ty, target);
-      }
+      });
     });
     target.alphas = target.transmittance = nullptr;
     first += count;

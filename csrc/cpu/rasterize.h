@@ -11,6 +11,12 @@ namespace worldr1 {
 constexpr int kTile = 8;         // pixels; one row of a tile is one vector
 constexpr int kPassChannels = 4;  // channels blended in one pass over the tile lists
 
+// Gaussians that one task prepares, projects or carries gradients to. A constant, so that sums by chunk have one order at any
+// number of threads. The records of chunk c are at [c * kChunk, c * kChunk + number kept).
+constexpr int64_t kChunk = 512;
+
+inline int64_t chunks_of(int64_t count) { return (count + kChunk - 1) / kChunk; }
+
 enum DepthMode { kNoDepth, kWeightedDepth, kExpectedDepth, kMedianDepth, kFirstDepth };
 
 // Everything the caller says. Pointers are to contiguous float32.
@@ -137,9 +143,10 @@ struct Kernels {
   // `color_bad` (may be null) marks Gaussians whose colours are not finite.
   int64_t (*prepare)(const RasterizeArgs& args, int64_t scene_index, const uint8_t* color_bad, Scene& scene,
                      int64_t begin, int64_t end);
-  // Projects a scene into view `view_index`; returns the number of Gaussians kept, in index order.
+  // Projects Gaussians [begin, end) of a scene, begin a multiple of 8, into view `view_index`; returns how many are kept, in
+  // index order.
   int64_t (*project)(const RasterizeArgs& args, const Scene& scene, int64_t scene_index, int64_t view_index,
-                     const uint8_t* color_bad, const ProjectTarget& target);
+                     const uint8_t* color_bad, int64_t begin, int64_t end, const ProjectTarget& target);
   // Blends one tile and writes its pixels.
   void (*blend_tile)(const Record* records, const Pair* begin, const Pair* end, int64_t tile_x, int64_t tile_y,
                      const TileTarget& target);

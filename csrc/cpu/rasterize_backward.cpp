@@ -9,18 +9,15 @@
 namespace worldr1 {
 namespace {
 
-constexpr int64_t kRecordChunk = 1024;
-
 // What one view leaves for its Gaussians.
 struct ViewGradients {
   Workspace lists;
-  int64_t kept = 0;
-  int64_t num_slots = 0;
-  Buffer<Slots> slots;              // [kept]
-  Buffer<float> partials;           // [num_slots, kSlot]
-  Buffer<RecordGradient> records;   // [kept]
-  Buffer<float> colors;             // [kept, X]
-  Buffer<float> backgrounds;        // [tile rows, kPassChannels]
+  Buffer<Slots> slots;              // [N], by record, as the next four are
+  Buffer<int64_t> first_slots;      // [chunks + 1] where the slots of a chunk begin
+  Buffer<float> partials;           // [slots, kSlot]
+  Buffer<RecordGradient> records;   // [N]
+  Buffer<float> colors;             // [N, X]
+  Buffer<float> backgrounds;        // [runs of tiles, kPassChannels]
   Buffer<float> cameras;            // [chunks, kCameraValues]
 };
 
@@ -30,8 +27,6 @@ struct Call {
   const Kernels& forward;
   const BackwardKernels& backward;
 };
-
-int64_t chunks_of(int64_t count) { return (count + kRecordChunk - 1) / kRecordChunk; }
 
 TileSource tile_source(const Call& call, int64_t view) {
   const RasterizeArgs& args = call.args;
@@ -51,35 +46,64 @@ TileSource tile_source(const Call& call, int64_t view) {
   return s;
 }
 
-// Gives every record one slot or, when several threads share the tiles, one for each tile that its bounds touch, row by row.
-void assign_slots(ViewGradients& v, int threads) {
-  Slots* slots = v.slots.need(v.kept);
+// Tiles that the bounds of a record touch.
+struct TileRect {
+  int64_t x, y, columns, rows;
+  explicit TileRect(Bounds b)
+      : x(b.x0 / kTile), y(b.y0 / kTile), columns(b.x1 / kTile - x + 1), rows(b.y1 / kTile - y + 1) {}
+};
+
+// Gives every record one slot or, when several threads share the tiles, one for each tile that it touches, row by row.
+void assign_slots(const Call& call, int threads, ViewGradients& v) {
+  const int64_t n = call.args.num_gaussians, num_chunks = chunks_of(n);
+  Slots* slots = v.slots.need(n);
   const Bounds* bounds = v.lists.bounds.data();
-  int64_t sum = 0;
-  for (int64_t i = 0; i < v.kept; ++i) {
-    if (threads == 1) {
-      slots[i] = {sum++, 0, 0};
-      continue;
-    }
-    const Bounds b = bounds[i];
-    const int64_t x = b.x0 / kTile, y = b.y0 / kTile, columns = b.x1 / kTile - x + 1, rows = b.y1 / kTile - y + 1;
-    slots[i] = {sum - y * columns - x, (int32_t)columns, 1};
-    sum += columns * rows;
-  }
-  v.num_slots = sum;
-  v.partials.need(sum * kSlot);
+  int64_t* first = v.first_slots.need(num_chunks + 1);
+  first[0] = 0;
+  parallel_for(num_chunks, threads, [&](int64_t chunk, int) {
+    int64_t count = 0;
+    for_each_record(v.lists, chunk, [&](int64_t i) {
+      const TileRect rect(bounds[i]);
+      count += threads == 1 ? 1 : rect.columns * rect.rows;
+    });
+    first[chunk + 1] = count;
+  });
+  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) first[chunk + 1] += first[chunk];
+  v.partials.need(first[num_chunks] * kSlot);
+  parallel_for(num_chunks, threads, [&](int64_t chunk, int) {
+    int64_t sum = first[chunk];
+    for_each_record(v.lists, chunk, [&](int64_t i) {
+      const TileRect rect(bounds[i]);
+      if (threads == 1) {
+        slots[i] = {sum++, 0, 0};
+      } else {
+        slots[i] = {sum - rect.y * rect.columns - rect.x, (int32_t)rect.columns, 1};
+        sum += rect.columns * rect.rows;
+      }
+    });
+  });
+}
+
+// Before a pass: its colours, and zero sums.
+void start_pass(const Call& call, int64_t row, int64_t first, int threads, ViewGradients& v) {
+  float* partials = v.partials.data();
+  const int64_t* first_slots = v.first_slots.data();
+  parallel_for(chunks_of(call.args.num_gaussians), threads, [&](int64_t chunk, int) {
+    if (first > 0) fill_colors(call.args, row, first, chunk, v.lists);
+    std::fill(partials + first_slots[chunk] * kSlot, partials + first_slots[chunk + 1] * kSlot, 0.0f);
+  });
 }
 
 // Adds the slots of each record up: moments over all passes, colours of this pass.
-void sum_slots(ViewGradients& v, int64_t channels, int64_t first, int count, int threads) {
-  parallel_for(chunks_of(v.kept), threads, [&](int64_t chunk, int) {
-    const int64_t end = std::min((chunk + 1) * kRecordChunk, v.kept);
-    for (int64_t i = chunk * kRecordChunk; i < end; ++i) {
-      const Slots slots = v.slots.data()[i];
-      const Bounds b = v.lists.bounds.data()[i];
-      const int64_t x = b.x0 / kTile, y = b.y0 / kTile;
-      const float* slot = v.partials.data() + (slots.base + y * slots.row_stride + x * slots.column_stride) * kSlot;
-      const int64_t num_slots = slots.column_stride == 0 ? 1 : (b.x1 / kTile - x + 1) * (b.y1 / kTile - y + 1);
+void sum_slots(const Call& call, int64_t first, int threads, ViewGradients& v) {
+  const int64_t channels = call.args.channels;
+  const int count = pass_channels(call.args, first);
+  const Bounds* bounds = v.lists.bounds.data();
+  parallel_for(chunks_of(call.args.num_gaussians), threads, [&](int64_t chunk, int) {
+    const float* slot = v.partials.data() + v.first_slots.data()[chunk] * kSlot;
+    for_each_record(v.lists, chunk, [&](int64_t i) {
+      const TileRect rect(bounds[i]);
+      const int64_t num_slots = threads == 1 ? 1 : rect.columns * rect.rows;
       float sums[kSlot] = {};
       for (int64_t n = 0; n < num_slots; ++n, slot += kSlot) {
         for (int k = 0; k < kSlot; ++k) sums[k] += slot[k];
@@ -87,7 +111,7 @@ void sum_slots(ViewGradients& v, int64_t channels, int64_t first, int count, int
       RecordGradient& record = v.records.data()[i];
       for (int k = 0; k < kMoments; ++k) record.moments[k] = first == 0 ? sums[k] : record.moments[k] + sums[k];
       for (int c = 0; c < count; ++c) v.colors.data()[i * channels + first + c] = sums[kMoments + c];
-    }
+    });
   });
 }
 
@@ -95,36 +119,34 @@ void replay_view(const Call& call, const Scene& scene, int64_t scene_index, int6
                  ViewGradients& v) {
   const RasterizeArgs& args = call.args;
   const int64_t view = scene_index * args.num_views + view_index;
-  v.kept = prepare_view(args, call.forward, scene, scene_index, view_index, threads, v.lists);
-  assign_slots(v, threads);
-  float* partials = v.partials.data();
-  v.records.need(v.kept);
-  v.colors.need(v.kept * args.channels);
+  prepare_view(args, call.forward, scene, scene_index, view_index, threads, v.lists);
+  assign_slots(call, threads, v);
+  v.records.need(scene.count);
+  v.colors.need(scene.count * args.channels);
   const TileGrid tiles = tile_grid(args);
-  float* backgrounds = v.backgrounds.need(tiles.y * kPassChannels);
+  float* backgrounds = v.backgrounds.need(tile_runs(tiles) * kPassChannels);
   TileSource source = tile_source(call, view);
   for (int64_t first = 0; first < args.channels; first += kPassChannels) {
-    const int count = (int)std::min<int64_t>(kPassChannels, args.channels - first);
-    fill_colors(args, color_row(args, scene_index, view_index), first, count, v.kept, v.lists);
+    const int count = pass_channels(args, first);
     source.first_channel = first;
     source.num_channels = count;
     source.depth_mode = first + count == args.channels ? args.depth_mode : kNoDepth;
-    std::fill(backgrounds, backgrounds + tiles.y * kPassChannels, 0.0f);
-    std::fill(partials, partials + v.num_slots * kSlot, 0.0f);
+    std::fill(backgrounds, backgrounds + tile_runs(tiles) * kPassChannels, 0.0f);
+    start_pass(call, color_row(args, scene_index, view_index), first, threads, v);
     const Record* records = v.lists.records.data();
     const Pair* pairs = v.lists.pairs.data();
     const int64_t* offsets = v.lists.offsets.data();
-    parallel_for(tiles.y, threads, [&](int64_t ty, int) {
-      for (int64_t tx = 0; tx < tiles.x; ++tx) {
-        const int64_t tile = ty * tiles.x + tx;
+    float* partials = v.partials.data();
+    parallel_for(tile_runs(tiles), threads, [&](int64_t run, int) {
+      for_each_tile(tiles, run, [&](int64_t tile, int64_t tx, int64_t ty) {
         call.backward.tile(records, v.slots.data(), pairs + offsets[tile], tx, ty, source, partials,
-                           backgrounds + ty * kPassChannels);
-      }
+                           backgrounds + run * kPassChannels);
+      });
     });
-    sum_slots(v, args.channels, first, count, threads);
+    sum_slots(call, first, threads, v);
     for (int c = 0; call.grads.backgrounds != nullptr && c < count; ++c) {
       double sum = 0.0;
-      for (int64_t ty = 0; ty < tiles.y; ++ty) sum += backgrounds[ty * kPassChannels + c];
+      for (int64_t run = 0; run < tile_runs(tiles); ++run) sum += backgrounds[run * kPassChannels + c];
       call.grads.backgrounds[view * args.channels + first + c] = (float)sum;
     }
     source.grad_alphas = nullptr;  // counted once
@@ -157,11 +179,11 @@ void store_camera(const Call& call, int64_t view, const float* cameras, int64_t 
 
 void project_view(const Call& call, const Scene& scene, int64_t scene_index, int64_t view_index, int threads,
                   float* v_covars, ViewGradients& v) {
-  const int64_t chunks = chunks_of(v.kept);
+  const int64_t chunks = chunks_of(scene.count);
   float* cameras = v.cameras.need(chunks * kCameraValues);
   std::fill(cameras, cameras + chunks * kCameraValues, 0.0f);
   parallel_for(chunks, threads, [&](int64_t chunk, int) {
-    const int64_t begin = chunk * kRecordChunk, end = std::min(begin + kRecordChunk, v.kept);
+    const int64_t begin = chunk * kChunk, end = begin + v.lists.kept.data()[chunk];
     call.backward.project(call.args, call.grads, scene, scene_index, view_index, v.lists.ids.data(), v.records.data(),
                           v.colors.data(), begin, end, v_covars, cameras + chunk * kCameraValues);
   });
@@ -196,7 +218,7 @@ void scene_backward(const Call& call, int64_t s, int threads, SceneGradients& w)
   }
   if (args.covars != nullptr) return;
   parallel_for(chunks_of(scene.count), threads, [&](int64_t chunk, int) {
-    const int64_t begin = chunk * kRecordChunk, end = std::min(begin + kRecordChunk, scene.count);
+    const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, scene.count);
     call.backward.finish(args, call.grads, scene, s, v_covars, begin, end);
   });
 }

@@ -82,7 +82,16 @@ WR_INLINE void load_tile(int64_t tile_x, int64_t tile_y, const TileSource& s, Re
   for (int c = 0; c < CH; ++c) v_background[c] += sums[c];
 }
 
-template <int CH>
+// Which splat of a pixel has the depth of MD and FD, told from the transmittance in front of it and behind.
+template <int MODE>
+WR_INLINE i8 has_depth(f8 front, f8 behind, f8 alpha) {
+  const i8 hit = alpha > f8_set(0.0f), half = (front > f8_set(0.5f)) & (behind <= f8_set(0.5f));
+  // Nothing in front: a splat there would leave at most 254/255 of 1, which the replay returns to but for rounding.
+  return MODE == kMedianDepth ? hit & half : hit & (front > f8_set(1.0f - 0.5f * kAlphaThreshold));
+}
+
+// MODE: the depth mode of the last channel where that is one splat's depth, else kNoDepth.
+template <int CH, int MODE>
 void replay(const Record* records, const Slots* slots, const Pair* pairs, int64_t tile_x, int64_t tile_y,
             const TileSource& s, float* partials, float* v_background) {
   Replay<CH> tile;
@@ -119,15 +128,19 @@ void replay(const Record* records, const Slots* slots, const Pair* pairs, int64_
       const f8 odds = alpha / (1.0f - alpha);
       const f8 after = tile.transmittance[r], behind = tile.behind[r];
       const f8 weight = after * odds;
-      f8 v_weight = tile.gradient[r][0] * g.color[0];
-      for (int c = 1; c < CH; ++c) v_weight += tile.gradient[r][c] * g.color[c];
+      constexpr int kSums = MODE == kNoDepth ? CH : CH - 1;
+      f8 v_weight = kSums == 0 ? f8_set(0.0f) : tile.gradient[r][0] * g.color[0];
+      for (int c = 1; c < kSums; ++c) v_weight += tile.gradient[r][c] * g.color[c];
       const f8 h = keep_where(raw <= max_alpha, odds * (after * v_weight - behind));
       tile.behind[r] = behind + weight * v_weight;
       tile.transmittance[r] = after + weight;
+      if (MODE != kNoDepth) {
+        colors[CH - 1] += keep_where(has_depth<MODE>(after + weight, after, alpha), tile.gradient[r][CH - 1]);
+      }
       sums[0] += h;
       sums[1] += h * row.dy[r];
       sums[2] += h * row.dy_squared[r];
-      for (int c = 0; c < CH; ++c) colors[c] += weight * tile.gradient[r][c];
+      for (int c = 0; c < kSums; ++c) colors[c] += weight * tile.gradient[r][c];
     }
     const f8 h = sums[0], h_dx = h * dx;
     const f8 head[8] = {h, h_dx, sums[1], h_dx * dx, sums[1] * dx, sums[2], colors[0], colors[1]};
@@ -141,13 +154,25 @@ void replay(const Record* records, const Slots* slots, const Pair* pairs, int64_
   }
 }
 
+template <int CH>
+void replay_mode(const Record* records, const Slots* slots, const Pair* pairs, int64_t tile_x, int64_t tile_y,
+                 const TileSource& s, float* partials, float* v_background) {
+  if (s.depth_mode == kMedianDepth) {
+    return replay<CH, kMedianDepth>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
+  }
+  if (s.depth_mode == kFirstDepth) {
+    return replay<CH, kFirstDepth>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
+  }
+  return replay<CH, kNoDepth>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
+}
+
 void replay_tile(const Record* records, const Slots* slots, const Pair* pairs, int64_t tile_x, int64_t tile_y,
                  const TileSource& s, float* partials, float* v_background) {
   switch (s.num_channels) {
-    case 1: return replay<1>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
-    case 2: return replay<2>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
-    case 3: return replay<3>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
-    default: return replay<4>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
+    case 1: return replay_mode<1>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
+    case 2: return replay_mode<2>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
+    case 3: return replay_mode<3>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
+    default: return replay_mode<4>(records, slots, pairs, tile_x, tile_y, s, partials, v_background);
   }
 }
 

@@ -87,14 +87,14 @@ WR_INLINE void pixel_range(float low, float high, int64_t size, int32_t* first, 
 }
 
 int64_t project_view(const RasterizeArgs& args, const Scene& scene, int64_t scene_index, int64_t view_index,
-                     const uint8_t* color_bad, const ProjectTarget& target) {
+                     const uint8_t* color_bad, int64_t begin, int64_t end, const ProjectTarget& target) {
   const int64_t view = scene_index * args.num_views + view_index;
   const Camera camera =
       make_camera(args.viewmats + 16 * view, args.Ks + 9 * view, (float)args.width, (float)args.height);
   const int64_t color_row = (args.colors_per_view ? view : scene_index) * scene.count;
   const float width = (float)args.width, height = (float)args.height;
   int64_t kept = 0;
-  for (int64_t base = 0; base < scene.padded; base += 8) {
+  for (int64_t base = begin; base < end; base += 8) {
     f8 opacity = f8_load(scene.array(9) + base);
     i8 ok = opacity >= f8_set(kAlphaThreshold);
     const f8 x = f8_load(scene.array(0) + base), y = f8_load(scene.array(1) + base), z = f8_load(scene.array(2) + base);
@@ -166,7 +166,7 @@ WR_INLINE void store_row(T* out, V v, int columns) {
   }
 }
 
-// What else than weighted sums the loop keeps.
+// What else than weighted sums the loop keeps; all but kPlain also what the backward reads.
 enum BlendKind { kPlain, kForBackward, kMedian, kFirst };
 
 template <int CH, int KIND>
@@ -212,7 +212,7 @@ void blend(const Record* records, const Pair* begin, const Pair* end, int64_t ti
       transmittance[r] = after;
       constexpr int kSums = KIND == kMedian || KIND == kFirst ? CH - 1 : CH;
       for (int c = 0; c < kSums; ++c) color[r][c] += weight * g.color[c];
-      if (KIND == kForBackward) last[r] = select(alpha > f8_set(0.0f), i8_set((int32_t)(pair - begin) + 1), last[r]);
+      if (KIND != kPlain) last[r] = select(alpha > f8_set(0.0f), i8_set((int32_t)(pair - begin) + 1), last[r]);
       if (KIND == kMedian) {
         const f8 half = f8_set(0.5f);
         color[r][kSums] = select((before > half) & (after <= half), f8_set(g.color[kSums]), color[r][kSums]);
@@ -228,7 +228,7 @@ void blend(const Record* records, const Pair* begin, const Pair* end, int64_t ti
     const int64_t pixel = (y0 + r) * t.width + x0;
     const f8 alpha = 1.0f - transmittance[r];
     if (t.alphas != nullptr) store_row(t.alphas + pixel, alpha, columns);
-    if (KIND == kForBackward) {
+    if (KIND != kPlain && t.transmittance != nullptr) {
       store_row(t.transmittance + pixel, transmittance[r], columns);
       store_row(t.last + pixel, last[r], columns);
     }
@@ -246,9 +246,9 @@ void blend(const Record* records, const Pair* begin, const Pair* end, int64_t ti
 template <int CH>
 void blend_kind(const Record* records, const Pair* begin, const Pair* end, int64_t tile_x, int64_t tile_y,
                           const TileTarget& t) {
-  if (t.transmittance != nullptr) return blend<CH, kForBackward>(records, begin, end, tile_x, tile_y, t);
   if (t.depth_mode == kMedianDepth) return blend<CH, kMedian>(records, begin, end, tile_x, tile_y, t);
   if (t.depth_mode == kFirstDepth) return blend<CH, kFirst>(records, begin, end, tile_x, tile_y, t);
+  if (t.transmittance != nullptr) return blend<CH, kForBackward>(records, begin, end, tile_x, tile_y, t);
   return blend<CH, kPlain>(records, begin, end, tile_x, tile_y, t);
 }
 

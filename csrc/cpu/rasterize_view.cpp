@@ -62,19 +62,17 @@ uint64_t* sort_by_depth(uint64_t* keys, uint64_t* other, int64_t count) {
   return keys;
 }
 
-// Marks Gaussians with a colour that is not finite. Returns null when there are none.
-const uint8_t* find_bad_colors(const float* colors, int64_t count, int64_t size, Buffer<uint8_t>& buffer) {
+// Marks those of the Gaussians [begin, end) with a colour that is not finite. Returns null when there are none.
+const uint8_t* find_bad_colors(const float* colors, int64_t begin, int64_t end, int64_t size, uint8_t* bad) {
   // All exponent bits set means infinity or NaN; in integers, so that the compiler vectorises it.
-  const int64_t total = count * size;
   uint32_t any = 0;
-  for (int64_t i = 0; i < total; ++i) {
+  for (int64_t i = begin * size; i < end * size; ++i) {
     uint32_t bits;
     std::memcpy(&bits, colors + i, sizeof(bits));
     any |= (uint32_t)((bits & 0x7f800000u) == 0x7f800000u);
   }
   if (any == 0) return nullptr;
-  uint8_t* bad = buffer.need(count);
-  for (int64_t g = 0; g < count; ++g) {
+  for (int64_t g = begin; g < end; ++g) {
     bool finite = true;
     for (int64_t k = 0; k < size; ++k) finite = finite && std::isfinite(colors[g * size + k]);
     bad[g] = !finite;
@@ -82,30 +80,44 @@ const uint8_t* find_bad_colors(const float* colors, int64_t count, int64_t size,
   return bad;
 }
 
+// The records in depth order.
+const uint64_t* order_records(int64_t num_chunks, Workspace& w) {
+  int64_t count = 0;
+  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) count += w.kept.data()[chunk];
+  uint64_t* keys = w.keys.need(count);
+  const Record* records = w.records.data();
+  int64_t next = 0;
+  for_all_records(w, num_chunks, [&](int64_t i) { keys[next++] = ((uint64_t)sortable(records[i].depth) << 32) | (uint64_t)i; });
+  return sort_by_depth(keys, w.keys_other.need(count), count);
+}
+
 // Lists of (record, rows) per tile, in depth order within a tile. Each thread makes those of a band of tile rows.
-void build_tile_lists(int64_t kept, TileGrid tiles, int threads, Workspace& w) {
+void build_tile_lists(int64_t num_chunks, TileGrid tiles, int threads, Workspace& w) {
   const Bounds* bounds = w.bounds.data();
   int64_t* offsets = w.offsets.need(tiles.x * tiles.y + 2);
   std::fill(offsets, offsets + tiles.x * tiles.y + 2, 0);
   const int64_t bands = std::min<int64_t>(threads, tiles.y);
   const auto first_row = [&](int64_t band) { return band * tiles.y / bands; };
   int64_t* counts = offsets + 2;  // shifted by two: the scatter below then leaves the starts in place
-  parallel_for(bands, threads, [&](int64_t band, int) {
-    const int64_t top = first_row(band), bottom = first_row(band + 1) - 1;
-    for (int64_t i = 0; i < kept; ++i) {
+  const uint64_t* order = nullptr;
+  parallel_for(bands + 1, threads, [&](int64_t task, int) {
+    if (task == 0) {  // the longest comes first
+      order = order_records(num_chunks, w);
+      return;
+    }
+    const int64_t top = first_row(task - 1), bottom = first_row(task) - 1;
+    for_all_records(w, num_chunks, [&](int64_t i) {
       const Bounds b = bounds[i];
       const int64_t end = std::min<int64_t>(b.y1 / kTile, bottom);
       for (int64_t ty = std::max<int64_t>(b.y0 / kTile, top); ty <= end; ++ty) {
         for (int64_t tx = b.x0 / kTile; tx <= b.x1 / kTile; ++tx) ++counts[ty * tiles.x + tx];
       }
-    }
+    });
   });
   for (int64_t t = 2; t < tiles.x * tiles.y + 2; ++t) offsets[t] += offsets[t - 1];
   Pair* pairs = w.pairs.need(offsets[tiles.x * tiles.y + 1]);
-  uint64_t* keys = w.keys.need(kept);
-  const Record* records = w.records.data();
-  for (int64_t i = 0; i < kept; ++i) keys[i] = ((uint64_t)sortable(records[i].depth) << 32) | (uint64_t)i;
-  const uint64_t* order = sort_by_depth(keys, w.keys_other.need(kept), kept);
+  int64_t kept = 0;
+  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) kept += w.kept.data()[chunk];
   int64_t* cursor = offsets + 1;
   parallel_for(bands, threads, [&](int64_t band, int) {
     const int64_t top = first_row(band), bottom = first_row(band + 1) - 1;
@@ -165,51 +177,58 @@ void prepare_scene(const RasterizeArgs& args, const Kernels& kernels, int64_t sc
   scene.count = args.num_gaussians;
   scene.padded = (scene.count + 7) / 8 * 8;
   scene.data = w.scene.need(scene.padded * kSceneArrays);
-  const uint8_t* color_bad = nullptr;
-  if (!args.colors_per_view && args.color_size > 0) {
-    color_bad = find_bad_colors(args.colors + scene_index * scene.count * args.color_size, scene.count, args.color_size,
-                                w.color_bad);
-  }
-  constexpr int64_t kChunk = 8192;
+  const bool check_colors = !args.colors_per_view && args.color_size > 0;
+  const float* colors = args.colors + scene_index * scene.count * args.color_size;
+  uint8_t* bad = check_colors ? w.color_bad.need(scene.count) : nullptr;
   std::atomic<int64_t> invalid{0};
-  parallel_for((scene.count + kChunk - 1) / kChunk, threads, [&](int64_t chunk, int) {
+  parallel_for(chunks_of(scene.count), threads, [&](int64_t chunk, int) {
     const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, scene.count);
-    invalid += kernels.prepare(args, scene_index, color_bad, scene, begin, end);
+    const uint8_t* color_bad = check_colors ? find_bad_colors(colors, begin, end, args.color_size, bad) : nullptr;
+    const int64_t found = kernels.prepare(args, scene_index, color_bad, scene, begin, end);
+    if (found) invalid += found;
   });
   int64_t* counts = args.num_invalid + scene_index * args.num_views;
   std::fill(counts, counts + args.num_views, invalid.load());
 }
 
-int64_t prepare_view(const RasterizeArgs& args, const Kernels& kernels, const Scene& scene, int64_t scene_index,
-                     int64_t view_index, int threads, Workspace& w) {
-  const int64_t view = scene_index * args.num_views + view_index;
-  const uint8_t* color_bad = nullptr;
-  if (args.colors_per_view && args.color_size > 0) {
-    color_bad = find_bad_colors(args.colors + color_row(args, scene_index, view_index) * args.color_size, scene.count,
-                                args.color_size, w.color_bad);
+void prepare_view(const RasterizeArgs& args, const Kernels& kernels, const Scene& scene, int64_t scene_index,
+                  int64_t view_index, int threads, Workspace& w) {
+  const int64_t row = color_row(args, scene_index, view_index), num_chunks = chunks_of(scene.count);
+  const bool check_colors = args.colors_per_view && args.color_size > 0;
+  const float* colors = args.colors + row * args.color_size;
+  uint8_t* bad = check_colors ? w.color_bad.need(scene.count) : nullptr;
+  w.records.need(scene.padded);
+  w.bounds.need(scene.padded);
+  w.ids.need(scene.padded);
+  int64_t* kept = w.kept.need(num_chunks);
+  std::atomic<int64_t> invalid{0};
+  parallel_for(num_chunks, threads, [&](int64_t chunk, int) {
+    const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, scene.count);
+    const uint8_t* color_bad = check_colors ? find_bad_colors(colors, begin, end, args.color_size, bad) : nullptr;
     if (color_bad != nullptr) {
       const float* opacity = scene.array(9);  // NaN where the geometry was found invalid, which is counted already
-      for (int64_t g = 0; g < scene.count; ++g) args.num_invalid[view] += color_bad[g] && opacity[g] == opacity[g];
+      for (int64_t g = begin; g < end; ++g) invalid += color_bad[g] && opacity[g] == opacity[g];
     }
-  }
-  const ProjectTarget target = {w.records.need(scene.padded), w.bounds.need(scene.padded), w.ids.need(scene.padded)};
-  const int64_t kept = kernels.project(args, scene, scene_index, view_index, color_bad, target);
-  build_tile_lists(kept, tile_grid(args), threads, w);
-  return kept;
+    const ProjectTarget target = {w.records.data() + begin, w.bounds.data() + begin, w.ids.data() + begin};
+    kept[chunk] = kernels.project(args, scene, scene_index, view_index, color_bad, begin, end, target);
+    fill_colors(args, row, 0, chunk, w);
+  });
+  args.num_invalid[scene_index * args.num_views + view_index] += invalid.load();
+  build_tile_lists(num_chunks, tile_grid(args), threads, w);
 }
 
-void fill_colors(const RasterizeArgs& args, int64_t row, int64_t first, int count, int64_t kept, Workspace& w) {
+void fill_colors(const RasterizeArgs& args, int64_t row, int64_t first, int64_t chunk, Workspace& w) {
+  if (args.sh_degree >= 0) return;  // the projection has written red, green, blue, depth
   const int64_t depth_channel = args.depth_mode ? args.channels - 1 : args.channels;
   Record* records = w.records.data();
   const uint32_t* ids = w.ids.data();
-  if (args.sh_degree >= 0) return;  // the projection has written red, green, blue, depth
-  for (int c = 0; c < count; ++c) {
+  for (int c = 0; c < pass_channels(args, first); ++c) {
     const int64_t channel = first + c;
     if (channel == depth_channel) {
-      for (int64_t i = 0; i < kept; ++i) records[i].color[c] = records[i].depth;
+      for_each_record(w, chunk, [&](int64_t i) { records[i].color[c] = records[i].depth; });
     } else {
       const float* source = args.colors + row * args.color_size + channel;
-      for (int64_t i = 0; i < kept; ++i) records[i].color[c] = source[(int64_t)ids[i] * args.color_size];
+      for_each_record(w, chunk, [&](int64_t i) { records[i].color[c] = source[(int64_t)ids[i] * args.color_size]; });
     }
   }
 }

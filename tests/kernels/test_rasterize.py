@@ -343,17 +343,6 @@ class TestErrors:
         with pytest.raises(TypeError, match="backend 'native' computes in float32"):
             rasterize(*double(self.scene), 8, 8, backend="native")
 
-    @pytest.mark.parametrize("mode", ["MD", "RGB+FD"])
-    def test_native_gradient_of_one_depth_names_the_reference(self, mode: str) -> None:
-        scene = self.scene._replace(means=self.scene.means.clone().requires_grad_())
-        with pytest.raises(NotImplementedError, match="use backend='reference'"):
-            rasterize(*scene, 8, 8, render_mode=mode, backend="native")
-        out = rasterize(*scene, 8, 8, render_mode=mode)  # "auto" takes the reference
-        assert out.render_colors.requires_grad
-        with torch.no_grad():
-            rendered = rasterize(*scene, 8, 8, render_mode=mode, backend="native").render_colors
-        torch.testing.assert_close(rendered, out.render_colors.detach(), rtol=0, atol=1e-5)
-
     def test_native_on_another_device_says_why(self) -> None:
         scene = GaussianScene(*(t.to("meta") for t in self.scene))
         with pytest.raises(RuntimeError, match="native backend has no kernel for device meta"):

@@ -60,7 +60,7 @@ def compare(tensors: list[Tensor], width: int, height: int, **options: Any) -> N
     assert_gradients_close(native, reference)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "D", "ED", "RGB+D", "RGB+ED"])
+@pytest.mark.parametrize("mode", ["RGB", "D", "ED", "MD", "FD", "RGB+D", "RGB+ED", "RGB+MD", "RGB+FD"])
 @pytest.mark.parametrize(("kind", "compat"), [("classic", "gsplat-1.5"), ("antialiased", "gsplat-1.6")])
 def test_every_mode(mode: str, kind: str, compat: str) -> None:
     compare(
@@ -230,10 +230,11 @@ def test_gradients_are_finite_beside_invalid_gaussians() -> None:
     assert found[0][:4].abs().sum() == 0 and found[0][4:].abs().sum() > 0
 
 
-def test_nothing_to_render() -> None:
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_nothing_to_render(backend: str) -> None:
     for scene in (gaussian_scene(0, 10, 9, num_views=2), gaussian_scene(3, 10, 9)._replace(opacities=torch.zeros(3))):
         leaves = [t.clone().requires_grad_() for t in scene]
-        out = rasterize(*leaves, 10, 9, render_mode="RGB+ED", backend="native")
+        out = rasterize(*leaves, 10, 9, render_mode="RGB+ED", backend=backend)
         for leaf, gradient in zip(leaves, torch.autograd.grad(out.render_colors.sum(), leaves), strict=True):
             assert gradient.shape == leaf.shape and float(gradient.abs().sum()) == 0.0
 
@@ -270,7 +271,7 @@ def test_alphas_alone() -> None:
 def test_ops_and_compile() -> None:
     inputs, settings = flat_inputs(20, 13, 9, depth_mode=2)
     check_op(rasterize_op, (*inputs, *settings, "native", True))
-    colors, alphas, _, transmittance, last = rasterize_op(*inputs, *settings, "native", True)
+    colors, alphas, _, _, transmittance, last = rasterize_op(*inputs, *settings, "native", True)
     for split in (False, True):
         check_op(
             rasterize_backward_op,

@@ -83,7 +83,9 @@ class TestErrors:
         for bad in (tensor.long(), tensor.bool(), tensor.to(torch.complex64)):
             with pytest.raises(TypeError, match=f"rasterize: {name} must have dtype"):
                 rasterize(*self.scene._replace(**{name: bad}), 8, 8)
-        with pytest.raises(TypeError, match=f"rasterize: {name} must be a torch.Tensor, got list"):
+        # A list of means stands for scenes of different N; then the others must be lists too.
+        message = "quats must be a list like means" if name == "means" else f"{name} must be a torch.Tensor, got list"
+        with pytest.raises(TypeError, match=f"rasterize: {message}"):
             rasterize(*self.scene._replace(**{name: tensor.tolist()}), 8, 8)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="must be on"):
             rasterize(*self.scene._replace(**{name: tensor.to("meta")}), 8, 8)

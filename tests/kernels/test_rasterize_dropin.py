@@ -37,7 +37,7 @@ def test_positional_order_and_meta() -> None:
     colors, alphas, meta = rasterization(*scene, 18, 13, 0.01, 1e10, 0.0, 0.3, None, False, 16)
     expected = rasterize(*scene, 18, 13)
     assert torch.equal(colors, expected.render_colors) and torch.equal(alphas, expected.render_alphas)
-    assert set(expected.meta) == {"width", "height", "num_invalid"}
+    assert set(expected.meta) == {"width", "height", "num_invalid", "num_overflow"}
     assert (meta["width"], meta["height"], meta["n_cameras"], meta["n_batches"]) == (18, 13, 2, 1)
     assert meta["radii"].shape == meta["means2d"].shape == (2, 30, 2) and meta["radii"].dtype == torch.int32
     focal = scene.Ks[0, 0, 0]

@@ -1,5 +1,6 @@
 """The public function `rasterize`; `dropin.py` offers it under gsplat's name and positional order."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from worldr1_kernels._dispatch import always_available, requested_backend, resol
 from worldr1_kernels._library import needs_grad
 from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, Inputs, Settings
 from worldr1_kernels.rasterize.checks import META_LEVELS, check_inputs, check_settings
-from worldr1_kernels.rasterize.ops import Rasterize, native_unavailable, rasterize_op
+from worldr1_kernels.rasterize.ops import CUDA_HAS_RUN, Rasterize, native_unavailable, rasterize_op
+from worldr1_kernels.rasterize.ragged import pad_scenes
 from worldr1_kernels.rasterize.reference import project, rasterize_reference, replace_invalid
 
 
@@ -26,20 +28,20 @@ def _choose_backend(op: str, backend: str, inputs: Inputs, settings: Settings) -
     """Native computes in float32; "auto" takes the reference where that is not enough."""
     device, dtype = inputs.means.device, inputs.means.dtype
     wanted = requested_backend(op, backend)
-    no_backward = needs_grad(inputs) and settings.depth_mode in (MEDIAN_DEPTH, FIRST_DEPTH)
+    no_backward = device.type == "cuda" and needs_grad(inputs) and settings.depth_mode in (MEDIAN_DEPTH, FIRST_DEPTH)
     if wanted == "native" and native_unavailable(device) is None:
         if no_backward:
             raise NotImplementedError(
-                f"{op}: backend 'native' has no gradient of the depths MD and FD, got inputs that require grad; "
-                "use backend='reference'"
+                f"{op}: backend 'native' on CUDA has no gradient of the depths MD and FD, got inputs that require "
+                "grad; use backend='reference'"
             )
         if dtype != torch.float32:
             raise TypeError(f"{op}: backend 'native' computes in float32, got float64; use backend='reference'")
 
     def native_probe(device: torch.device) -> str | None:
         if wanted == "auto" and (no_backward or dtype != torch.float32):
-            return "no float64, and no gradient of the depths MD and FD"
-        if wanted == "auto" and device.type == "cuda":
+            return "no float64, and on CUDA no gradient of the depths MD and FD"
+        if wanted == "auto" and device.type == "cuda" and not CUDA_HAS_RUN:
             return "its CUDA kernels have not run on a device yet; ask for it by name"
         return native_unavailable(device)
 
@@ -48,8 +50,9 @@ def _choose_backend(op: str, backend: str, inputs: Inputs, settings: Settings) -
 
 def _render(
     inputs: Inputs, settings: Settings, backend: str, views: tuple[int, ...], *, with_projection: bool
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """render_colors, render_alphas, num_invalid and, when asked for, the projected Gaussians; `views` is [..., C]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """render_colors, render_alphas, num_invalid, overflow and, when asked for, the projected Gaussians; `views` is
+    [..., C]."""
     projection, means2d, projected = None, None, {}
     if with_projection:
         projection = project(*replace_invalid(inputs), settings)
@@ -59,25 +62,26 @@ def _render(
         named = {name: getattr(projection, name) for name in ("conics", "depths", "radii", "opacities")}
         projected = {"means2d": means2d} | {k: v.reshape(*views, *v.shape[2:]) for k, v in named.items()}
     if not needs_grad(inputs):
-        return *rasterize_op(*inputs, *settings, backend, False)[:3], projected
+        return *rasterize_op(*inputs, *settings, backend, False)[:4], projected
     if backend == "native":
         return *Rasterize.apply(settings, means2d, *inputs), projected
     # Not through the op: autograd records plain torch operations.
-    return *rasterize_reference(inputs, settings, projection)[:3], projected
+    output = rasterize_reference(inputs, settings, projection)
+    return *output, torch.zeros_like(output.num_invalid), projected
 
 
 def rasterize(
-    means: Tensor,
-    quats: Tensor | None,
-    scales: Tensor | None,
-    opacities: Tensor,
-    colors: Tensor | None,
+    means: Tensor | Sequence[Tensor],
+    quats: Tensor | Sequence[Tensor] | None,
+    scales: Tensor | Sequence[Tensor] | None,
+    opacities: Tensor | Sequence[Tensor],
+    colors: Tensor | Sequence[Tensor] | None,
     viewmats: Tensor,
     Ks: Tensor,
     width: int,
     height: int,
     *,
-    covars: Tensor | None = None,
+    covars: Tensor | Sequence[Tensor] | None = None,
     near_plane: float = 0.01,
     far_plane: float = 1e10,
     radius_clip: float = 0.0,
@@ -95,8 +99,9 @@ def rasterize(
         alpha_i = min(max_alpha, opacity_i exp(-d^T Sigma_i^-1 d / 2)),   Sigma_i = J R S R^T J^T + eps2d I
         color = sum_i c_i alpha_i T_i,   T_i = prod_{j before i} (1 - alpha_j),   alpha = 1 - T_end
 
-    "..." is any number of batch dimensions, one scene each. Input dtypes may be mixed; arithmetic is float32, or
-    float64 when an input is float64.
+    "..." is any number of batch dimensions, one scene each. Scenes of different N are lists of B tensors [N_b, ...] in
+    place of [B, N, ...], with viewmats [B, C, 4, 4]; in meta they are padded to the largest. Input dtypes
+    may be mixed; arithmetic is float32, or float64 when an input is float64.
 
     Args:
       means: Centres in the world. Shape [..., N, 3]. Unit: scene units.
@@ -124,8 +129,10 @@ def rasterize(
       compat: Constants of a gsplat version: "gsplat-1.6" (max_alpha .99, compensation >= .005) or "gsplat-1.5"
         (.999, 0).
       meta: "minimal": width, height, num_invalid [..., C] (Gaussians dropped in each view for NaN, infinity or a zero
-        quaternion). "full" adds n_batches, n_cameras and, by torch, means2d, conics, depths, radii (0 where culled) and
-        opacities, each [..., C, N, ...]; the gradient of the image reaches `means2d` on its way to the inputs.
+        quaternion), num_overflow [..., C] ((tile, splat) pairs that found no room in the buffers of the native CUDA
+        kernels; above 0 the view is NaN, its gradients too; 0 elsewhere). "full" adds n_batches, n_cameras and, by
+        torch, means2d, conics, depths, radii (0 where culled) and opacities, each [..., C, N, ...]; the gradient of
+        the image reaches `means2d` on its way to the inputs.
       backend: "auto", "native" (float32; C++ on a CPU, CUDA by name alone until it has run on a device) or "reference"
         (torch).
     Returns:
@@ -136,7 +143,7 @@ def rasterize(
       ValueError: a shape, size or name is wrong.
       TypeError: an argument is no floating-point tensor; backend "native" with float64.
       RuntimeError: the backend asked for by name cannot run here.
-      NotImplementedError: backend "native" by name, depth "MD" or "FD", and an input requires grad.
+      NotImplementedError: backend "native" by name on CUDA, depth "MD" or "FD", and an input requires grad.
     Source: Kerbl et al., 3D Gaussian Splatting, 2023, https://arxiv.org/abs/2308.04079; Zwicker et al., EWA splatting,
       2002; constants and interface of gsplat, https://github.com/nerfstudio-project/gsplat.
     """
@@ -159,12 +166,20 @@ def rasterize(
         colors, backgrounds = None, None
     elif colors is None:
         raise ValueError(f"{op}: colors must be given for render_mode {render_mode!r}, got None")
-    raw = Inputs(means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds)
+    if covars is not None:
+        quats, scales = None, None
+    # What is no tensor here is refused by check_inputs.
+    raw = Inputs(means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds)  # type: ignore[arg-type]
+    if isinstance(means, (list, tuple)):
+        raw = pad_scenes(op, raw, is_sh=settings.sh_degree >= 0)
     inputs = check_inputs(op, raw, settings)
     chosen = _choose_backend(op, backend, inputs, settings)
     views = tuple(viewmats.shape[:-2])  # [..., C]
-    rendered, alphas, num_invalid, projected = _render(inputs, settings, chosen, views, with_projection=meta == "full")
-    info: dict[str, Any] = {"width": width, "height": height, "num_invalid": num_invalid.reshape(views)}
+    rendered, alphas, num_invalid, overflow, projected = _render(
+        inputs, settings, chosen, views, with_projection=meta == "full"
+    )
+    info: dict[str, Any] = {"width": width, "height": height}
+    info |= {"num_invalid": num_invalid.reshape(views), "num_overflow": overflow.reshape(views)}
     if meta == "full":
         info |= {"n_batches": inputs.means.shape[0], "n_cameras": views[-1], **projected}
     image = (*views, height, width)

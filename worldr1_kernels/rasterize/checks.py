@@ -108,8 +108,6 @@ def check_inputs(op: str, raw: Inputs, settings: Settings) -> Inputs:
       TypeError: not a tensor, or not a floating-point one.
     """
     batch, sizes = _check_shapes(op, raw)
-    if raw.covars is not None:
-        raw = raw._replace(quats=None, scales=None)
     given = {name: tensor for name, tensor in raw._asdict().items() if tensor is not None}
     for name, tensor in given.items():
         check_dtype(op, name, tensor, DTYPES)

@@ -1,16 +1,18 @@
 """`rasterization`: the rasterizer under gsplat's name, positional order and defaults."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from worldr1_kernels.rasterize.api import RasterizeOutput, rasterize
 
 
 def rasterization(
-    means: Tensor,
-    quats: Tensor | None,
-    scales: Tensor | None,
-    opacities: Tensor,
-    colors: Tensor | None,
+    means: Tensor | Sequence[Tensor],
+    quats: Tensor | Sequence[Tensor] | None,
+    scales: Tensor | Sequence[Tensor] | None,
+    opacities: Tensor | Sequence[Tensor],
+    colors: Tensor | Sequence[Tensor] | None,
     viewmats: Tensor,
     Ks: Tensor,
     width: int,
@@ -31,7 +33,7 @@ def rasterization(
     distributed: bool = False,
     camera_model: str = "pinhole",
     segmented: bool = False,
-    covars: Tensor | None = None,
+    covars: Tensor | Sequence[Tensor] | None = None,
     with_ut: bool = False,
     with_eval3d: bool = False,
     radial_coeffs: Tensor | None = None,

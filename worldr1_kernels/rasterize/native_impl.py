@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from worldr1_kernels import _native
-from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, Inputs, Settings
+from worldr1_kernels.rasterize.arguments import Inputs, Settings
 
 LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 MAX_GAUSSIANS = (1 << 31) - 1  # a scene: where a pixel's list ends is counted in 32 bits
@@ -47,7 +47,7 @@ def rasterize_native(
     Args:
       inputs: Float32 tensors on the CPU, any strides.
       settings: Scalars.
-      for_backward: Keep what `rasterize_backward_native` reads. Not with the depths MD and FD.
+      for_backward: Keep what `rasterize_backward_native` reads.
       level: Instruction set, "x86-64-v2", "-v3" or "-v4"; "" takes the best this processor has.
     Returns:
       (render_colors [B, C, H, W, X], render_alphas [B, C, H, W, 1], num_invalid [B, C] int64, transmittance
@@ -55,7 +55,6 @@ def rasterize_native(
     Raises:
       RuntimeError: the module is not built, or the processor lacks `level`.
     """
-    assert not (for_backward and settings.depth_mode in (MEDIAN_DEPTH, FIRST_DEPTH))
     module = _native.cpu()
     inputs = _contiguous(inputs)
     views = inputs.viewmats.shape[:2]

@@ -19,6 +19,9 @@ _SETTINGS = (
     "int width, int height, float near_plane, float far_plane, float radius_clip, float eps2d, int sh_degree, "
     "int depth_mode, bool antialiased, float max_alpha, float compensation_floor"
 )
+# Until `pytest -m gpu tests/kernels` has passed on a device, "auto" does not choose the CUDA kernels: a slow picture is
+# noticed, a wrong one trains a model. The commit that records a passed run sets this.
+CUDA_HAS_RUN = False
 _NUM_INPUTS, _NUM_SETTINGS = len(Inputs._fields), len(Settings._fields)
 
 
@@ -31,23 +34,23 @@ def native_unavailable(device: torch.device) -> str | None:
     return _native.cpu_unavailable()
 
 
-def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _forward(*args: Any) -> tuple[Tensor, ...]:
     inputs, settings = Inputs(*args[:_NUM_INPUTS]), Settings(*args[_NUM_INPUTS:-2])
     backend, for_backward = args[-2:]
     if backend == "native" and inputs.means.is_cuda:
-        # Without a look at `overflow`, which would wait for the device: views that found no room are NaN.
-        tiled = cuda_impl.rasterize_cuda(inputs, settings, for_backward=for_backward)
-        return *tiled[:3], tiled.transmittance, tiled.last
+        # Without a look at `overflow`, which would wait for the device.
+        return tuple(cuda_impl.rasterize_cuda(inputs, settings, for_backward=for_backward))
     if backend == "native":
-        return native_impl.rasterize_native(inputs, settings, for_backward=for_backward)
+        outputs = native_impl.rasterize_native(inputs, settings, for_backward=for_backward)
+        return *outputs[:3], torch.zeros_like(outputs[2]), *outputs[3:]
     output = rasterize_reference(inputs, settings)
     none = inputs.means.new_empty(0)
     # Slices of a larger tensor: the fake kernel promises contiguous outputs of their own.
     images = output.render_colors.contiguous(), output.render_alphas.contiguous()
-    return *images, output.num_invalid, none, none.to(torch.int32)
+    return *images, output.num_invalid, torch.zeros_like(output.num_invalid), none, none.to(torch.int32)
 
 
-def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
     inputs, settings = Inputs(*args[:_NUM_INPUTS]), Settings(*args[_NUM_INPUTS:-2])
     means, views = inputs.means, inputs.viewmats.shape[:2]
     image = (*views, settings.height, settings.width)
@@ -55,6 +58,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (
         means.new_empty(*image, settings.channels(inputs.colors)),
         means.new_empty(*image, 1),
+        means.new_empty(*views, dtype=torch.int64),
         means.new_empty(*views, dtype=torch.int64),
         means.new_empty(*kept),
         means.new_empty(*kept, dtype=torch.int32),
@@ -74,11 +78,12 @@ def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
     return native_impl.empty_gradients(inputs, split_means2d=split_means2d)
 
 
-# *Inputs, *Settings, backend, for_backward -> render_colors [B,C,H,W,X], render_alphas [B,C,H,W,1], num_invalid [B,C]
-# and, with for_backward (backend "native" alone; else empty), what the backward reads: the transmittance left
-# [B,C,H,W] and where each pixel's list of splats ended [B,C,H,W], in the implementation's own count.
+# *Inputs, *Settings, backend, for_backward -> render_colors [B,C,H,W,X], render_alphas [B,C,H,W,1], num_invalid [B,C],
+# overflow [B,C] (pairs that found no room, on CUDA alone: such a view is NaN) and, with for_backward (backend "native"
+# alone; else empty), what the backward reads: the transmittance left [B,C,H,W] and where each pixel's list of splats
+# ended [B,C,H,W], in the implementation's own count.
 rasterize_op = define_op(
-    f"rasterize({_INPUTS}, {_SETTINGS}, str backend, bool for_backward) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"rasterize({_INPUTS}, {_SETTINGS}, str backend, bool for_backward) -> ({', '.join(['Tensor'] * 6)})",
     _forward,
     _forward_fake,
 )
@@ -101,14 +106,14 @@ class Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, settings: Settings, means2d: Tensor | None, *inputs: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        colors, alphas, num_invalid, transmittance, last = rasterize_op(*inputs, *settings, "native", True)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        colors, alphas, num_invalid, overflow, transmittance, last = rasterize_op(*inputs, *settings, "native", True)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(num_invalid)
+        ctx.mark_non_differentiable(num_invalid, overflow)
         divided = colors if settings.depth_mode == EXPECTED_DEPTH else None
         ctx.save_for_backward(*inputs, divided, transmittance, last)
         ctx.settings, ctx.means2d_shape = settings, None if means2d is None else means2d.shape
-        return colors, alphas, num_invalid
+        return colors, alphas, num_invalid, overflow
 
     @staticmethod
     @torch.autograd.function.once_differentiable
