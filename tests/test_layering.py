@@ -34,6 +34,7 @@ LAYERS = (
     ("worldr1.advantage", "worldr1.grpo", "worldr1.ema"),
     (
         "worldr1.update",
+        "worldr1.budget",
         "worldr1.evaluate",
         "worldr1.generate",
         "worldr1.study",

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import Fixed, Suppress
+
 EMBEDDED = Path(__file__).parent / "assets"
 """The weights and prompts that ship with the package."""
 Keep = Literal["nothing", "attention", "products"]
@@ -126,9 +128,9 @@ class ScheduleConfig:
     """`random`: a fresh uniform draw each iteration; `sliding`: from the noise on, one step later each interval."""
     window_interval: int = 25
     """Iterations between two moves of the `sliding` window; past its range it starts again."""
-    compat: bool = False
+    compat: Suppress[Fixed[bool]] = False
     """The official release's sampler, for comparison only: a deterministic UniPC rollout, scored by a Gaussian that
-    never drew it. Biased; `--preset compat` sets it."""
+    never drew it. Biased; no flag but `--preset compat` sets it."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,9 @@ class RolloutConfig:
     """Classifier-free guidance; 1 runs no unconditional pass."""
     micro_batch: int = 32
     """Samples per transformer call, in rollout and training alike, so that log-probs agree exactly."""
+    memory_budget_gib: float = 0.0
+    """Choose micro_batch in its place: the largest whose passes and decoding are measured to take no more than this,
+    beside the model, the judges and what an iteration keeps; 0: off."""
     share_initial_noise: bool = False
     """One initial latent per group: the deterministic prefix before the window is then computed once."""
     share_first_step: bool = False
@@ -352,9 +357,10 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
     )
     samples = r.group_size * (r.prompts_per_iteration // max(1, world_size))
     must(
-        r.micro_batch >= 1 and samples % min(r.micro_batch, max(1, samples)) == 0,
+        r.memory_budget_gib > 0 or r.micro_batch >= 1 and samples % min(r.micro_batch, max(1, samples)) == 0,
         f"rollout.micro_batch must divide the {samples} samples of a rank, got {r.micro_batch}",
     )
+    must(r.memory_budget_gib >= 0, f"rollout.memory_budget_gib must be >= 0, got {r.memory_budget_gib}")
     must(r.guidance_scale >= 1, f"rollout.guidance_scale must be >= 1, got {r.guidance_scale}")
     s = c.schedule
     must(s.num_steps >= 2, f"schedule.num_steps must be >= 2, got {s.num_steps}")

@@ -31,6 +31,7 @@ import torch
 
 from worldr1 import checkpoint, distributed, evaluate
 from worldr1.advantage import group_advantage
+from worldr1.budget import fit_micro_batch
 from worldr1.config import TrainConfig
 from worldr1.ema import Ema
 from worldr1.flops import describe
@@ -119,18 +120,25 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     learner = Learner(policy, make_optimizer(params, config.update), Ema(params, decay=config.update.ema_decay))
     first = checkpoint.load(start_from, *learner) if start_from else 0
 
+    settings = config  # as they were given: what a resumed run is compared with
+    if config.rollout.memory_budget_gib:
+        own = config.rollout.group_size * config.rollout.prompts_per_iteration // world.size
+        config = fit_micro_batch(policy, prompts[False][0], config, num_samples=own)
+
     progress = Progress(max_iterations=config.max_iterations, enabled=world.is_main)
     writer = MetricsWriter(config.output_dir, first_iteration=first, enabled=world.is_main)
     try:
         progress.say(opening_line(config, world, first=first, num_params=sum(p.numel() for p in params)))
         progress.say(describe(config))
+        if config.rollout.memory_budget_gib:
+            progress.say(f"micro-batch by rollout.memory_budget_gib: {config.rollout.micro_batch}")
         if config.schedule.compat:
             progress.say(COMPAT_NOTICE)
         if config.self_test and first < config.max_iterations:
             with progress.stage("self-tests"):
                 tests = run_self_tests(policy, prompts=prompts[False], config=config)
             progress.say("self-tests passed: " + ", ".join(f"{t.name} {t.deviation:.0e}" for t in tests))
-        done = _iterate(config, world, learner, rewards, prompts, first, writer, progress)
+        done = _iterate(config, settings, world, learner, rewards, prompts, first, writer, progress)
         if done < config.max_iterations:
             progress.say(f"stopped after {done} of {config.max_iterations} iterations, saved; go on with:")
             progress.say(f"  {resume_command()}")
@@ -148,6 +156,7 @@ def _text_cache(config: TrainConfig) -> TextCache | None:
 
 def _iterate(
     config: TrainConfig,
+    settings: TrainConfig,
     world: distributed.World,
     learner: Learner,
     rewards: RewardStack,
@@ -196,7 +205,7 @@ def _iterate(
             if asked or iteration % config.checkpoint_every == 0 or iteration == config.max_iterations:
                 with watch.stage("checkpoint"), progress.stage("checkpoint"):
                     if world.is_main:
-                        checkpoint.save(config.output_dir, *learner, iteration=iteration, config=config)
+                        checkpoint.save(config.output_dir, *learner, iteration=iteration, config=settings)
                     distributed.barrier()
             seconds = watch.finish()
             writer.write_seconds(metrics["iteration"], seconds)

@@ -48,13 +48,20 @@ def test_its_rollout_is_deterministic_and_scored_all_the_same() -> None:
     assert 0.7 < float(((drawn.prev_samples[2] - scored.prev_sample_mean) / scored.std[0]).square().mean().sqrt()) < 1.5
 
 
-def test_the_preset_holds_the_releases_figures_and_only_its_name_gives_it() -> None:
+def test_the_preset_holds_the_releases_figures_and_only_its_name_gives_it(capsys: pytest.CaptureFixture[str]) -> None:
     config = preset("compat")
     s, r, u = config.schedule, config.rollout, config.update
     assert (s.compat, s.num_steps, s.window_size, s.window_range) == (True, 50, 24, (0, 24))
     assert (r.group_size, u.clip_range, u.kl_beta, u.learning_rate) == (2, 1e-3, 0.004, 1e-4)
     assert [name for name in PRESETS if preset(name).schedule.compat] == ["compat"]
     assert not parse([]).schedule.compat and parse(["--preset", "compat"]).schedule.compat
+    assert parse(["--preset", "compat", "--seed", "3"]).schedule == s
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    assert "compat" not in capsys.readouterr().out.replace("{micro,wan2.1-1.3b,wan2.1-14b,compat}", "")
+    for flag in ("--schedule.compat", "--schedule.compat=True"):
+        with pytest.raises(SystemExit):
+            parse([flag])
     assert sde_window(s, seed=0, iteration=0) == sde_window(s, seed=5, iteration=77) == tuple(range(24))
 
 

@@ -116,6 +116,16 @@ def test_same_seed_same_lines_and_resume_is_exact(finished, tmp_path, monkeypatc
     assert all(torch.equal(mine[k], other[k]) for k in mine if k != "torch_rng")
 
 
+def test_a_memory_budget_chooses_the_micro_batch_also_after_a_resume(finished, tmp_path, capsys):
+    rollout = replace(finished.rollout, micro_batch=3, memory_budget_gib=1.0)
+    config = replace(finished, output_dir=tmp_path / "budget", rollout=rollout)
+    validate(config)
+    train.train(config)
+    assert "micro-batch by rollout.memory_budget_gib: 8" in capsys.readouterr().out
+    assert lines(config.output_dir) == lines(finished.output_dir)  # where it was 8 by name
+    assert train.train(replace(config, resume=True)).iterations == 4
+
+
 def test_resume_with_other_settings_is_refused(finished):
     with pytest.raises(ValueError, match="seed: 0 -> 5"):
         train.train(replace(finished, resume=True, seed=5))
