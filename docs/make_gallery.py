@@ -58,8 +58,8 @@ def draw_row(axes: Any, prompt: str, *, titled: bool) -> None:
     draw_path(axes[1], viewmats, is_vertical or "roll" in prompt)
 
     fine = torch.randn(1, 1, HEIGHT * SCALE, WIDTH * SCALE, generator=torch.Generator().manual_seed(3))
-    # The grid is coarse so that this takes seconds; carrying the rounding keeps the speed that a finer one has.
-    plan = plan_transport(flow_of(viewmats, HEIGHT * SCALE, WIDTH * SCALE), residual_carry=True)
+    # The grid is coarse so that this takes seconds; the dither keeps the speed that a finer one has.
+    plan = plan_transport(flow_of(viewmats, HEIGHT * SCALE, WIDTH * SCALE), dither=True)
     noise = noise_transport(fine, plan, seed=3, reduce=SCALE)[0, 0]  # [F, h, w]
     point = torch.tensor([WIDTH / 2 + 0.5, HEIGHT / 2 + 0.5]) + torch.tensor([8.0, -5.0])
     for frame in range(NUM_FRAMES):

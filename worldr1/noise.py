@@ -11,7 +11,7 @@ from torch import Tensor
 
 from worldr1.config import CameraConfig, TrainConfig
 from worldr1.datatypes import PromptBatch
-from worldr1.flow import camera_flow
+from worldr1.flow import CameraFlow
 from worldr1.trajectory import intrinsics
 from worldr1_kernels.noise_transport import TransportPlan, noise_transport, plan_transport
 from worldr1_kernels.philox import check_sample_ids, check_seed, philox4x32
@@ -33,7 +33,7 @@ def initial_noise(batch: PromptBatch, latent_shape: tuple[int, int, int, int], *
     micro-batches does not change it. With `rollout.share_initial_noise` a group shares the draw of its first sample.
 
     Args:
-      batch: Prompts, trajectories [P, F, 4, 4] and sample ids [N]. The noise is drawn on the device of the viewmats.
+      batch: Prompts, trajectories [P, F, 4, 4] and sample ids [N]. The noise is moved on the device of the viewmats.
       latent_shape: (C, f, h, w).
       config: seed, noise, camera and rollout.
     Returns:
@@ -66,6 +66,7 @@ def warped_noise(
     sample_ids: Tensor,
     flow_scale: int,
     degradation: float,
+    dither: bool = False,
 ) -> Tensor:
     """Noise that moves with the camera: transported on a fine grid, reduced to the latent grid, mixed with fresh noise.
 
@@ -75,13 +76,15 @@ def warped_noise(
     Every element is N(0, 1) and uncorrelated with the others of its frame; frames are correlated along the flow.
 
     Args:
-      viewmats: World-to-camera, [F, 4, 4]; its device is where the noise is made.
+      viewmats: World-to-camera, [F, 4, 4]; its device is where the noise is moved and returned. White noise is drawn
+        on the CPU, so that a sample starts from the same bits everywhere.
       latent_shape: (C, f, h, w); F - 1 must be a multiple of f - 1 (4 for Wan): latent frame k is frame k (F-1)/(f-1).
       camera: Lens and the depth of the plane that stands for the scene.
       seed: In [0, 2^63).
       sample_ids: Integer [B] in [0, 2^32); one draw for each.
       flow_scale: Fineness of the transport grid, >= 1; at 1 motions of less than half a latent pixel a frame vanish.
       degradation: Share of fresh noise, in [0, 1].
+      dither: Keep every speed in the mean, as in `plan_transport`; docs/camera.md has what it is worth.
     Returns:
       [B, C, f, h, w], float32.
     Raises:
@@ -105,25 +108,26 @@ def warped_noise(
     fine = _normal((c, height, width), seed=seed, sample_ids=sample_ids, purpose=_FINE, device=device)
     capture = (frames - 1) // (f - 1)
     moved = noise_transport(
-        fine, _plan(viewmats, camera, height, width, capture), seed=seed, sample_ids=sample_ids.to(device),
+        fine, _plan(viewmats, camera, height, width, capture, dither), seed=seed, sample_ids=sample_ids.to(device),
         capture=capture, reduce=flow_scale,
     )  # fmt: skip
     kept = 1.0 - degradation
     return (kept * moved + degradation * fresh) / math.hypot(kept, degradation)  # [B, C, f, h, w]
 
 
-def _plan(viewmats: Tensor, camera: CameraConfig, height: int, width: int, capture: int) -> TransportPlan:
+def _plan(viewmats: Tensor, camera: CameraConfig, height: int, width: int, capture: int, dither: bool) -> TransportPlan:
     """Transport plan of a trajectory: it depends on the flow alone, and a training set has few distinct ones."""
     lens = (camera.focal_ratio, camera.depth)
-    key = (viewmats.detach().cpu().double().numpy().tobytes(), str(viewmats.device), lens, height, width, capture)
+    path = viewmats.detach().cpu().double().numpy().tobytes()
+    key = (path, str(viewmats.device), lens, height, width, capture, dither)
     if key in _plans:
         _plans.move_to_end(key)
         return _plans[key]
     # float64 on the CPU: in lower precision a few per cent of the pixels would round to another target.
-    flow = camera_flow(
+    flow = CameraFlow(
         viewmats.detach().cpu(), intrinsics(height, width, camera), depth=camera.depth, height=height, width=width
     )
-    plan = plan_transport(flow, capture=capture).to(viewmats.device)
+    plan = plan_transport(flow, capture=capture, dither=dither).to(viewmats.device)
     pixels = (len(viewmats) - 1) * height * width
     if pixels <= _CACHED_PIXELS:
         _plans[key] = plan
@@ -133,14 +137,17 @@ def _plan(viewmats: Tensor, camera: CameraConfig, height: int, width: int, captu
 
 
 def _normal(shape: tuple[int, ...], *, seed: int, sample_ids: Tensor, purpose: int, device: torch.device) -> Tensor:
-    """N(0, 1) of [B, *shape], float32: one generator per sample, its seed the Philox image of (seed, id, purpose)."""
+    """N(0, 1) of [B, *shape], float32: one generator per sample, its seed the Philox image of (seed, id, purpose).
+
+    Always a generator of the CPU: one of another device would draw other numbers.
+    """
     check_seed("warped_noise", seed)
     ids = check_sample_ids("warped_noise", sample_ids, len(sample_ids), torch.device("cpu"))
     zero = torch.zeros((), dtype=torch.int64)
     words = philox4x32(ids, zero, zero, torch.tensor(_STREAM_NOISE + purpose), seed=seed)
-    out = torch.empty(len(ids), *shape, device=device)
-    generator = torch.Generator(device)
+    out = torch.empty(len(ids), *shape)
+    generator = torch.Generator()
     for row, low, high in zip(out, words[0].tolist(), words[1].tolist(), strict=True):
         generator.manual_seed((high << 32 | low) & (2**63 - 1))
         row.normal_(generator=generator)
-    return out
+    return out.to(device)

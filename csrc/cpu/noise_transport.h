@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "../common/noise_transport.h"
@@ -13,15 +14,11 @@ namespace worldr1 {
 constexpr int kPlanLists = 5;  // fresh, groups, members, merges, hits: the columns of `offsets`
 
 struct PlanArgs {
-  const void* flow;      // [fields, 2, H, W], contiguous but for the first stride
-  int is_double;         // else float
-  int64_t frame_stride;  // elements from field to field; 0 repeats one
   int64_t fields, height, width;
-  int64_t stride;        // of the frames that are kept
-  int residual_carry;
-  int32_t* slots;        // [kept, H W], out
-  double* density;       // [kept, H W], out
-  int64_t* offsets;      // [fields + 1, kPlanLists], out
+  int64_t stride;    // of the frames that are kept
+  int32_t* slots;    // [kept, H W], out
+  double* density;   // [kept, H W], out
+  int64_t* offsets;  // [fields + 1, kPlanLists], out
 };
 
 // The lists of a TransportPlan, see plan.py.
@@ -31,10 +28,19 @@ struct PlanLists {
   std::vector<uint8_t> member_is_target;
   std::vector<double> hit_weight;
   int64_t num_slots = 0;
-  bool finite = true;  // false: the flow holds NaN or infinity, and nothing else is of meaning
 };
 
-PlanLists build_plan(const PlanArgs& args, const char* level);
+// Takes the fields of a flow one by one, so that no more than one of them need exist; what `args` points at must live as long.
+class PlanBuilder {
+ public:
+  virtual ~PlanBuilder() = default;
+  // The next field, [2, H, W], float or double. False: it holds NaN or infinity, and the plan is spoilt.
+  virtual bool add(const void* field, bool is_double) = 0;
+  // After the last field, once.
+  virtual PlanLists finish() = 0;
+};
+
+std::unique_ptr<PlanBuilder> plan_builder(const PlanArgs& args, const char* level);
 
 struct TransportArgs {
   const void* noise;          // [B, C, H W]
@@ -61,11 +67,9 @@ void transport_scalar(const TransportArgs& args);
 typedef float f4 __attribute__((vector_size(16)));
 
 struct PlanKernels {
-  // forward[s] = pixel that s moves to, backward[t] = pixel that t reads; -1 outside. `residual` [2, H, W] may be null. Returns
-  // whether the field is finite.
-  bool (*round_float)(const float* field, float* residual, int64_t height, int64_t width, int32_t* forward, int32_t* backward);
-  bool (*round_double)(const double* field, double* residual, int64_t height, int64_t width, int32_t* forward,
-                       int32_t* backward);
+  // forward[s] = pixel that s moves to, backward[t] = pixel that t reads; -1 outside. Returns whether the field is finite.
+  bool (*round_float)(const float* field, int64_t height, int64_t width, int32_t* forward, int32_t* backward);
+  bool (*round_double)(const double* field, int64_t height, int64_t width, int32_t* forward, int32_t* backward);
   // (w / mean(w) + 1e-5)^0.9999 in place; `scratch` holds as many.
   void (*normalize)(double* density, int64_t count, double* scratch);
 };

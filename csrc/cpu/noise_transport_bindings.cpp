@@ -11,13 +11,16 @@ namespace py = pybind11;
 namespace worldr1 {
 namespace {
 
-PlanLists make_plan(uintptr_t flow, bool is_double, int64_t frame_stride, int64_t fields, int64_t height, int64_t width,
-                    int64_t stride, bool residual_carry, uintptr_t slots, uintptr_t density, uintptr_t offsets,
-                    const std::string& level) {
-  const PlanArgs args = {pointer<const void>(flow), is_double, frame_stride, fields, height, width, stride, residual_carry,
-                         pointer<int32_t>(slots), pointer<double>(density), pointer<int64_t>(offsets)};
+std::unique_ptr<PlanBuilder> make_builder(int64_t fields, int64_t height, int64_t width, int64_t stride, uintptr_t slots,
+                                          uintptr_t density, uintptr_t offsets, const std::string& level) {
+  const PlanArgs args = {fields, height, width, stride, pointer<int32_t>(slots), pointer<double>(density),
+                         pointer<int64_t>(offsets)};
+  return plan_builder(args, level.c_str());
+}
+
+bool add_field(PlanBuilder& builder, uintptr_t field, bool is_double) {
   py::gil_scoped_release release;
-  return build_plan(args, level.c_str());
+  return builder.add(pointer<const void>(field), is_double);
 }
 
 // The list as bytes that Python may copy from while `lists` lives.
@@ -56,7 +59,6 @@ void run_transport(uintptr_t noise, uintptr_t out, uintptr_t sample_ids, const s
 void bind_noise_transport(py::module_& m) {
   py::class_<PlanLists>(m, "TransportPlanLists")
       .def_readonly("num_slots", &PlanLists::num_slots)
-      .def_readonly("finite", &PlanLists::finite)
       .def("fresh_pixel", [](PlanLists& l) { return view(l.fresh_pixel); })
       .def("fresh_slot", [](PlanLists& l) { return view(l.fresh_slot); })
       .def("group_slot", [](PlanLists& l) { return view(l.group_slot); })
@@ -68,9 +70,11 @@ void bind_noise_transport(py::module_& m) {
       .def("merge_start", [](PlanLists& l) { return view(l.merge_start); })
       .def("hit_slot", [](PlanLists& l) { return view(l.hit_slot); })
       .def("hit_weight", [](PlanLists& l) { return view(l.hit_weight); });
-  m.def("noise_transport_plan", &make_plan, py::kw_only(), py::arg("flow"), py::arg("is_double"), py::arg("frame_stride"),
-        py::arg("fields"), py::arg("height"), py::arg("width"), py::arg("stride"), py::arg("residual_carry"),
-        py::arg("slots"), py::arg("density"), py::arg("offsets"), py::arg("level"));
+  py::class_<PlanBuilder>(m, "TransportPlanBuilder")
+      .def(py::init(&make_builder), py::kw_only(), py::arg("fields"), py::arg("height"), py::arg("width"), py::arg("stride"),
+           py::arg("slots"), py::arg("density"), py::arg("offsets"), py::arg("level"))
+      .def("add", &add_field, py::arg("field"), py::arg("is_double"))
+      .def("finish", &PlanBuilder::finish);
   m.def("noise_transport", &run_transport, py::kw_only(), py::arg("noise"), py::arg("out"), py::arg("sample_ids"),
         py::arg("lists"), py::arg("slots"), py::arg("offsets"), py::arg("num_slots"), py::arg("plan_stride"),
         py::arg("batch"), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("num_frames"),

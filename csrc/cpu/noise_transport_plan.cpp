@@ -32,7 +32,7 @@ uint64_t eight_at(const uint8_t* bytes) {
   return eight;
 }
 
-class Planner {
+class Planner : public PlanBuilder {
  public:
   Planner(const PlanArgs& args, const PlanKernels& kernels)
       : args_(args), kernels_(kernels), pixels_(args.height * args.width), count_((int32_t)pixels_) {
@@ -49,26 +49,21 @@ class Planner {
     std::iota(held_.begin(), held_.end(), 0);
     density_.assign(n, 1.0);
     raw_.resize(n);
-    if (args.residual_carry) residual_.assign(n * 2 * (args.is_double ? 8 : 4), 0);
+    keep(0);
+    note_offsets(0);
   }
 
-  PlanLists run() {
-    keep(0);
-    std::fill(args_.offsets, args_.offsets + (args_.fields + 1) * kPlanLists, 0);
-    const int64_t used = args_.fields / args_.stride * args_.stride;
-    for (int64_t field = 0; field < used; ++field) {
-      if (!round(field)) {
-        lists_.finite = false;
-        return std::move(lists_);
-      }
-      advance();
-      if ((field + 1) % args_.stride == 0) keep((field + 1) / args_.stride);
-      note_offsets(field + 1);
-    }
-    for (int64_t field = used; field < args_.fields; ++field) {
-      if (!round(field)) lists_.finite = false;
-      note_offsets(field + 1);
-    }
+  bool add(const void* field, bool is_double) override {
+    if (!round(field, is_double)) return false;
+    ++frame_;
+    // Beyond the last frame that is kept only the values are looked at.
+    if (frame_ <= args_.fields / args_.stride * args_.stride) advance();
+    if (frame_ % args_.stride == 0) keep(frame_ / args_.stride);
+    note_offsets(frame_);
+    return true;
+  }
+
+  PlanLists finish() override {
     lists_.group_start.push_back((int64_t)lists_.member_pixel.size());
     lists_.merge_start.push_back((int64_t)lists_.hit_slot.size());
     lists_.num_slots = count_;
@@ -90,15 +85,10 @@ class Planner {
     row[4] = (int64_t)lists_.hit_slot.size();
   }
 
-  bool round(int64_t field) {
-    const int64_t offset = field * args_.frame_stride;
-    void* residual = residual_.empty() ? nullptr : residual_.data();
-    if (args_.is_double) {
-      return kernels_.round_double(static_cast<const double*>(args_.flow) + offset, static_cast<double*>(residual),
-                                   args_.height, args_.width, forward_.data(), backward_.data());
-    }
-    return kernels_.round_float(static_cast<const float*>(args_.flow) + offset, static_cast<float*>(residual), args_.height,
-                                args_.width, forward_.data(), backward_.data());
+  bool round(const void* field, bool is_double) {
+    int32_t *forward = forward_.data(), *backward = backward_.data();
+    return is_double ? kernels_.round_double(static_cast<const double*>(field), args_.height, args_.width, forward, backward)
+                     : kernels_.round_float(static_cast<const float*>(field), args_.height, args_.width, forward, backward);
   }
 
   // The i-th slot that this frame takes.
@@ -290,9 +280,10 @@ class Planner {
     free_.insert(free_.end(), lists_.hit_slot.begin() + (int64_t)first_hit, lists_.hit_slot.end());
   }
 
-  const PlanArgs& args_;
+  const PlanArgs args_;
   const PlanKernels& kernels_;
   const int64_t pixels_;
+  int64_t frame_ = 0;                         // the latest
   int32_t count_;                             // slots so far
   std::vector<int32_t> forward_, backward_;   // of the field, -1: outside
   std::vector<uint8_t> hits_;                 // 0, 1, 2 for more
@@ -304,7 +295,6 @@ class Planner {
   std::vector<int32_t> held_, following_;     // slots
   std::vector<int32_t> free_;
   std::vector<double> density_, raw_;
-  std::vector<char> residual_;
   std::vector<Reader> readers_;               // by rising target
   std::vector<int32_t> merging_, died_;
   std::vector<Hit> hits_of_merges_;           // by rising source
@@ -316,9 +306,9 @@ class Planner {
 
 }  // namespace
 
-PlanLists build_plan(const PlanArgs& args, const char* level) {
+std::unique_ptr<PlanBuilder> plan_builder(const PlanArgs& args, const char* level) {
   constexpr const PlanKernels* (*table[])() = WR_ISA_TABLE(transport_plan_kernels);
-  return Planner(args, *table[choose_isa(level)]()).run();
+  return std::make_unique<Planner>(args, *table[choose_isa(level)]());
 }
 
 }  // namespace worldr1

@@ -17,9 +17,9 @@ namespace {
 constexpr double magic(double) { return 6755399441055744.0; }
 constexpr float magic(float) { return 12582912.0f; }
 
-template <class T, bool kCarry>
-bool round_rows(const T* __restrict__ field, T* __restrict__ residual, int64_t height, int64_t width,
-                int32_t* __restrict__ forward, int32_t* __restrict__ backward) {
+template <class T>
+bool round_field(const T* __restrict__ field, int64_t height, int64_t width, int32_t* __restrict__ forward,
+                 int32_t* __restrict__ backward) {
   const int64_t pixels = height * width;
   // A step of more than H + W leaves the frame all the same, and must not overflow the integers.
   const T limit = (T)(height + width);
@@ -30,20 +30,11 @@ bool round_rows(const T* __restrict__ field, T* __restrict__ residual, int64_t h
     for (int32_t x = 0; x < w; ++x) {
       T u = field[at + x], v = field[pixels + at + x];
       bad |= !((u - u) + (v - v) == (T)0);
-      if (kCarry) {
-        u += residual[at + x];
-        v += residual[pixels + at + x];
-      }
       u = u > limit ? limit : u;
       u = u < -limit ? -limit : u;
       v = v > limit ? limit : v;
       v = v < -limit ? -limit : v;
-      const T whole_u = (u + magic(u)) - magic(u), whole_v = (v + magic(v)) - magic(v);
-      if (kCarry) {
-        residual[at + x] = u - whole_u;
-        residual[pixels + at + x] = v - whole_v;
-      }
-      const int32_t sx = (int32_t)whole_u, sy = (int32_t)whole_v;
+      const int32_t sx = (int32_t)((u + magic(u)) - magic(u)), sy = (int32_t)((v + magic(v)) - magic(v));
       const int32_t tx = x + sx, ty = y + sy, bx = x - sx, by = y - sy;
       const bool goes = ((uint32_t)tx < (uint32_t)w) & ((uint32_t)ty < (uint32_t)h);
       const bool reads = ((uint32_t)bx < (uint32_t)w) & ((uint32_t)by < (uint32_t)h);
@@ -52,12 +43,6 @@ bool round_rows(const T* __restrict__ field, T* __restrict__ residual, int64_t h
     }
   }
   return bad == 0;
-}
-
-template <class T>
-bool round_field(const T* field, T* residual, int64_t height, int64_t width, int32_t* forward, int32_t* backward) {
-  return residual ? round_rows<T, true>(field, residual, height, width, forward, backward)
-                  : round_rows<T, false>(field, nullptr, height, width, forward, backward);
 }
 
 double tree_sum(const double* values, int64_t count, double* scratch) {

@@ -292,15 +292,6 @@ def test_input_is_not_written(shape: tuple[int, ...]) -> None:
     assert torch.equal(noise, kept)
 
 
-def test_residual_carry_keeps_the_mean_speed() -> None:
-    noise = normal((1, 1, 1, 64), 12)
-    flow = torch.zeros(10, 2, 1, 64)
-    flow[:, 0] = 0.3
-    assert torch.equal(noise_transport(noise, flow, seed=0)[0, 0, -1], noise[0, 0])
-    carried = noise_transport(noise, plan_transport(flow, residual_carry=True), seed=0)[0, 0, -1, 0]
-    assert torch.equal(carried[3:], noise[0, 0, 0, :-3])
-
-
 def test_odd_shapes_one_frame_and_empty_batch() -> None:
     for height, width, channels in ((1, 1, 1), (1, 7, 3), (5, 3, 2)):
         noise = normal((2, channels, height, width), 13)
@@ -324,8 +315,8 @@ def test_bad_input() -> None:
     nan[0, 0, 0, 0] = float("nan")
     good: dict[str, Any] = {"noise": noise, "plan_or_flow": flow, "seed": 0}
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"plan_or_flow": nan}, "plan_transport: flow must be finite"),
-        ({"plan_or_flow": flow / 0.0}, "plan_transport: flow must be finite"),
+        ({"plan_or_flow": nan}, r"plan_transport: flow\[0\] must be finite"),
+        ({"plan_or_flow": flow / 0.0}, r"plan_transport: flow\[0\] must be finite"),
         ({"plan_or_flow": flow[0]}, r"flow must have shape \[F-1, 2, H, W\], got \[2, 4, 6\]"),
         ({"plan_or_flow": flow[..., :5]}, r"flow must have shape .* with W = 6, got \[3, 2, 4, 5\]"),
         ({"plan_or_flow": plan_transport(flow[..., :5])}, "noise must have the size of the plan, 4 x 5"),
@@ -351,10 +342,17 @@ def test_bad_input() -> None:
         noise_transport(noise, flow, seed=0, backend="triton")
 
 
-def test_plan_and_noise_on_two_devices() -> None:
-    plan = plan_transport(torch.zeros(2, 2, 4, 6)).to("meta")
-    with pytest.raises(ValueError, match="plan must be on cpu like noise, got meta: use plan.to"):
-        noise_transport(normal((1, 1, 4, 6), 0), plan, seed=0)
+def test_plan_flow_and_noise_on_two_devices() -> None:
+    noise, flow = normal((1, 1, 4, 6), 0), torch.zeros(2, 2, 4, 6)
+    plan = plan_transport(flow)
+    for there, here, message in (
+        (plan.to("meta"), noise, "plan must be on cpu like noise, got meta: use plan.to"),
+        (plan, noise.to("meta"), "plan must be on meta like noise, got cpu: use plan.to"),
+        (flow.to("meta"), noise, "flow must be on cpu like noise, got meta"),
+        (flow, noise.to("meta"), "flow must be on meta like noise, got cpu"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            noise_transport(here, there, seed=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldr1.config import MICRO_CAMERA, CameraConfig
 from worldr1.datatypes import MotionToken
-from worldr1.flow import camera_flow
+from worldr1.flow import CameraFlow, camera_flow
 from worldr1.trajectory import MOTIONS, build_trajectory, intrinsics
 
 CAMERA = replace(CameraConfig(), ease=0.0)
@@ -85,6 +85,38 @@ def test_a_frame_is_the_same_in_any_part_of_the_path() -> None:
         assert torch.equal(camera_flow(viewmats[t : t + 2], K, depth=4.0, height=33, width=47)[0], whole[t])
     # Row and column of a larger image with the same lens: the same pixels.
     assert torch.equal(camera_flow(viewmats, K, depth=4.0, height=20, width=47), whole[:, :, :20])
+
+
+def test_fields_asked_for_one_by_one_are_those_of_the_whole() -> None:
+    viewmats = build_trajectory([MotionToken("pull_left"), MotionToken("roll_right")], 9, CAMERA)
+    arguments = {"depth": 1000.0, "height": 21, "width": 38}
+    K = intrinsics(21, 38, CAMERA)
+    fields = CameraFlow(viewmats, K, **arguments)
+    whole = camera_flow(viewmats, K, **arguments)
+    assert len(fields) == 8 and all(torch.equal(fields[i], whole[i]) for i in range(8))
+    assert torch.equal(torch.stack(list(fields)), whole)  # it ends with an IndexError, as a list does
+    first = fields[0]
+    fields[1]
+    assert torch.equal(first, whole[0])  # a field is the caller's own
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(-1.5, 1.5), st.floats(-1.5, 1.5), st.floats(-1.0, 1.0), st.integers(1, 9), st.integers(1, 9))
+def test_a_plane_behind_the_camera_is_found_from_the_corners(
+    pan: float, tilt: float, step: float, height: int, width: int
+) -> None:
+    viewmats = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+    viewmats[1, :3, :3] = torch.from_numpy(Rotation.from_euler("xy", [tilt, pan]).as_matrix())
+    viewmats[1, 2, 3] = step
+    K = intrinsics(height, width, MICRO_CAMERA)
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    points = torch.linalg.solve(K, torch.stack([x, y, torch.ones_like(x)], -1).double()[..., None])  # depth 1
+    z = (viewmats[1, :3, :3] @ points)[..., 2, 0] + step
+    if float(z.min()) < 1e-5:
+        with pytest.raises(ValueError, match="passes the plane"):
+            CameraFlow(viewmats, K, depth=1.0, height=height, width=width)
+    else:
+        assert len(CameraFlow(viewmats, K, depth=1.0, height=height, width=width)) == 1
 
 
 # Centre flow in pixels a frame at 960x1664 over 81 frames, from the closed forms of a plane at depth 1000.

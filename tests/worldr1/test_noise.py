@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +16,10 @@ from torch import Tensor
 from worldr1 import noise as module
 from worldr1.config import MICRO_CAMERA, CameraConfig, NoiseConfig, RolloutConfig, TrainConfig
 from worldr1.datatypes import MotionToken, PromptBatch
-from worldr1.flow import camera_flow
+from worldr1.flow import CameraFlow, camera_flow
 from worldr1.noise import initial_noise, warped_noise
 from worldr1.trajectory import MOTIONS, build_trajectory, intrinsics
-from worldr1_kernels.noise_transport import noise_transport, plan_transport
+from worldr1_kernels.noise_transport import TransportPlan, noise_transport, plan_transport
 
 SHAPE = (12, 3, 8, 8)
 
@@ -25,11 +29,12 @@ def path(kind: str, frames: int = 9) -> Tensor:
 
 
 def warp(
-    kind: str, ids: Tensor, *, degradation: float = 0.35, flow_scale: int = 8, seed: int = 0, shape=SHAPE
-) -> Tensor:
+    kind: str, ids: Tensor, *, degradation: float = 0.35, flow_scale: int = 8, seed: int = 0, shape=SHAPE,
+    dither: bool = False,
+) -> Tensor:  # fmt: skip
     return warped_noise(
         path(kind), shape, camera=MICRO_CAMERA, seed=seed, sample_ids=ids, flow_scale=flow_scale,
-        degradation=degradation,
+        degradation=degradation, dither=dither,
     )  # fmt: skip
 
 
@@ -147,10 +152,13 @@ def test_plain_noise_is_white_and_ignores_the_camera() -> None:
 
 
 def test_plans_are_made_once_for_each_trajectory_and_lens(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    monkeypatch.setattr(
-        module, "plan_transport", lambda flow, **k: made.append(flow.shape) or plan_transport(flow, **k)
-    )
+    made: list[tuple[int, ...]] = []
+
+    def recorded(flow: CameraFlow, **options: Any) -> TransportPlan:
+        made.append((len(flow), *flow[0].shape))
+        return plan_transport(flow, **options)
+
+    monkeypatch.setattr(module, "plan_transport", recorded)
     monkeypatch.setattr(module, "_plans", module.OrderedDict())
     ids = torch.arange(1)
     for kind in ("pan_left", "push_in", "pan_left", "push_in"):
@@ -160,12 +168,53 @@ def test_plans_are_made_once_for_each_trajectory_and_lens(monkeypatch: pytest.Mo
     lens = replace(MICRO_CAMERA, focal_ratio=1.0)
     warped_noise(path("pan_left"), SHAPE, camera=lens, seed=0, sample_ids=ids, flow_scale=8, degradation=0.35)
     assert len(made) == 4
+    warp("pan_left", ids, flow_scale=4, dither=True)
+    assert len(made) == 5
     assert made[0] == (8, 2, 64, 64)
     # The oldest plans leave when the budget is used up.
     monkeypatch.setattr(module, "_CACHED_PIXELS", 2 * 8 * 64 * 64)
     warp("move_left", ids)
     warp("pan_left", ids)
-    assert len(made) == 6 and len(module._plans) == 2
+    assert len(made) == 7 and len(module._plans) == 2
+
+
+_MEMORY = """
+import torch
+from pathlib import Path
+from typing import Any
+from worldr1 import noise
+from worldr1.config import CameraConfig
+from worldr1.datatypes import MotionToken
+from worldr1.trajectory import build_trajectory
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+viewmats = build_trajectory([MotionToken("push_in")], 81, CameraConfig())
+noise._plan(viewmats, CameraConfig(), 8, 8, 4, False)
+Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+before = status("VmRSS")
+plan = noise._plan(viewmats, CameraConfig(), 480, 832, 4, False)
+print(status("VmHWM") - before, sum(t.nbytes for t in plan.tensors()))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_flow_of_a_whole_clip_is_never_in_memory() -> None:
+    """Beside the plan there are some hundred bytes a pixel, of whatever length the clip: its flow would take 1280."""
+    root = Path(__file__).resolve().parents[2]
+    result = subprocess.run([sys.executable, "-c", _MEMORY], cwd=root, capture_output=True, text=True, check=True)
+    grown, plan = map(int, result.stdout.split())
+    assert plan < grown < plan + 300 * 480 * 832
+
+
+@pytest.mark.gpu
+def test_a_sample_is_the_same_on_every_device() -> None:
+    ids = torch.arange(5, 8)
+    for degradation in (0.35, 1.0):
+        arguments = {"camera": MICRO_CAMERA, "seed": 2, "sample_ids": ids, "flow_scale": 8, "degradation": degradation}
+        here = warped_noise(path("orbit_left"), SHAPE, **arguments)
+        there = warped_noise(path("orbit_left").cuda(), SHAPE, **arguments)
+        assert there.is_cuda and (there.cpu() - here).abs().max() < 1e-5
 
 
 def test_the_release_lens_gives_the_release_flow() -> None:
@@ -189,11 +238,18 @@ def test_the_release_lens_gives_the_release_flow() -> None:
         ({"degradation": math.nan}, "degradation"),
         ({"seed": -1}, "seed"),
         ({"sample_ids": torch.tensor([-1])}, "sample_ids"),
+        ({"viewmats": torch.full((9, 4, 4), math.nan)}, "viewmats must be finite"),
+        ({"viewmats": torch.eye(4).expand(9, 4, 4)[:, :3]}, "viewmats must have shape"),
     ],
 )
 def test_bad_input_is_named(change: dict, match: str) -> None:
     arguments = {"latent_shape": SHAPE, "seed": 0, "sample_ids": torch.arange(1), "flow_scale": 8, "degradation": 0.3}
     arguments |= change
-    shape = arguments.pop("latent_shape")
-    with pytest.raises(ValueError, match=f"warped_noise: .*{match}"):
-        warped_noise(path("pan_left"), shape, camera=MICRO_CAMERA, **arguments)
+    shape, viewmats = arguments.pop("latent_shape"), arguments.pop("viewmats", path("pan_left"))
+    with pytest.raises(ValueError, match=f"(warped_noise|camera_flow): .*{match}"):
+        warped_noise(viewmats, shape, camera=MICRO_CAMERA, **arguments)
+
+
+def test_no_channels_or_no_samples_give_an_empty_result() -> None:
+    assert warp("pan_left", torch.arange(2), shape=(0, 3, 8, 8)).shape == (2, 0, 3, 8, 8)
+    assert warp("pan_left", torch.arange(0)).shape == (0, *SHAPE)

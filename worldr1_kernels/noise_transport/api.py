@@ -1,14 +1,16 @@
 """Public functions of noise transport: `plan_transport`, `noise_transport`."""
 
+from collections.abc import Iterator, Sized
 from typing import Literal
 
 import torch
 
-from worldr1_kernels._checks import check_dtype, check_finite, check_shape, check_tensor
+from worldr1_kernels._checks import check_dtype, check_same_device, check_shape, check_tensor
 from worldr1_kernels._dispatch import resolve_backend
 from worldr1_kernels.noise_transport import native_impl
 from worldr1_kernels.noise_transport.ops import PLAN_PROBES, noise_transport_op, transport_probes
-from worldr1_kernels.noise_transport.plan import TransportPlan, build_plan
+from worldr1_kernels.noise_transport.plan import Fields, TransportPlan, build_plan
+from worldr1_kernels.noise_transport.plan import dither as dither_offset
 from worldr1_kernels.philox import check_sample_ids, check_seed
 
 Backend = Literal["auto", "reference", "triton", "native"]
@@ -31,41 +33,61 @@ def _stride(op: str, capture: object) -> int:
     return 1 if capture == "all" else _positive(op, "capture", capture, " or all")
 
 
+def _fields(op: str, flow: Fields, sizes: dict[str, int], dither: bool) -> Iterator[torch.Tensor]:
+    """The fields of a flow one by one, checked, and moved by the dither."""
+    for index in range(len(flow)):
+        field = flow[index].detach()
+        check_shape(op, f"flow[{index}]", field, (2, "H", "W"), sizes=sizes)
+        check_dtype(op, f"flow[{index}]", field, (torch.float32, torch.float64))
+        if dither:
+            field = field + field.new_tensor(dither_offset(index))[:, None, None]
+        yield field
+
+
 def plan_transport(
-    flow: torch.Tensor, *, capture: Capture = "all", residual_carry: bool = False, backend: Backend = "auto"
+    flow: torch.Tensor | Fields, *, capture: Capture = "all", dither: bool = False, backend: Backend = "auto"
 ) -> TransportPlan:
     """Works out where each pixel of noise goes along an optical flow; random numbers and samples play no part.
 
     Args:
       flow: Forward flow (dx, dy), field f from frame f to f + 1, read at the pixel that is left. Shape [F-1, 2, H, W],
         float32 or float64. Unit: pixels. F = 1 (no field) is allowed: nothing moves. A step out of the image, of any
-        length, is no error: what it leaves behind is fresh.
+        length, is no error: what it leaves behind is fresh. Or a sequence of F - 1 >= 1 fields [2, H, W], such as
+        `worldr1.flow.CameraFlow`, which makes each when it is its turn: no more than one is then in memory.
       capture: Frames that can be asked of the plan: "all", or every `capture`-th from the first. With 4, the plan of 81
         frames at 960x1664 takes a third of the memory.
-      residual_carry: Add what rounding leaves of a field to the next one, at each pixel: a constant flow then keeps its
-        mean speed (0.3 px a frame is no motion otherwise).
+      dither: Add to each field an offset in (-1/2, 1/2)^2, the same at all pixels, that averages to zero over the
+        frames. Every speed is then kept in the mean (0.3 px a frame is no motion otherwise), and whole pixels stay.
       backend: Implementation; only "auto" may pick another.
     Returns:
       TransportPlan on the flow's device (the native backend makes it on the CPU). `plan.density` [F', H, W] is the
       density of the noise at the captured frames. Compute the flow in float64 where plans must agree between machines:
       a value that rounds the other way moves another pixel.
     Raises:
-      ValueError: shape; an image without pixels, or of more than 2^29; H + W > 2^22; not finite; capture < 1.
-      TypeError: not a float32 or float64 tensor.
+      ValueError: shapes; an image without pixels, or of more than 2^29; H + W > 2^22; not finite; capture < 1.
+      TypeError: fields that are no float32 or float64 tensors.
       RuntimeError: the backend chosen by name is not available.
     """
     op = "plan_transport"
-    sizes = check_shape(op, "flow", flow, ("F-1", 2, "H", "W"))
-    check_dtype(op, "flow", flow, (torch.float32, torch.float64))
+    if isinstance(flow, torch.Tensor):
+        first, sizes = flow, check_shape(op, "flow", flow, ("F-1", 2, "H", "W"))
+        check_dtype(op, "flow", flow, (torch.float32, torch.float64))
+    else:
+        if not isinstance(flow, Sized):
+            check_tensor(op, "flow", flow)
+        if len(flow) == 0:
+            raise ValueError(f"{op}: flow must have a field if it is a sequence, got none: pass a tensor [0, 2, H, W]")
+        first = flow[0]
+        sizes = check_shape(op, "flow[0]", first, (2, "H", "W"))
     height, width = sizes["H"], sizes["W"]
     if height < 1 or width < 1 or height * width > LARGEST_IMAGE or height + width > LONGEST_SIDES:
-        raise ValueError(f"{op}: flow must have 1 to 2^29 pixels and H + W <= 2^22, got {list(flow.shape)}")
+        raise ValueError(f"{op}: flow must have 1 to 2^29 pixels and H + W <= 2^22, got {list(first.shape)}")
     stride = _stride(op, capture)
-    chosen = resolve_backend(op, backend, flow.device, PLAN_PROBES)
-    if chosen == "reference":
-        check_finite(op, "flow", flow)
-        return build_plan(flow.detach(), residual_carry=residual_carry, stride=stride)
-    return native_impl.build_plan(flow.detach(), residual_carry=residual_carry, stride=stride)  # checks as it reads
+    device = first.device
+    chosen = resolve_backend(op, backend, device, PLAN_PROBES)
+    make = build_plan if chosen == "reference" else native_impl.build_plan
+    shape = (len(flow), height, width)
+    return make(_fields(op, flow, sizes, dither), shape, device=device, stride=stride)
 
 
 def noise_transport(
@@ -118,8 +140,8 @@ def noise_transport(
     if isinstance(plan_or_flow, TransportPlan):
         plan = plan_or_flow
     else:
-        check_tensor(op, "plan_or_flow", plan_or_flow)
         check_shape(op, "flow", plan_or_flow, ("F-1", 2, "H", "W"), sizes=sizes)
+        check_same_device(op, {"noise": noise, "flow": plan_or_flow})
         plan = plan_transport(plan_or_flow, capture=capture)
     if (plan.height, plan.width) != (sizes["H"], sizes["W"]):
         raise ValueError(

@@ -1,5 +1,7 @@
 """Launcher of the C++ plan, and of the transport in C++ and CUDA. Only addresses cross; the tensors are held here."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -8,12 +10,15 @@ from worldr1_kernels._checks import check_finite
 from worldr1_kernels.noise_transport.plan import LISTS, TENSORS, TransportPlan, empty_list
 
 
-def build_plan(flow: Tensor, *, residual_carry: bool, stride: int, level: str = "") -> TransportPlan:
-    """Plan of a flow [F-1, 2, H, W], the same as `plan.build_plan` bit for bit, on one thread of the CPU.
+def build_plan(
+    fields: Iterable[Tensor], shape: tuple[int, int, int], *, device: torch.device, stride: int, level: str = ""
+) -> TransportPlan:
+    """The same plan as `plan.build_plan`, bit for bit, on one thread of the CPU.
 
     Args:
-      flow: Float32 or float64, any device: the plan goes back to it.
-      residual_carry: Add what rounding leaves of a field to the next one.
+      fields: F - 1 of [2, H, W], float32 or float64, on any device; each is let go before the next is asked for.
+      shape: (F - 1, H, W).
+      device: Where the plan goes.
       stride: Of the frames whose slots and densities are kept.
       level: Instruction set, "x86-64-v2", "-v3" or "-v4"; "" takes the best this processor has.
     Raises:
@@ -21,41 +26,37 @@ def build_plan(flow: Tensor, *, residual_carry: bool, stride: int, level: str = 
       RuntimeError: the module is not built, or the processor lacks `level`.
     """
     module = _native.cpu()
-    fields, _, height, width = flow.shape
-    host = flow.cpu()
-    if fields > 0 and not host[0].is_contiguous():  # from field to field any stride will do
-        host = host.contiguous()
-    kept = fields // stride + 1
+    steps, height, width = shape
+    kept = steps // stride + 1
     slots = torch.empty(kept, height * width, dtype=torch.int32)
     density = torch.empty(kept, height, width, dtype=torch.float64)
-    offsets = torch.empty(fields + 1, len(LISTS), dtype=torch.int64)
-    made = module.noise_transport_plan(
-        flow=host.data_ptr(),
-        is_double=host.dtype == torch.float64,
-        frame_stride=host.stride(0),
-        fields=fields,
+    offsets = torch.empty(steps + 1, len(LISTS), dtype=torch.int64)
+    builder = module.TransportPlanBuilder(
+        fields=steps,
         height=height,
         width=width,
         stride=stride,
-        residual_carry=residual_carry,
         slots=slots.data_ptr(),
         density=density.data_ptr(),
         offsets=offsets.data_ptr(),
         level=level,
     )
-    if not made.finite:
-        check_finite("plan_transport", "flow", flow)
-        raise AssertionError("build_plan: the C++ module found a value that is not finite, torch did not")
+    for index, field in enumerate(fields):
+        host = field.cpu().contiguous()
+        if not builder.add(host.data_ptr(), host.dtype == torch.float64):
+            check_finite("plan_transport", f"flow[{index}]", host)
+            raise AssertionError("build_plan: the C++ module found a value that is not finite, torch did not")
+    made = builder.finish()
     lists = {}
     for name in TENSORS[3:]:
         view = getattr(made, name)()
-        lists[name] = empty_list(name, 0, host.device)
+        lists[name] = empty_list(name, 0, slots.device)
         if view.nbytes:
             lists[name] = torch.frombuffer(view, dtype=lists[name].dtype).clone()
     plan = TransportPlan(
         slots=slots, density=density, offsets=offsets, num_slots=made.num_slots, stride=stride, **lists
     )
-    return plan if flow.device.type == "cpu" else plan.to(flow.device)
+    return plan if device.type == "cpu" else plan.to(device)
 
 
 def transport(

@@ -9,13 +9,26 @@ of s, w density. Everything is integer, sorted, and summed in a fixed order: the
 in C++, bit by bit but for the last bit of `hit_weight` (torch does not always round a square root to nearest).
 """
 
+import dataclasses
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from worldr1_kernels._checks import check_finite
+
 LISTS = ("fresh", "group", "member", "merge", "hit")
+
+
+class Fields(Protocol):
+    """The fields of a flow, each [2, H, W]: a tensor, a list, or an object that computes a field when asked for it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +95,7 @@ class TransportPlan:
         return TransportPlan(offsets=self.offsets, num_slots=self.num_slots, stride=self.stride, **moved)
 
 
-TENSORS = tuple(field.name for field in fields(TransportPlan) if field.type is Tensor)
+TENSORS = tuple(field.name for field in dataclasses.fields(TransportPlan) if field.type is Tensor)
 _DTYPES = {
     "group_start": torch.int64, "merge_start": torch.int64, "hit_weight": torch.float64, "member_is_target": torch.bool,
 }  # fmt: skip
@@ -244,23 +257,37 @@ def advance(shift: Tensor, density: Tensor, slots: Slots, width: int) -> tuple[d
     return lists, raw
 
 
-def build_plan(flow: Tensor, *, residual_carry: bool, stride: int) -> TransportPlan:
-    """Plan of a finite flow [F-1, 2, H, W]; with `residual_carry` what rounding leaves is added to the next field."""
-    steps, _, height, width = flow.shape
-    device, pixels = flow.device, height * width
+def dither(index: int) -> tuple[float, float]:
+    """Offset (dx, dy) of field `index`, in (-1/2, 1/2): fractions of the multiples of the golden ratio and of sqrt 2,
+    evenly spread after any number of fields. A constant speed, rounded with them, is never 2 pixels ahead of or behind
+    its path in 120 fields."""
+    x, y = (((index + 1) * turn) % 1.0 - 0.5 for turn in ((math.sqrt(5.0) - 1.0) / 2.0, math.sqrt(2.0) - 1.0))
+    return x, y
+
+
+def build_plan(
+    fields: Iterable[Tensor], shape: tuple[int, int, int], *, device: torch.device, stride: int
+) -> TransportPlan:
+    """Plan of F - 1 fields [2, H, W] on `device`; shape: (F - 1, H, W).
+
+    Raises:
+      ValueError: a field is not finite.
+    """
+    steps, height, width = shape
+    pixels = height * width
     density = torch.ones(pixels, dtype=torch.float64, device=device)
     held = torch.arange(pixels, dtype=torch.int32, device=device)
     slots = Slots(held, held[:0], pixels)
     # A step of more than H + W leaves the frame all the same, and must not overflow the integers.
     limit = float(height + width)
-    residual = torch.zeros_like(flow[0]) if steps else flow.new_zeros(2, height, width)
     kept_slots, densities, frames = [held], [density], []
     offsets = torch.zeros(steps + 1, len(LISTS), dtype=torch.int64)
-    for index, field in enumerate(flow[: steps // stride * stride], start=1):
-        wanted = (field + residual if residual_carry else field).clamp(-limit, limit)
-        rounded = torch.round(wanted)  # half to even
-        residual = wanted - rounded
-        lists, raw = advance(rounded.to(torch.int64).flatten(1), density, slots, width)
+    for index, field in enumerate(fields, start=1):
+        check_finite("plan_transport", f"flow[{index - 1}]", field)
+        if index > steps // stride * stride:
+            continue
+        shift = torch.round(field.clamp(-limit, limit))  # half to even
+        lists, raw = advance(shift.to(torch.int64).flatten(1), density, slots, width)
         density = normalized(raw)
         if index % stride == 0:
             kept_slots.append(slots.held)

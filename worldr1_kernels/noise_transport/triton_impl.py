@@ -27,9 +27,12 @@ def transport(noise: Tensor, plan: TransportPlan, sample_ids: Tensor, seed: int,
     tasks = batch * quads
     if tasks == 0:
         return out
-    state = noise.new_empty(tasks, plan.num_slots, 4)
-    padded = torch.nn.functional.pad(noise.flatten(2), (0, 0, 0, 4 * quads - channels))
-    state[:, : height * width] = padded.reshape(tasks, 4, height * width).transpose(1, 2)
+    state = noise.new_empty(batch, quads, plan.num_slots, 4)
+    for k in range(4):  # straight into the state: no copy of the noise beside it
+        planes = noise[:, k::4]  # [B, quads or one less, H, W]
+        lane = state[:, :, : height * width, k].unflatten(2, (height, width))
+        lane[:, : planes.shape[1]] = planes
+        lane[:, planes.shape[1] :] = 0.0
     ids, num_slots = sample_ids.contiguous(), plan.num_slots
 
     def grid(count: int, block: int) -> tuple[int, int]:
