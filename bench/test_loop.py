@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from bench.report import Case, print_table, record
@@ -28,6 +29,9 @@ from worldr1.update import Learner, make_optimizer, policy_step, sample_gradient
 
 WINDOW = (2,)
 """The last of the micro run's three places: a prefix of two steps."""
+
+
+pytestmark = pytest.mark.timeout(1800)  # minutes where the cores are shared
 
 
 def _config(*, share: int = 0, deferred: bool = False) -> TrainConfig:
