@@ -2,10 +2,10 @@
 
 81 frames, 16 channels, every fourth captured and reduced to 60 x 104. On a CPU the figure is plan and transport
 together, on a GPU the transport (the plan is made on the CPU); the notes give each. Peers run a few of the 80 fields
-and are scaled by their number: at full length the slower one takes a quarter of an hour. Values are compared first.
+and are scaled by their number: at full length the slower one takes a quarter of an hour. On a CPU everything is called
+once, warm, in processor time. Values are compared first.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.noise_peers import value_keyed
 from bench.report import Case, print_table, record
-from bench.timing import Timing, measure
+from bench.timing import Timing, measure, turns
 from worldr1_kernels import noise_transport, plan_transport
 
 FRAMES, CHANNELS, CAPTURE = 81, 16, 4
@@ -32,15 +32,15 @@ def _flow(motion: str, height: int, width: int, device: str) -> Tensor:
     return torch.stack([x, y]).expand(FRAMES - 1, -1, -1, -1)
 
 
-def _scaled(function: Callable[[], object], factor: float, device: str) -> Timing:
-    """One timed call, as the time of `factor` times its work."""
+def _timed(variants: dict[str, Callable[[], object]], device: str) -> dict[str, Timing]:
+    """One turn on a CPU, where a call takes seconds; on a GPU the better of two rounds."""
     if device == "cuda":
-        timing = measure({"peer": function}, rounds=1, min_calls=1, device=device)["peer"]
-        return timing._replace(**{name: factor * getattr(timing, name) for name in ("p20", "p50", "p80", "cpu_p50")})
-    start, cpu = time.perf_counter_ns(), time.process_time_ns()
-    function()
-    wall_ms, cpu_ms = (time.perf_counter_ns() - start) / 1e6, (time.process_time_ns() - cpu) / 1e6
-    return Timing(*[factor * wall_ms] * 3, factor * cpu_ms, 1)
+        return measure(variants, rounds=2, seconds_per_round=0.0, min_calls=1, device=device)
+    return turns(variants, count=1)
+
+
+def _scaled(timing: Timing, factor: float) -> Timing:
+    return timing._replace(**{name: factor * getattr(timing, name) for name in ("p20", "p50", "p80", "cpu_p50")})
 
 
 def _check(device: str) -> None:
@@ -57,7 +57,7 @@ def _check(device: str) -> None:
 
 
 def _run(motion: str, height: int, width: int, batch: int, device: str, peers: dict[str, int]) -> Case:
-    """`peers`: name -> fields that it runs."""
+    """`peers`: name -> fields that it runs. The value-keyed peer runs one sample at a time, and here one of them."""
     flow, reduce = _flow(motion, height, width, device), height // 60
     noise = torch.randn(batch, CHANNELS, height, width, generator=torch.Generator().manual_seed(0)).to(device)
     options: dict[str, Any] = {"seed": 1, "capture": CAPTURE, "reduce": reduce}
@@ -67,23 +67,21 @@ def _run(motion: str, height: int, width: int, batch: int, device: str, peers: d
         made = plan_transport(flow[:fields], capture=CAPTURE, backend=backend)
         return noise_transport(noise, made, backend=backend, **options)
 
-    functions: dict[str, Callable[[int], Callable[[], object]]] = {
-        "torch reference": lambda fields: lambda: draw(fields, "reference"),
-        "value-keyed torch": lambda fields: (
-            lambda: value_keyed(noise[:1], flow[:fields], capture=CAPTURE, reduce=reduce)
-        ),
-    }
-    parts = {
+    assert abs(float(noise_transport(noise, plan, backend="native", **options).var()) - 1) < 0.02
+    variants: dict[str, Callable[[], object]] = {
         "plan": lambda: plan_transport(flow, capture=CAPTURE, backend="native"),
         "transport": lambda: noise_transport(noise, plan, backend="native", **options),
         "both": lambda: draw(FRAMES - 1, "native"),
+        "torch reference": lambda: draw(peers["torch reference"], "reference"),
+        "value-keyed torch": lambda: value_keyed(
+            noise[:1], flow[: peers["value-keyed torch"]], capture=CAPTURE, reduce=reduce
+        ),
     }
-    timings = measure(parts, rounds=2, seconds_per_round=0.0, min_calls=1, device=device)
+    timings = _timed(variants, device)
     others = {}
     for name, fields in peers.items():
-        samples = batch if name == "value-keyed torch" else 1  # it runs one of them
-        factor = samples * (FRAMES - 1) / fields
-        others[f"{name} ({fields} fields scaled)"] = _scaled(functions[name](fields), factor, device)
+        samples = batch if name == "value-keyed torch" else 1
+        others[f"{name} ({fields} fields scaled)"] = _scaled(timings[name], samples * (FRAMES - 1) / fields)
     members = plan.offsets[-1, 2].item() / (FRAMES - 1) / (height * width)
     notes = (
         f"plan {timings['plan'].decisive:.0f} ms, transport {timings['transport'].decisive:.0f} ms, "
@@ -105,15 +103,14 @@ def _report(cases: list[Case], record_figures: bool) -> None:
 
 def test_480(record_figures: bool, device: str) -> None:
     _check(device)
-    cases = [_run(motion, 480, 832, 1, device, {"torch reference": 4, "value-keyed torch": 2}) for motion in MOTIONS]
-    _report([*cases, _run("push in", 480, 832, 8, device, {})], record_figures)
+    peers = {"torch reference": 4, "value-keyed torch": 2}
+    cases = [_run(motion, 480, 832, 1, device, peers) for motion in MOTIONS]
+    _report([*cases, _run("push in", 480, 832, 8, device, peers)], record_figures)
 
 
 @pytest.mark.slow
 def test_960(record_figures: bool, device: str) -> None:
-    """Batch 8 only on a GPU: its noise alone takes .8 GB, its video six times the seconds of this one."""
+    """A minute of a core, and some GB: the noise of 8 samples takes .8, the reference's state and temporaries more."""
     _check(device)
-    cases = [_run("push in", 960, 1664, 1, device, {"torch reference": 4, "value-keyed torch": 1})]
-    if device == "cuda":
-        cases.append(_run("push in", 960, 1664, 8, device, {}))
-    _report(cases, record_figures)
+    peers = {"torch reference": 4, "value-keyed torch": 1}
+    _report([_run("push in", 960, 1664, batch, device, peers) for batch in (1, 8)], record_figures)
