@@ -83,7 +83,8 @@ class Runner:
 
     def describe(self) -> str:
         """What `run` would do: each part's limit if those before it take their share, or why it is skipped."""
-        lines, left = [f"{self.minutes:g} minutes; a part may take twice its share of what is left"], 60 * self.minutes
+        left = 60.0 * self.minutes
+        lines = [f"{self.minutes:g} minutes; a part may take twice its share of what is left, a minute at least"]
         coming = [part for part in self.parts if self._may_run(part)]
         for part in self.parts:
             if part.name in self.done and not part.always:

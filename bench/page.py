@@ -188,7 +188,7 @@ def text(out: Path, results: Sequence[Result]) -> str:
     slower = [f"{f} {c['name']} {c['shape']}" for f, c in found if "slower" in report.against_last(c, facts["device"])]
     lines += ["", "## What got worse", "", *(f"- {name}" for name in slower)]
     if not slower:
-        lines += ["No case of this device takes over 1.05 times as long as in its last line in `bench/history/`."]
+        lines += ["Of the cases with an earlier line of this device none takes over 1.05 times as long."]
     skipped = [f"- {r.part}: {r.status}, {_cell(r.detail)}" for r in results if r.status != "passed"]
     lines += ["", "## What was not run", "", *(skipped or ["Nothing was left out."])]
     return "\n".join(lines) + "\n"

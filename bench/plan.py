@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+MIN_SECONDS = 60.0
 FAMILIES = ("rasterize", "noise_transport", "sde_step", "se3")
 
 
@@ -129,7 +130,8 @@ def order(plan: Sequence[Part], only: Sequence[str]) -> list[Part]:
 
 def limit(part: Part, rest: Sequence[Part], left: float) -> float:
     """Seconds that a part may take: twice its share of what is left among the parts that still come, so that no part
-    starves those after it and time that others saved is used.
+    starves those after it and time that others saved is used; a minute at least, since a short run is better spent on
+    the first parts than on the beginning of each.
 
     Args:
       part: About to run.
@@ -137,4 +139,4 @@ def limit(part: Part, rest: Sequence[Part], left: float) -> float:
       left: Seconds until the run's end.
     """
     share = part.share / (part.share + sum(other.share for other in rest if not other.background))
-    return min(left, 2.0 * share * left)
+    return min(left, max(2.0 * share * left, MIN_SECONDS))

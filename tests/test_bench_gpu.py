@@ -163,8 +163,9 @@ def test_the_real_plan(on_gpu):
 
 def test_limits_leave_time_for_what_follows():
     parts = [Part(str(i), (), share=share) for i, share in enumerate((10, 30, 60))]
-    assert plan.limit(parts[0], parts[1:], 100.0) == pytest.approx(20.0)
-    assert plan.limit(parts[1], parts[2:], 90.0) == pytest.approx(60.0)
+    assert plan.limit(parts[0], parts[1:], 1000.0) == pytest.approx(200.0)
+    assert plan.limit(parts[1], parts[2:], 900.0) == pytest.approx(600.0)
+    assert plan.limit(parts[0], parts[1:], 100.0) == 60.0  # a short run is spent on the first parts
     assert plan.limit(parts[2], [], 30.0) == 30.0  # the last one may use all that is left
     for on_gpu in (False, True):  # if each takes its share, all get a turn
         front = [part for part in plan.parts(gpu=on_gpu) if not part.background]
@@ -223,6 +224,8 @@ import pytest
 skipped = []
 for path in sorted([*pathlib.Path("bench").glob("*.py"), *pathlib.Path("tests/kernels").glob("test_*gpu*.py")]):
     name = ".".join(path.with_suffix("").parts)
+    if name == "bench.test_loop":  # no part of the run: it opens a diffusers folder, on a CPU
+        continue
     try:
         importlib.import_module(name)
     except (pytest.skip.Exception, ImportError) as error:
