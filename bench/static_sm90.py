@@ -1,7 +1,8 @@
-"""What the compiler says of the CUDA rasterizer without a device: `python -m bench.static_sm90 [--write]`.
+"""What the compiler says of the CUDA kernels without a device: `python -m bench.static_sm90 [--write]`.
 
-Compiles csrc/cuda/rasterize_*.cu for sm_90a, reads registers, spills and shared memory from ptxas, and counts
-instructions in the disassembly. `--write` renews docs/results/sm90_static.md. None of this is a speed: nothing runs.
+Compiles csrc/cuda/rasterize_*.cu and se3.cu for sm_90a, reads registers, spills and shared memory from ptxas, and
+counts instructions in the disassembly. `--write` renews docs/results/sm90_static.md. None of this is a speed: nothing
+runs.
 """
 
 import argparse
@@ -21,7 +22,9 @@ from worldr1_kernels.build import CSRC, find_nvcc
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "sm90_static.md"
 OWN_STAGES = ("rasterize_project.cu", "rasterize_pairs.cu", "rasterize_blend.cu", "rasterize_backward.cu")
+SE3_STAGES = ("se3.cu",)
 LIBRARY_STAGES = ("rasterize_sort.cu",)  # CUB's kernels
+THREADS_PER_BLOCK = {**dict.fromkeys(OWN_STAGES, 256), **dict.fromkeys(SE3_STAGES, 64)}
 FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v")
 # Hopper: per multiprocessor.
 REGISTERS, THREADS, SHARED_BYTES, SHARED_PER_BLOCK, BLOCKS = 65_536, 2_048, 233_472, 1_024, 32
@@ -128,7 +131,7 @@ def compile_stage(source: str, nvcc: str, cuobjdump: str) -> tuple[list[Kernel],
             Kernel(
                 source,
                 readable(mangled),
-                256 if source in OWN_STAGES else 0,
+                THREADS_PER_BLOCK.get(source, 0),
                 int(registers[1]),
                 int(shared[1]) if shared else 0,
                 stack,
@@ -151,24 +154,29 @@ def table(kernels: list[Kernel]) -> str:
     return "\n".join(rows)
 
 
-def page(own: list[Kernel], library: list[Kernel], seconds: dict[str, float], compiler: str) -> str:
+def page(own: list[Kernel], se3: list[Kernel], library: list[Kernel], seconds: dict[str, float], compiler: str) -> str:
     """The text of docs/results/sm90_static.md."""
     times = ", ".join(f"{source} {value:.1f}" for source, value in seconds.items())
     commit = _git("rev-parse", "--short", "HEAD") + (" (changed)" if _git("status", "--porcelain", "csrc") else "")
-    return f"""# CUDA rasterizer: what the sm_90a build shows without a device
+    return f"""# CUDA rasterizer and trajectories: what the sm_90a build shows without a device
 
 **No GPU has run this code.** These are counts from the compiler, not speeds.
 
 Command: `python -m bench.static_sm90 --write`. Compiler: {compiler}. Commit: {commit}. Date: {datetime.date.today()}.
 Success, set before: no spills, no stack, no fp64 instruction but in the sums over a camera; forward blending with
-registers for full occupancy and at most 40 instructions in its loop. Asserted wherever nvcc is, by
-`tests/kernels/test_rasterize_cuda_static.py`.
+registers for full occupancy and at most 40 instructions in its loop. For the trajectory kernels: no spills, no stack.
+Asserted wherever nvcc is, by `tests/kernels/test_rasterize_cuda_static.py` and `test_se3_cuda_static.py`.
 
 ## The rasterizer's kernels
 256 threads a block. Instructions are counted in the listing, not in execution. Warps/SM: what registers and shared
 memory admit, of 64. Hot loop: what a warp executes for one splat that its culling let through, over its 8x4 pixels.
 
 {table(own)}
+
+## The trajectory kernels
+64 threads a block, two trajectories. All arithmetic is fp64, so a number takes two registers.
+
+{table(se3)}
 
 ## CUB's kernels (two sorts, one sum)
 {table(library)}
@@ -177,10 +185,10 @@ memory admit, of 64. Hot loop: what a warp executes for one splat that its culli
 Processor seconds of nvcc: {times}.
 
 ## Not shown here
-Speed, achieved occupancy, caches, correctness on a device. The logic of the kernels is tested on the CPU by an
-interpreter (`csrc/common/simt_host.h`, `tests/kernels/test_rasterize_cuda.py`). What that cannot show: the device's
-memory model, its rounding (fused multiply-adds, `ex2.approx`), CUB, CUDA graphs. `pytest -m gpu tests/kernels` is
-ready for these.
+Speed, achieved occupancy, caches, correctness on a device. The logic of the rasterizer's kernels is tested on the
+CPU by an interpreter (`csrc/common/simt_host.h`, `tests/kernels/test_rasterize_cuda.py`). What that cannot show: the
+device's memory model, its rounding (fused multiply-adds, `ex2.approx`), CUB, CUDA graphs. `pytest -m gpu tests/kernels`
+is ready for these.
 """
 
 
@@ -191,11 +199,13 @@ def main() -> None:
     nvcc, cuobjdump = find_nvcc(os.environ), find_cuobjdump()
     if nvcc is None or cuobjdump is None:
         raise RuntimeError("static_sm90: nvcc and cuobjdump (CUDA, or the triton package) must be there")
-    compiled = {source: compile_stage(source, nvcc, cuobjdump) for source in (*OWN_STAGES, *LIBRARY_STAGES)}
+    stages = (*OWN_STAGES, *SE3_STAGES, *LIBRARY_STAGES)
+    compiled = {source: compile_stage(source, nvcc, cuobjdump) for source in stages}
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     release = re.search(r"release [\d.]+, V[\d.]+", version)
     text = page(
         [k for source in OWN_STAGES for k in compiled[source][0]],
+        [k for source in SE3_STAGES for k in compiled[source][0]],
         [k for source in LIBRARY_STAGES for k in compiled[source][0]],
         {source: seconds for source, (_, seconds) in compiled.items()},
         f"nvcc {release[0] if release else version}",

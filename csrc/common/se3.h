@@ -165,33 +165,41 @@ WR_HD Turn<V> turn_between(const V* a, const V* b) {
   return turn_of(m);
 }
 
-// Adds the gradient of g * angle to that of the matrix. The axis is undefined at 0 and pi: there the gradient is 0.
+// Gradient of g * angle in the matrix: `diagonal` on its diagonal, `skew` as the skew part. The axis is undefined at 0 and pi:
+// there the gradient is 0.
 template <class V>
-WR_HD void turn_of_backward(const Turn<V>& t, V g, V* gm) {
+struct TurnGradient {
+  V diagonal, skew[3];
+};
+
+template <class V>
+WR_HD TurnGradient<V> turn_gradient(const Turn<V>& t, V g) {
   const V scaled = g / (t.sine * t.sine + t.cosine * t.cosine);
   const V along = t.sine > 0.0 ? scaled * t.cosine / t.sine : V{};
-  const V diagonal = -scaled * t.sine;
-  gm[0] += diagonal;
-  gm[4] += diagonal;
-  gm[8] += diagonal;
-  gm[7] += along * t.skew[0];
-  gm[5] -= along * t.skew[0];
-  gm[2] += along * t.skew[1];
-  gm[6] -= along * t.skew[1];
-  gm[3] += along * t.skew[2];
-  gm[1] -= along * t.skew[2];
+  return {-scaled * t.sine, {along * t.skew[0], along * t.skew[1], along * t.skew[2]}};
 }
 
 template <class V>
-WR_HD void turn_between_backward(const V* a, const V* b, V g, V* ga, V* gb) {
-  V gm[9];
-  for (int i = 0; i < 9; ++i) gm[i] = V{};
-  turn_of_backward(turn_between(a, b), g, gm);
-  for (int k = 0; k < 3; ++k)
-    for (int i = 0; i < 3; ++i) {
-      ga[3 * k + i] += b[3 * k] * gm[3 * i] + b[3 * k + 1] * gm[3 * i + 1] + b[3 * k + 2] * gm[3 * i + 2];
-      gb[3 * k + i] += a[3 * k] * gm[i] + a[3 * k + 1] * gm[3 + i] + a[3 * k + 2] * gm[6 + i];
-    }
+WR_HD void turn_of_backward(const TurnGradient<V>& g, V* gm) {
+  for (int k = 0; k < 9; k += 4) gm[k] += g.diagonal;
+  gm[7] += g.skew[0];
+  gm[5] -= g.skew[0];
+  gm[2] += g.skew[1];
+  gm[6] -= g.skew[1];
+  gm[3] += g.skew[2];
+  gm[1] -= g.skew[2];
+}
+
+// For the turn between A and B: adds to the gradient of B from A (side 1), or to that of A from B (side -1).
+template <class V>
+WR_HD void turn_between_backward(const V* other, const TurnGradient<V>& g, double side, V* gr) {
+  const V x = g.skew[0] * side, y = g.skew[1] * side, z = g.skew[2] * side;
+  for (int k = 0; k < 3; ++k) {
+    const V* o = other + 3 * k;
+    gr[3 * k] += o[0] * g.diagonal + o[1] * z - o[2] * y;
+    gr[3 * k + 1] += o[1] * g.diagonal + o[2] * x - o[0] * z;
+    gr[3 * k + 2] += o[2] * g.diagonal + o[0] * y - o[1] * x;
+  }
 }
 
 // 1 where the 3x3 is a finite rotation to within `tolerance` (R^T R = I, determinant not negative), else 0.
@@ -206,6 +214,27 @@ WR_HD V is_rotation(const V* r, double tolerance) {
     }
   const V det = r[0] * (r[4] * r[8] - r[5] * r[7]) - r[1] * (r[3] * r[8] - r[5] * r[6]) + r[2] * (r[3] * r[7] - r[4] * r[6]);
   return det >= 0.0 ? ok : V{};
+}
+
+// Turns the symmetric m, and the vectors v with it, so that m[a][b] becomes 0.
+WR_HD void jacobi_rotation(double (*m)[4], double (*v)[4], int a, int b) {
+  if (m[a][b] == 0.0) return;
+  const double half = (m[b][b] - m[a][a]) / (2.0 * m[a][b]);
+  const double t = (half >= 0.0 ? 1.0 : -1.0) / ((half >= 0.0 ? half : -half) + root(half * half + 1.0));
+  const double c = 1.0 / root(t * t + 1.0), s = t * c;
+  for (int k = 0; k < 4; ++k) {
+    const double ka = m[k][a], kb = m[k][b];
+    m[k][a] = c * ka - s * kb;
+    m[k][b] = s * ka + c * kb;
+  }
+  for (int k = 0; k < 4; ++k) {
+    const double ak = m[a][k], bk = m[b][k], va = v[k][a], vb = v[k][b];
+    m[a][k] = c * ak - s * bk;
+    m[b][k] = s * ak + c * bk;
+    v[k][a] = c * va - s * vb;
+    v[k][b] = s * va + c * vb;
+  }
+  m[a][b] = m[b][a] = 0.0;
 }
 
 // Similarity q ~ scale R p + offset by least squares, from the covariance sum (q - mean q)(p - mean p)^T. The rotation is the
@@ -224,31 +253,24 @@ WR_HD Similarity similarity(const double* cov, double variance) {
                     {xy - yx, zx + xz, yz + zy, -xx - yy + zz}};
   double v[4][4] = {{1, 0, 0, 0}, {0, 1, 0, 0}, {0, 0, 1, 0}, {0, 0, 0, 1}};
   for (int sweep = 0; sweep < 12; ++sweep) {  // cyclic Jacobi: converges quadratically, 6 or 7 sweeps reach rounding
-    for (int a = 0; a < 3; ++a)
-      for (int b = a + 1; b < 4; ++b) {
-        if (m[a][b] == 0.0) continue;
-        const double half = (m[b][b] - m[a][a]) / (2.0 * m[a][b]);
-        const double t = (half >= 0.0 ? 1.0 : -1.0) / ((half >= 0.0 ? half : -half) + root(half * half + 1.0));
-        const double c = 1.0 / root(t * t + 1.0), s = t * c;
-        for (int k = 0; k < 4; ++k) {
-          const double ka = m[k][a], kb = m[k][b];
-          m[k][a] = c * ka - s * kb;
-          m[k][b] = s * ka + c * kb;
-        }
-        for (int k = 0; k < 4; ++k) {
-          const double ak = m[a][k], bk = m[b][k], va = v[k][a], vb = v[k][b];
-          m[a][k] = c * ak - s * bk;
-          m[b][k] = s * ak + c * bk;
-          v[k][a] = c * va - s * vb;
-          v[k][b] = s * va + c * vb;
-        }
-        m[a][b] = m[b][a] = 0.0;
-      }
+    jacobi_rotation(m, v, 0, 1);
+    jacobi_rotation(m, v, 0, 2);
+    jacobi_rotation(m, v, 0, 3);
+    jacobi_rotation(m, v, 1, 2);
+    jacobi_rotation(m, v, 1, 3);
+    jacobi_rotation(m, v, 2, 3);
   }
-  int best = 0;
-  for (int k = 1; k < 4; ++k) best = m[k][k] > m[best][best] ? k : best;
-  const double w = v[0][best], x = v[1][best], y = v[2][best], z = v[3][best];
-  return {variance > 0.0 ? m[best][best] / variance : 0.0,
+  // By selects, not by an index that is only known at run time: on a device such an array lies in memory.
+  double most = m[0][0], w = v[0][0], x = v[1][0], y = v[2][0], z = v[3][0];
+  for (int k = 1; k < 4; ++k) {
+    const bool more = m[k][k] > most;
+    most = more ? m[k][k] : most;
+    w = more ? v[0][k] : w;
+    x = more ? v[1][k] : x;
+    y = more ? v[2][k] : y;
+    z = more ? v[3][k] : z;
+  }
+  return {variance > 0.0 ? most / variance : 0.0,
           {1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y), 2 * (x * y + w * z), 1 - 2 * (x * x + z * z),
            2 * (y * z - w * x), 2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)}};
 }

@@ -288,86 +288,116 @@ WR_HD void add_norm_gradient(const V* c, V squares, double g, double floor, V* g
   for (int k = 0; k < 3; ++k) gc[k] += factor * c[k];
 }
 
-// Last pass: gradients of the world-to-camera matrices.
+// Gradient of the world-to-camera matrix of frame `t`, the target's where kTarget, else the predicted one; adds to the gradient
+// of the first camera, but for what the matrix of frame 0 itself gets.
+template <bool kTarget, class Team, class T>
+WR_HD Pose<typename Team::V> frame_gradient(const Team& team, const Pair<T>& pair, const Alignment& al,
+                                            const FrameGradients<T>& g, const PathGradients& path, int64_t t,
+                                            const Pose<double>& first,
+                                            const Pose<double>& other_first, Pose<typename Team::V>& g_first) {
+  typedef typename Team::V V;
+  const T* own = kTarget ? pair.target : pair.pred;
+  const T* other = kTarget ? pair.pred : pair.target;
+  // Relative to the first camera, frame 0 is a constant.
+  const auto varies = (team.index(t) < (double)pair.frames) & (team.index(t) > (pair.relative ? 0.5 : -0.5));
+  V p[3], q[3], d[3], gd[3], per_pose, gc[3];
+  for (int k = 0; k < 3; ++k) {
+    p[k] = team.row(pair.row(kP + k), t);
+    q[k] = team.row(pair.row(kQ + k), t);
+  }
+  deviation(al, p, q, d);
+  const V g_translation = V{} + g.translation + (g.translation_row ? team.value(g.translation_row, t, pair.frames) : V{});
+  deviation_gradient(d, team.row(pair.row(kRotationDifference), t), g_translation, g.cam_mc, gd, per_pose);
+  if (kTarget) {
+    for (int k = 0; k < 3; ++k) gc[k] = -gd[k] * al.goal_scale + p[k] * path.inner + q[k] * path.qq;
+    if (path.q_norm != 0.0) add_norm_gradient(q, team.row(pair.row(kQQ), t), path.q_norm, path.q_floor, gc);
+    if (path.path_q != 0.0) path_gradient(team, pair, kQ, t, path.path_q, gc);
+  } else {
+    for (int k = 0; k < 3; ++k) {
+      const V moved = al.turned ? gd[0] * al.r[k] + gd[1] * al.r[3 + k] + gd[2] * al.r[6 + k] : gd[k];
+      gc[k] = moved * al.scale + q[k] * path.inner + p[k] * path.pp;
+    }
+    if (path.p_norm != 0.0) add_norm_gradient(p, team.row(pair.row(kPP), t), path.p_norm, path.p_floor, gc);
+    if (path.path_p != 0.0) path_gradient(team, pair, kP, t, path.path_p, gc);
+  }
+  for (int k = 0; k < 3; ++k) gc[k] = varies ? gc[k] : V{};
+  per_pose = varies ? per_pose : V{};
+
+  const Pose<V> e = team.pose(own, t, pair.frames), e_other = team.pose(other, t, pair.frames);
+  const Pose<V> a = pair.relative ? relative_pose(e, first) : e;
+  const Pose<V> b = pair.relative ? relative_pose(e_other, other_first) : e_other;
+  Pose<V> ga;
+  clear(ga);
+  const V g_rotation = V{} + g.rotation + (g.rotation_row ? team.value(g.rotation_row, t, pair.frames) : V{});
+  const Turn<V> turn = kTarget ? turn_between(b.r, a.r) : turn_between(a.r, b.r);
+  turn_between_backward(b.r, turn_gradient(turn, varies ? g_rotation : V{}), kTarget ? 1.0 : -1.0, ga.r);
+  if (kTarget && g.requested != 0.0) {
+    const auto counts = varies & (team.row(pair.row(kRequested), t) >= path.requested_floor);
+    turn_of_backward(turn_gradient(turn_of(a.r), counts ? V{} + g.requested : V{}), ga.r);
+  }
+  for (int k = 0; k < 9; ++k) ga.r[k] += per_pose * (a.r[k] - b.r[k]);
+  camera_center_backward(a, gc, ga);
+  return pair.relative ? relative_pose_backward(e, first, a, ga, g_first) : ga;
+}
+
+// This lane's, or this vector's, share of what the matrix of frame 0 gets.
+template <class Team>
+WR_HD void add_frame_zero(const Team& team, int64_t t, const Pose<typename Team::V>& g, Pose<typename Team::V>& g_first) {
+  typedef typename Team::V V;
+  if (t != 0) return;
+  const auto is_first = team.index(t) < 0.5;
+  for (int k = 0; k < 9; ++k) g_first.r[k] += is_first ? g.r[k] : V{};
+  for (int k = 0; k < 3; ++k) g_first.t[k] += is_first ? g.t[k] : V{};
+}
+
+template <class Team, class T>
+WR_HD void put_first(const Team& team, const Pose<typename Team::V>& g_first, T* grad) {
+  for (int i = 0; i < 3; ++i)
+    for (int j = 0; j < 4; ++j) {
+      const double total = team.sum(j < 3 ? g_first.r[3 * i + j] : g_first.t[i]);
+      if (team.leader()) grad[4 * i + j] = (T)total;
+    }
+}
+
+template <bool kTarget, class Team, class T>
+WR_HD void backpropagate_side(const Team& team, const Pair<T>& pair, const Alignment& al, const FrameGradients<T>& g,
+                              const PathGradients& path, T* grad) {
+  Pose<typename Team::V> g_first;
+  clear(g_first);
+  for (int64_t t = team.first(); t < pair.frames; t += Team::kStep) {
+    // Read anew for every frame: a device's thread has no registers to keep them in.
+    const Pose<double> first_p = first_pose(pair.pred), first_q = first_pose(pair.target);
+    const auto ga = frame_gradient<kTarget>(team, pair, al, g, path, t, kTarget ? first_q : first_p,
+                                            kTarget ? first_p : first_q, g_first);
+    team.put_pose(grad, t, pair.frames, ga);
+    add_frame_zero(team, t, ga, g_first);
+  }
+  put_first(team, g_first, grad);
+}
+
+// Last pass: gradients of the world-to-camera matrices. Both sides of a frame at once share most of the work; one side after
+// the other needs fewer registers, and a device's thread has not enough for both.
 template <class Team, class T>
 WR_HD void backpropagate(const Team& team, const Pair<T>& pair, const Alignment& al, const FrameGradients<T>& g,
                          const PathGradients& path, T* grad_pred, T* grad_target) {
-  typedef typename Team::V V;
-  const Pose<double> first_p = first_pose(pair.pred), first_q = first_pose(pair.target);
-  Pose<V> first_gp, first_gq;
-  clear(first_gp);
-  clear(first_gq);
-  for (int64_t t = team.first(); t < pair.frames; t += Team::kStep) {
-    // Relative to the first camera, frame 0 is a constant.
-    const auto varies = (team.index(t) < (double)pair.frames) & (team.index(t) > (pair.relative ? 0.5 : -0.5));
-    V p[3], q[3], d[3], gd[3], per_pose, gp[3], gq[3];
-    for (int k = 0; k < 3; ++k) {
-      p[k] = team.row(pair.row(kP + k), t);
-      q[k] = team.row(pair.row(kQ + k), t);
+  if constexpr (Team::kOneSideAtATime) {
+    backpropagate_side<false>(team, pair, al, g, path, grad_pred);
+    backpropagate_side<true>(team, pair, al, g, path, grad_target);
+  } else {
+    const Pose<double> first_p = first_pose(pair.pred), first_q = first_pose(pair.target);
+    Pose<typename Team::V> first_gp, first_gq;
+    clear(first_gp);
+    clear(first_gq);
+    for (int64_t t = team.first(); t < pair.frames; t += Team::kStep) {
+      const auto ga = frame_gradient<false>(team, pair, al, g, path, t, first_p, first_q, first_gp);
+      const auto gb = frame_gradient<true>(team, pair, al, g, path, t, first_q, first_p, first_gq);
+      team.put_pose(grad_pred, t, pair.frames, ga);
+      team.put_pose(grad_target, t, pair.frames, gb);
+      add_frame_zero(team, t, ga, first_gp);
+      add_frame_zero(team, t, gb, first_gq);
     }
-    deviation(al, p, q, d);
-    const V g_translation = V{} + g.translation + (g.translation_row ? team.value(g.translation_row, t, pair.frames) : V{});
-    deviation_gradient(d, team.row(pair.row(kRotationDifference), t), g_translation, g.cam_mc, gd, per_pose);
-    for (int k = 0; k < 3; ++k) {
-      const V moved = al.turned ? gd[0] * al.r[k] + gd[1] * al.r[3 + k] + gd[2] * al.r[6 + k] : gd[k];
-      gp[k] = moved * al.scale + q[k] * path.inner + p[k] * path.pp;
-      gq[k] = -gd[k] * al.goal_scale + p[k] * path.inner + q[k] * path.qq;
-    }
-    if (path.p_norm != 0.0) add_norm_gradient(p, team.row(pair.row(kPP), t), path.p_norm, path.p_floor, gp);
-    if (path.q_norm != 0.0) add_norm_gradient(q, team.row(pair.row(kQQ), t), path.q_norm, path.q_floor, gq);
-    if (path.path_p != 0.0) path_gradient(team, pair, kP, t, path.path_p, gp);
-    if (path.path_q != 0.0) path_gradient(team, pair, kQ, t, path.path_q, gq);
-    for (int k = 0; k < 3; ++k) {
-      gp[k] = varies ? gp[k] : V{};
-      gq[k] = varies ? gq[k] : V{};
-    }
-    per_pose = varies ? per_pose : V{};
-
-    const Pose<V> e_p = team.pose(pair.pred, t, pair.frames), e_q = team.pose(pair.target, t, pair.frames);
-    const Pose<V> a = pair.relative ? relative_pose(e_p, first_p) : e_p, b = pair.relative ? relative_pose(e_q, first_q) : e_q;
-    Pose<V> ga, gb;
-    clear(ga);
-    clear(gb);
-    const V g_rotation = V{} + g.rotation + (g.rotation_row ? team.value(g.rotation_row, t, pair.frames) : V{});
-    turn_between_backward(a.r, b.r, varies ? g_rotation : V{}, ga.r, gb.r);
-    if (g.requested != 0.0) {
-      const auto counts = varies & (team.row(pair.row(kRequested), t) >= path.requested_floor);
-      turn_of_backward(turn_of(b.r), counts ? V{} + g.requested : V{}, gb.r);
-    }
-    for (int k = 0; k < 9; ++k) {
-      const V shared = per_pose * (a.r[k] - b.r[k]);
-      ga.r[k] += shared;
-      gb.r[k] -= shared;
-    }
-    camera_center_backward(a, gp, ga);
-    camera_center_backward(b, gq, gb);
-    if (pair.relative) {
-      ga = relative_pose_backward(e_p, first_p, a, ga, first_gp);
-      gb = relative_pose_backward(e_q, first_q, b, gb, first_gq);
-    }
-    team.put_pose(grad_pred, t, pair.frames, ga);
-    team.put_pose(grad_target, t, pair.frames, gb);
-    if (t == 0) {  // this lane's, or this vector's, share of frame 0
-      const auto is_first = team.index(t) < 0.5;
-      for (int k = 0; k < 9; ++k) {
-        first_gp.r[k] += is_first ? ga.r[k] : V{};
-        first_gq.r[k] += is_first ? gb.r[k] : V{};
-      }
-      for (int k = 0; k < 3; ++k) {
-        first_gp.t[k] += is_first ? ga.t[k] : V{};
-        first_gq.t[k] += is_first ? gb.t[k] : V{};
-      }
-    }
-  }
-  for (int i = 0; i < 3; ++i) {
-    for (int j = 0; j < 4; ++j) {
-      const double p = team.sum(j < 3 ? first_gp.r[3 * i + j] : first_gp.t[i]);
-      const double q = team.sum(j < 3 ? first_gq.r[3 * i + j] : first_gq.t[i]);
-      if (team.leader()) {
-        grad_pred[4 * i + j] = (T)p;
-        grad_target[4 * i + j] = (T)q;
-      }
-    }
+    put_first(team, first_gp, grad_pred);
+    put_first(team, first_gq, grad_target);
   }
 }
 

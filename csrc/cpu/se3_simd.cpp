@@ -10,6 +10,7 @@ namespace {
 struct LaneTeam {
   typedef Lanes V;
   static constexpr int64_t kStep = kLanes;
+  static constexpr bool kOneSideAtATime = false;
 
   int64_t first() const { return 0; }
   bool leader() const { return true; }
@@ -148,7 +149,9 @@ void rotation_backward(const RotationArgs& args, int64_t begin, int64_t end) {
     Lanes a[9], b[9], ga[9] = {}, gb[9] = {};
     load_rotations(static_cast<const T*>(args.a), m, end, a);
     load_rotations(static_cast<const T*>(args.b), m, end, b);
-    turn_between_backward(a, b, LaneTeam{}.value(static_cast<const T*>(args.grad), m, end), ga, gb);
+    const TurnGradient<Lanes> g = turn_gradient(turn_between(a, b), LaneTeam{}.value(static_cast<const T*>(args.grad), m, end));
+    turn_between_backward(b, g, -1.0, ga);
+    turn_between_backward(a, g, 1.0, gb);
     for (int i = 0; i < kLanes && m + i < end; ++i)
       for (int k = 0; k < 9; ++k) {
         static_cast<T*>(args.grad_a)[9 * (m + i) + k] = (T)ga[k][i];

@@ -15,6 +15,7 @@ constexpr unsigned kAll = 0xffffffffu;
 struct WarpTeam {
   typedef double V;
   static constexpr int64_t kStep = kWarp;
+  static constexpr bool kOneSideAtATime = true;
   int lane;
 
   __device__ __forceinline__ int64_t first() const { return lane; }
@@ -103,7 +104,9 @@ __global__ void __launch_bounds__(kThreads) rotation_backward_kernel(const Rotat
   double a[9], b[9], ga[9] = {}, gb[9] = {};
   load_nine(static_cast<const T*>(args.a) + 9 * m, a);
   load_nine(static_cast<const T*>(args.b) + 9 * m, b);
-  turn_between_backward(a, b, (double)static_cast<const T*>(args.grad)[m], ga, gb);
+  const TurnGradient<double> g = turn_gradient(turn_between(a, b), (double)static_cast<const T*>(args.grad)[m]);
+  turn_between_backward(b, g, -1.0, ga);
+  turn_between_backward(a, g, 1.0, gb);
   for (int k = 0; k < 9; ++k) {
     static_cast<T*>(args.grad_a)[9 * m + k] = (T)ga[k];
     static_cast<T*>(args.grad_b)[9 * m + k] = (T)gb[k];

@@ -1,11 +1,14 @@
 """What the sm_90a build of the CUDA rasterizer must show: no spills, no local memory, few registers."""
 
 import os
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from bench.static_sm90 import OWN_STAGES, Kernel, compile_stage, find_cuobjdump, hot_loop, page, readable
-from worldr1_kernels.build import find_nvcc
+from worldr1_kernels.build import CSRC, find_nvcc
 
 FORWARD = ("blend_kernel<1, 0>", "blend_kernel<3, 0>", "blend_kernel<4, 0>")
 NVCC, CUOBJDUMP = find_nvcc(os.environ), find_cuobjdump()
@@ -31,6 +34,19 @@ def test_kernels_as_compiled() -> None:
             assert 20 < kernel.loop <= 40, kernel
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+@pytest.mark.parametrize("arch", ["80", "100"])
+def test_other_architectures_compile_without_spills(arch: str, tmp_path: Path) -> None:
+    assert NVCC is not None
+    target = ("-gencode", f"arch=compute_{arch},code=sm_{arch}", "-Xptxas=-v", "-cubin", "-o", str(tmp_path / "out"))
+    for source in OWN_STAGES:
+        command = [NVCC, "-O3", "-std=c++17", "--expt-relaxed-constexpr", *target, str(CSRC / "cuda" / source)]
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        spilled = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+        assert spilled and set(spilled) == {("0", "0", "0")}, (source, log)
+
+
 def test_the_hot_loop_is_the_shortest_around_the_exponential() -> None:
     code = [(0, "MOV R1"), (16, "MUFU.EX2 R2"), (32, "@P0 BRA 0x10"), (48, "@P1 BRA 0x0"), (64, "BRA 0x40")]
     assert hot_loop(code) == 2
@@ -52,5 +68,5 @@ def test_names_and_page() -> None:
         37,
     )
     assert kernel.warps == 64
-    text = page([kernel], [], {"rasterize_blend.cu": 0.8}, "nvcc 13")
+    text = page([kernel], [], [], {"rasterize_blend.cu": 0.8}, "nvcc 13")
     assert "**No GPU has run this code.**" in text and "| blend_kernel<4, 0> | 31 | 24576 | 0 | 0 | 64 | 500 |" in text
