@@ -1,5 +1,7 @@
 """Noise transport on a device. Written without one: these tests have never run."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -42,17 +44,34 @@ def test_copies_are_bit_exact_and_draws_repeat() -> None:
     assert torch.equal(row, first[1:])
 
 
-def test_a_graph_replays_it_without_synchronising() -> None:
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_a_graph_replays_it_without_synchronising(backend: Any) -> None:
     plan, ids = plan_transport(zoom(9, 64, 64, 0.1), capture=4).to("cuda"), torch.arange(2, device="cuda")
+    options: dict[str, Any] = {"seed": 7, "sample_ids": ids, "capture": 4, "reduce": 8, "backend": backend}
     noise = normal((2, 8, 64, 64), 3).cuda()
-    expected = transport(noise, plan, ids, 7, 4, 8)
+    expected = noise_transport(noise, plan, **options)
     held = torch.empty_like(noise)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = transport(held, plan, ids, 7, 4, 8)
+        out = noise_transport(held, plan, **options)
     held.copy_(noise)
     graph.replay()
     assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_memory_is_the_output_and_one_state(backend: Any) -> None:
+    plan = plan_transport(zoom(9, 480, 832, 0.009), capture=4).to("cuda")
+    noise = torch.randn(2, 16, 480, 832, device="cuda")
+    options: dict[str, Any] = {"seed": 1, "capture": 4, "reduce": 8, "backend": backend}
+    noise_transport(noise, plan, **options)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = noise_transport(noise, plan, **options)
+    state = 2 * 16 * 4 * plan.num_slots
+    assert state < 1.1 * noise.nbytes
+    assert state <= torch.cuda.max_memory_allocated() - before <= 1.5 * out.nbytes + state
 
 
 def test_float64_on_cuda_is_refused() -> None:

@@ -226,11 +226,15 @@ def check_white(values: torch.Tensor, scale: float = 1.0) -> None:
     assert stats.kstest(values.flatten()[::7].numpy(), "norm").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("name", ["push_in", "pull_out", "pan", "move", "orbit", "roll", "tilt"])
-def test_frame_81_of_every_motion_is_white(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "dither"),
+    [(name, False) for name in ("push_in", "pull_out", "pan", "move", "orbit", "roll", "tilt")]
+    + [("push_in", True), ("roll", True)],
+)
+def test_frame_81_of_every_motion_is_white(name: str, dither: bool) -> None:
     """240 x 280 pixels of 16 channels, 1,075,200 values, after 80 fields; and reduced by 8, 30 x 35 for 16 samples."""
     height, width = 240, 280
-    plan = plan_transport(motion_flow(name, height, width), capture=80)
+    plan = plan_transport(motion_flow(name, height, width), capture=80, dither=dither)
     assert plan.num_frames == 81 and len(plan.member_slot) + len(plan.fresh_slot) > 80 * height
     noise = normal((1, 16, height, width), 7)
     last = noise_transport(noise, plan, seed=1, capture=80)[:, :, 1].double()
