@@ -107,7 +107,9 @@ def test_a_still_average_is_named(monkeypatch):
         run_self_tests(FakePolicy(), prompts=PROMPTS, config=fake_config())
 
 
-def test_an_odd_micro_batch():
+@pytest.mark.parametrize("share", [False, True])
+def test_an_odd_micro_batch(share):
     config = fake_config()
-    config = replace(config, rollout=replace(config.rollout, micro_batch=2))
+    rollout = replace(config.rollout, micro_batch=2, share_initial_noise=share, share_first_step=share)
+    config = replace(config, rollout=rollout)
     assert len(run_self_tests(FakePolicy(), prompts=PROMPTS, config=config)) == 5
