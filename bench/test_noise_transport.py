@@ -109,8 +109,10 @@ def test_480(record_figures: bool, device: str) -> None:
 
 
 @pytest.mark.slow
-def test_960(record_figures: bool, device: str) -> None:
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("batch", [1, 8])
+def test_960(batch: int, record_figures: bool, device: str) -> None:
     """A minute of a core, and some GB: the noise of 8 samples takes .8, the reference's state and temporaries more."""
     _check(device)
     peers = {"torch reference": 4, "value-keyed torch": 1}
-    _report([_run("push in", 960, 1664, batch, device, peers) for batch in (1, 8)], record_figures)
+    _report([_run("push in", 960, 1664, batch, device, peers)], record_figures)

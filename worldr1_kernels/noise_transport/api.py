@@ -52,8 +52,8 @@ def plan_transport(
     Args:
       flow: Forward flow (dx, dy), field f from frame f to f + 1, read at the pixel that is left. Shape [F-1, 2, H, W],
         float32 or float64. Unit: pixels. F = 1 (no field) is allowed: nothing moves. A step out of the image, of any
-        length, is no error: what it leaves behind is fresh. Or a sequence of F - 1 >= 1 fields [2, H, W], such as
-        `worldr1.flow.CameraFlow`, which makes each when it is its turn: no more than one is then in memory.
+        length, is no error: what it leaves behind is fresh. Or a sequence of F - 1 >= 1 fields [2, H, W] that computes
+        each when it is asked for: no more than one is then in memory.
       capture: Frames that can be asked of the plan: "all", or every `capture`-th from the first. With 4, the plan of 81
         frames at 960x1664 takes a third of the memory.
       dither: Add to each field an offset in (-1/2, 1/2)^2, the same at all pixels, that averages to zero over the
