@@ -80,57 +80,59 @@ const uint8_t* find_bad_colors(const float* colors, int64_t begin, int64_t end, 
   return bad;
 }
 
-// The records in depth order.
-const uint64_t* order_records(int64_t num_chunks, Workspace& w) {
-  int64_t count = 0;
-  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) count += w.kept.data()[chunk];
-  uint64_t* keys = w.keys.need(count);
+// Depth order of the records that touch tile rows [top, bottom], and how many of them touch each tile.
+void sort_band(int64_t num_chunks, TileGrid tiles, int64_t top, int64_t bottom, const Workspace& w, Band& band,
+               int64_t* counts) {
+  const Bounds* bounds = w.bounds.data();
   const Record* records = w.records.data();
+  const auto is_inside = [&](const Bounds& b) { return b.y1 / kTile >= top && b.y0 / kTile <= bottom; };
+  band.count = 0;
+  for_all_records(w, num_chunks, [&](int64_t i) { band.count += is_inside(bounds[i]); });
+  uint64_t* keys = band.keys.need(band.count);
   int64_t next = 0;
-  for_all_records(w, num_chunks, [&](int64_t i) { keys[next++] = ((uint64_t)sortable(records[i].depth) << 32) | (uint64_t)i; });
-  return sort_by_depth(keys, w.keys_other.need(count), count);
+  for_all_records(w, num_chunks, [&](int64_t i) {
+    const Bounds b = bounds[i];
+    if (!is_inside(b)) return;
+    keys[next++] = ((uint64_t)sortable(records[i].depth) << 32) | (uint64_t)i;
+    const int64_t end = std::min<int64_t>(b.y1 / kTile, bottom);
+    for (int64_t ty = std::max<int64_t>(b.y0 / kTile, top); ty <= end; ++ty) {
+      for (int64_t tx = b.x0 / kTile; tx <= b.x1 / kTile; ++tx) ++counts[ty * tiles.x + tx];
+    }
+  });
+  band.order = sort_by_depth(keys, band.other.need(band.count), band.count);
+}
+
+// Appends the records of a band to the lists of its tiles. `cursor` is where each list goes on.
+void scatter_band(TileGrid tiles, int64_t top, int64_t bottom, const Workspace& w, const Band& band, int64_t* cursor,
+                  Pair* pairs) {
+  const Bounds* bounds = w.bounds.data();
+  for (int64_t k = 0; k < band.count; ++k) {
+    const uint32_t i = (uint32_t)band.order[k];
+    const Bounds b = bounds[i];
+    const int64_t end = std::min<int64_t>(b.y1 / kTile, bottom);
+    for (int64_t ty = std::max<int64_t>(b.y0 / kTile, top); ty <= end; ++ty) {
+      const int first = std::max(b.y0 - (int32_t)ty * kTile, 0), last = std::min(b.y1 - (int32_t)ty * kTile, kTile - 1);
+      const uint32_t rows = (0xffu >> (kTile - 1 - last)) & (0xffu << first);
+      for (int64_t tx = b.x0 / kTile; tx <= b.x1 / kTile; ++tx) pairs[cursor[ty * tiles.x + tx]++] = {i, rows};
+    }
+  }
 }
 
 // Lists of (record, rows) per tile, in depth order within a tile. Each thread makes those of a band of tile rows.
 void build_tile_lists(int64_t num_chunks, TileGrid tiles, int threads, Workspace& w) {
-  const Bounds* bounds = w.bounds.data();
   int64_t* offsets = w.offsets.need(tiles.x * tiles.y + 2);
   std::fill(offsets, offsets + tiles.x * tiles.y + 2, 0);
   const int64_t bands = std::min<int64_t>(threads, tiles.y);
+  w.bands.resize((size_t)bands);
   const auto first_row = [&](int64_t band) { return band * tiles.y / bands; };
-  int64_t* counts = offsets + 2;  // shifted by two: the scatter below then leaves the starts in place
-  const uint64_t* order = nullptr;
-  parallel_for(bands + 1, threads, [&](int64_t task, int) {
-    if (task == 0) {  // the longest comes first
-      order = order_records(num_chunks, w);
-      return;
-    }
-    const int64_t top = first_row(task - 1), bottom = first_row(task) - 1;
-    for_all_records(w, num_chunks, [&](int64_t i) {
-      const Bounds b = bounds[i];
-      const int64_t end = std::min<int64_t>(b.y1 / kTile, bottom);
-      for (int64_t ty = std::max<int64_t>(b.y0 / kTile, top); ty <= end; ++ty) {
-        for (int64_t tx = b.x0 / kTile; tx <= b.x1 / kTile; ++tx) ++counts[ty * tiles.x + tx];
-      }
-    });
+  // Counts are shifted by two: the scatter then leaves the starts in place.
+  parallel_for(bands, threads, [&](int64_t b, int) {
+    sort_band(num_chunks, tiles, first_row(b), first_row(b + 1) - 1, w, w.bands[(size_t)b], offsets + 2);
   });
   for (int64_t t = 2; t < tiles.x * tiles.y + 2; ++t) offsets[t] += offsets[t - 1];
   Pair* pairs = w.pairs.need(offsets[tiles.x * tiles.y + 1]);
-  int64_t kept = 0;
-  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) kept += w.kept.data()[chunk];
-  int64_t* cursor = offsets + 1;
-  parallel_for(bands, threads, [&](int64_t band, int) {
-    const int64_t top = first_row(band), bottom = first_row(band + 1) - 1;
-    for (int64_t k = 0; k < kept; ++k) {
-      const uint32_t i = (uint32_t)order[k];
-      const Bounds b = bounds[i];
-      const int64_t end = std::min<int64_t>(b.y1 / kTile, bottom);
-      for (int64_t ty = std::max<int64_t>(b.y0 / kTile, top); ty <= end; ++ty) {
-        const int first = std::max(b.y0 - (int32_t)ty * kTile, 0), last = std::min(b.y1 - (int32_t)ty * kTile, kTile - 1);
-        const uint32_t rows = (0xffu >> (kTile - 1 - last)) & (0xffu << first);
-        for (int64_t tx = b.x0 / kTile; tx <= b.x1 / kTile; ++tx) pairs[cursor[ty * tiles.x + tx]++] = {i, rows};
-      }
-    }
+  parallel_for(bands, threads, [&](int64_t b, int) {
+    scatter_band(tiles, first_row(b), first_row(b + 1) - 1, w, w.bands[(size_t)b], offsets + 1, pairs);
   });
 }
 

@@ -45,13 +45,20 @@ class Buffer {
   int64_t bytes_ = 0;
 };
 
+// A band of tile rows, whose lists one thread makes.
+struct Band {
+  Buffer<uint64_t> keys, other;     // depth bits << 32 | record
+  const uint64_t* order = nullptr;  // those of the records in the band, nearest first, in either
+  int64_t count = 0;
+};
+
 struct Workspace {
   Buffer<float> scene;
   Buffer<Record> records;
   Buffer<Bounds> bounds;
   Buffer<uint32_t> ids;
   Buffer<int64_t> kept;               // [chunks] number of records
-  Buffer<uint64_t> keys, keys_other;  // depth bits << 32 | record
+  std::vector<Band> bands;            // one for each thread
   Buffer<int64_t> offsets;            // [tiles + 1]
   Buffer<Pair> pairs;
   Buffer<uint8_t> color_bad;

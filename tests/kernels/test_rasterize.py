@@ -264,6 +264,21 @@ class TestEdgeCases:
         assert torch.equal(out.render_alphas, rasterize(*only, 16, 16, backend=backend).render_alphas)
 
 
+@pytest.mark.parametrize("length", [10, 100, 1000])
+def test_long_splats_are_as_good_as_float32_allows(length: int) -> None:
+    """A splat .5 pixels wide: its covariance holds length^2 beside 1/4, and float32 has 7 digits. See README."""
+    scene = gaussian_scene(40, 96, 96, sigma_px=(0.3, 0.6), seed=1)
+    scene.scales[:, 0] = length * scene.means[:, 2] / 96
+    scene = scene._replace(opacities=torch.full((40,), 0.3))
+    expected = rasterize(*double(scene), 96, 96, backend="reference").render_alphas
+    errors = [
+        float((rasterize(*scene, 96, 96, backend=backend).render_alphas - expected).abs().mean())
+        for backend in ("native", "reference")
+    ]
+    assert errors[0] <= 2 * errors[1] + 1e-7
+    assert errors[0] <= {10: 2e-7, 100: 5e-5, 1000: 5e-3}[length]
+
+
 def test_moving_camera_and_scene_together_changes_nothing() -> None:
     scene = double(gaussian_scene(60, 30, 22))
     angle = 0.7

@@ -2,6 +2,8 @@
 
 import math
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -100,6 +102,35 @@ class TestErrors:
         for shape in ((size, 8), (8, size)):
             with pytest.raises(ValueError, match="must be an integer from 1"):
                 rasterize(*self.scene, *shape)
+
+
+OUT_OF_MEMORY = """
+import resource
+import torch
+from worldr1_kernels import rasterize
+from worldr1_kernels.testing import gaussian_scene
+scene = gaussian_scene(3000, 2048, 2048, sigma_px=(3000.0, 4000.0))  # 65,536 tiles each: 1.5 GB of lists
+torch.set_num_threads({threads})
+rasterize(*gaussian_scene(9, 64, 64), 64, 64, backend="native")  # the workers have started
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20), resource.RLIM_INFINITY))
+try:
+    rasterize(*scene, 2048, 2048, render_mode="D", backend="native")
+except MemoryError as error:
+    print(error)
+print(float(rasterize(*gaussian_scene(9, 64, 64), 64, 64, backend="native").render_alphas.max()) > 0.1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is read from /proc")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pairs_beyond_the_memory_are_an_error(threads: int) -> None:
+    """And the next call works. More than 2^31 pairs take the same path: sizes are 64 bits wide."""
+    command = [sys.executable, "-c", OUT_OF_MEMORY.format(threads=threads)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    message, works = done.stdout.splitlines()
+    assert message.startswith("rasterize: the lists of (tile, splat) pairs must fit into memory, got 3000 Gaussians")
+    assert works == "True"
 
 
 SPECIAL = (0.0, -1.0, NAN, INF, -INF, 1e-38, 1e38, -1e30, 1e-20)

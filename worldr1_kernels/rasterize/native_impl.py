@@ -1,5 +1,7 @@
 """Launcher of the C++ rasterizer: contiguous float32 pointers in, forward and backward."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,6 +37,19 @@ def _arguments(inputs: Inputs, settings: Settings, level: str) -> dict[str, Any]
     }
 
 
+@contextlib.contextmanager
+def _out_of_memory(inputs: Inputs, settings: Settings) -> Iterator[None]:
+    """Says what did not fit: a list has 8 bytes for each tile that a splat may reach. Sizes are 64 bits wide."""
+    try:
+        yield
+    except MemoryError as error:
+        size = f"{inputs.means.shape[1]} Gaussians in images of {settings.width}x{settings.height}"
+        raise MemoryError(
+            f"rasterize: the lists of (tile, splat) pairs must fit into memory, got {size}; render fewer Gaussians, "
+            "smaller splats or smaller images at a time"
+        ) from error
+
+
 def _contiguous(inputs: Inputs) -> Inputs:
     return Inputs(*(None if t is None else t.contiguous() for t in inputs))  # type: ignore[arg-type]
 
@@ -54,6 +69,7 @@ def rasterize_native(
       [B, C, H, W], last [B, C, H, W] int32); the last two are empty unless `for_backward`.
     Raises:
       RuntimeError: the module is not built, or the processor lacks `level`.
+      MemoryError: the lists of pairs do not fit into memory.
     """
     module = _native.cpu()
     inputs = _contiguous(inputs)
@@ -64,14 +80,15 @@ def rasterize_native(
     num_invalid = torch.zeros(views, dtype=torch.int64)
     kept = image if for_backward else (0,)
     transmittance, last = new(*kept), new(*kept, dtype=torch.int32)
-    module.rasterize_forward(
-        **_arguments(inputs, settings, level),
-        render_colors=_address(colors),
-        render_alphas=_address(alphas),
-        num_invalid=_address(num_invalid),
-        transmittance=_address(transmittance) if for_backward else 0,
-        last=_address(last) if for_backward else 0,
-    )
+    with _out_of_memory(inputs, settings):
+        module.rasterize_forward(
+            **_arguments(inputs, settings, level),
+            render_colors=_address(colors),
+            render_alphas=_address(alphas),
+            num_invalid=_address(num_invalid),
+            transmittance=_address(transmittance) if for_backward else 0,
+            last=_address(last) if for_backward else 0,
+        )
     return colors, alphas, num_invalid, transmittance, last
 
 
@@ -116,9 +133,10 @@ def rasterize_backward_native(
     names = ("render_colors", "transmittance", "last", "grad_colors", "grad_alphas")
     gradients = tuple(t.zero_() for t in empty_gradients(inputs, split_means2d=split_means2d))
     targets = zip((*Inputs._fields, "means2d"), gradients, strict=True)
-    module.rasterize_backward(
-        **_arguments(inputs, settings, level),
-        **{name: _address(t) for name, t in zip(names, held, strict=True)},
-        **{f"v_{name}": _address(t) if t.numel() else 0 for name, t in targets},
-    )
+    with _out_of_memory(inputs, settings):
+        module.rasterize_backward(
+            **_arguments(inputs, settings, level),
+            **{name: _address(t) for name, t in zip(names, held, strict=True)},
+            **{f"v_{name}": _address(t) if t.numel() else 0 for name, t in targets},
+        )
     return gradients
