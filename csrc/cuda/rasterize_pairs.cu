@@ -62,8 +62,10 @@ __global__ void __launch_bounds__(kThreads) emit_pairs_kernel(const Chunk c) {
   uint32_t end = c.pair_starts[first + 32 < total ? first + 32 : total];
   if (end > c.pair_capacity) end = c.pair_capacity;
   Key* keys = static_cast<Key*>(c.tile_keys[0]);
-  // Below 2^31 by the capacity: the sum cannot wrap.
-  for (uint32_t p = splats[0].start + lane; p < end; p += 32) {
+  // Starts saturate at 2^32 - 1, where adding a lane would wrap. Below the capacity, and so 2^31, it cannot.
+  const uint32_t begin = splats[0].start;
+  if (begin >= end) return;
+  for (uint32_t p = begin + lane; p < end; p += 32) {
     int owner = 0;  // the last splat that starts at or before p
     for (int step = 16; step > 0; step /= 2) {
       if (splats[owner + step].start <= p) owner += step;

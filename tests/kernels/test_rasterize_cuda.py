@@ -240,6 +240,21 @@ def test_overflow_is_reported_and_never_a_wrong_picture(monkeypatch: pytest.Monk
     assert int(output.overflow.sum()) == 0 and torch.equal(output.render_colors, whole.render_colors)
 
 
+@pytest.mark.slow
+def test_more_than_2_to_the_32_pairs_saturate() -> None:
+    """262,160 splats over 16,384 tiles: the count would wrap to 2.6 million and look nearly harmless."""
+    num, size = 262_160, 2048
+    scene = gaussian_scene(1, size, size)
+    means, quats, scales = torch.tensor([[0.0, 0, 3]]), torch.eye(4)[:1], torch.full((1, 3), 100.0)
+    opacities = torch.full((1,), 0.5)
+    many = [t.expand(num, *t.shape[1:]).contiguous()[None] for t in (means, quats, scales, opacities)]
+    cameras = scene.viewmats[None], scene.Ks[None]
+    inputs = Inputs(*many[:3], None, many[3], None, *cameras, None)
+    output = rasterize_emulated(inputs, settings_of(size, size, depth_mode=WEIGHTED_DEPTH), pairs_per_gaussian=0.0)
+    assert output.overflow.tolist() == [[(1 << 32) - 1 - (1 << 20)]]
+    assert bool(output.render_colors.isnan().all()) and bool(output.render_alphas.isnan().all())
+
+
 class TestPlan:
     @staticmethod
     def plan(num_gaussians: int, num_views: int, width: int, height: int, budget: int) -> tuple[int, int, int]:
