@@ -1,10 +1,13 @@
 """The CUDA rasterizer without a device: its kernels, run thread by thread on the CPU, against the float64 reference."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from worldr1_kernels import _native
-from worldr1_kernels.rasterize import cuda_impl
+from worldr1_kernels.rasterize import api, cuda_impl
 from worldr1_kernels.rasterize.arguments import (
     EXPECTED_DEPTH,
     FIRST_DEPTH,
@@ -312,6 +315,24 @@ def test_without_a_device_the_launcher_says_why() -> None:
     inputs = inputs_of(gaussian_scene(3, 8, 8))
     with pytest.raises(RuntimeError, match="worldr1_kernels: worldr1_kernels._C_cuda"):
         rasterize_cuda(inputs, settings_of(8, 8))
+
+
+def test_auto_waits_for_a_device_to_have_run_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice alone, for inputs that say they are on a device."""
+    monkeypatch.setattr(api, "native_unavailable", lambda device: None)
+    monkeypatch.delenv("WORLDR1_BACKEND", raising=False)
+    on_device: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, requires_grad=True)
+    inputs = Inputs(*[on_device] * len(Inputs._fields))
+    weighted, median = (settings_of(8, 8, depth_mode=mode) for mode in (WEIGHTED_DEPTH, MEDIAN_DEPTH))
+    assert api._choose_backend("rasterize", "auto", inputs, weighted) == "reference"
+    assert api._choose_backend("rasterize", "native", inputs, weighted) == "native"
+    with pytest.raises(NotImplementedError, match="on CUDA has no gradient of the depths MD and FD"):
+        api._choose_backend("rasterize", "native", inputs, median)
+    monkeypatch.setattr(api, "CUDA_HAS_RUN", True)
+    assert api._choose_backend("rasterize", "auto", inputs, weighted) == "native"
+    assert api._choose_backend("rasterize", "auto", inputs, median) == "reference"
+    with torch.no_grad():
+        assert api._choose_backend("rasterize", "auto", inputs, median) == "native"
 
 
 def test_sizes_beyond_32_bits_are_refused() -> None:

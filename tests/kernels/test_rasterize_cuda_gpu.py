@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from worldr1_kernels import rasterize
 from worldr1_kernels.rasterize.arguments import EXPECTED_DEPTH, MEDIAN_DEPTH, NO_DEPTH, WEIGHTED_DEPTH, Inputs, Settings
 from worldr1_kernels.rasterize.cuda_impl import rasterize_backward_cuda, rasterize_cuda, rasterize_emulated
 from worldr1_kernels.rasterize.native_impl import rasterize_backward_native, rasterize_native
@@ -125,6 +126,17 @@ def test_overflow_is_nan_and_counted() -> None:
     enough = (int(output.overflow.max()) + (1 << 20)) / 300_000 + 1e-3
     whole = rasterize_cuda(inputs, settings, pairs_per_gaussian=enough)
     assert int(whole.overflow.max()) == 0 and bool(whole.render_colors.isfinite().all())
+
+
+def test_overflow_reaches_meta() -> None:
+    scene = [t.cuda() for t in gaussian_scene(300_000, 640, 480, sigma_px=(20.0, 40.0))]
+    means = scene[0].requires_grad_()
+    out = rasterize(*scene, 640, 480, backend="native")
+    assert int(out.meta["num_overflow"].min()) > 0 and bool(out.render_alphas.isnan().all())
+    (gradient,) = torch.autograd.grad(out.render_colors.sum(), means)
+    assert bool(gradient.isnan().any())
+    fits = rasterize(*(t[:1000] for t in scene[:5]), *scene[5:], 640, 480, backend="native")
+    assert int(fits.meta["num_overflow"].max()) == 0 and bool(fits.render_alphas.isfinite().all())
 
 
 def test_graph_capture_replays_on_new_values() -> None:
