@@ -128,11 +128,12 @@ def compile_module(package: Path, work: Path, *, arch: str) -> Path:
     includes += [home / "include", *wheels]
     objects = work / "build"
     objects.mkdir(parents=True, exist_ok=True)
-    # Host functions of kernels that are not compiled are dropped with their sections, and their symbols with them.
+    # Host functions of kernels that are not compiled are dropped with their sections, and their symbols with them; a
+    # jump table in the common read-only section would keep them.
     # fast math is gsplat's own choice.
     module = cpp_extension.load(
         "csrc", [str(path) for path in sources], build_directory=str(objects), verbose=True, with_cuda=True,
-        extra_cflags=["-O3", "-w", "-ffunction-sections", "-fvisibility=hidden"],
+        extra_cflags=["-O3", "-w", "-ffunction-sections", "-fno-jump-tables", "-fvisibility=hidden"],
         extra_cuda_cflags=["-O3", "-w", "-use_fast_math"], extra_ldflags=["-Wl,--gc-sections"],
         extra_include_paths=[str(path) for path in includes],
     )  # fmt: skip
