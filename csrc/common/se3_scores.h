@@ -74,7 +74,8 @@ WR_HD void error_backward(const Team& team, const ErrorArgs& args, int64_t n, do
 
 // Constants of the reward, as in worldr1_kernels/se3/reference.py.
 constexpr double kStaticExtent = 1e-5, kMinAngle = 10.0 * 3.14159265358979323846 / 180.0;
-constexpr double kDriftShare = 0.05, kDriftWeight = 0.25, kSmallestRatio = 1e-6;
+constexpr double kDriftShare = 0.05, kDriftWeight = 0.25, kSmallestRatio = 0.01;
+constexpr double kRestCharge = 4.60517018598809137;  // -ln kSmallestRatio
 
 struct Score {
   bool fixed, moving;
@@ -101,7 +102,7 @@ WR_HD Score score(const RewardArgs& args, const Pair<T>& pair, const Sums& s, co
   out.length_ratio = out.fixed ? 1.0 : m.path_p / m.path_q;
   if (args.metric && !out.fixed) {
     const double log_ratio = log(larger(out.length_ratio, kSmallestRatio));
-    exponent += log_ratio < 0.0 ? -log_ratio : log_ratio;
+    exponent += (log_ratio < 0.0 ? -log_ratio : log_ratio) + kRestCharge * out.against;
   }
   out.reward = exp(-exponent);
   return out;
@@ -148,7 +149,7 @@ WR_HD void reward_backward(const Team& team, const RewardArgs& args, int64_t n, 
       path.inner = s.inner >= 0.0 ? g_scale / s.pp : 0.0;
       path.pp = -2.0 * g_scale * al.scale / s.pp;
       if (v.cosine <= 0.0) {
-        const double g_cosine = -g_e_t * v.deviation / m.path_q;
+        const double g_cosine = -g_e_t * v.deviation / m.path_q - (args.metric ? g_exponent * kRestCharge : 0.0);
         path.inner += g_cosine * inverse(root(s.pp) * root(s.qq));
         path.pp -= g_cosine * v.cosine / s.pp;
         path.qq -= g_cosine * v.cosine / s.qq;

@@ -15,6 +15,8 @@ STATIC_EXTENT = 1e-5
 above the rounding of float32 matrices, below any motion one would ask for. Scene units."""
 STATIC_SHARE = 0.01
 """A recovered path within this share of the median depth is a camera at rest: a scale would only blow up its noise."""
+SMALLEST_RATIO = 0.01
+"""In a metric world a path shorter than this share of the requested one counts as this long."""
 ROUNDING = 1e-14
 """Differences below this times what is compared are rounding, and count as 0."""
 MIN_ANGLE = math.radians(10.0)
@@ -208,7 +210,8 @@ def trajectory_reward(
 
     exponent = k_t * e_t + k_r * e_r
     if metric:
-        # The floor keeps the gradient of a camera at rest finite: its score is about 1e-6 of the full one anyway.
-        log_ratio = torch.log((length_pred / safe_length).clamp(min=1e-6)).abs()
-        exponent = exponent + torch.where(fixed, 0.0, log_ratio)
+        # A path that runs against the request covers none of it, however long it is: what it pays for that is, by the
+        # share `against`, what a camera at rest pays.
+        log_ratio = torch.log((length_pred / safe_length).clamp(min=SMALLEST_RATIO)).abs()
+        exponent = exponent + torch.where(fixed, 0.0, log_ratio - math.log(SMALLEST_RATIO) * against)
     return torch.exp(-exponent).to(viewmats_pred.dtype)

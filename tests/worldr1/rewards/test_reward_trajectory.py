@@ -47,11 +47,6 @@ def jittered(path: torch.Tensor, seed: int) -> torch.Tensor:
     return shake @ path
 
 
-def kinds_without_path(kinds: tuple[str, ...]) -> bool:
-    """Pans, tilts and rolls: the camera turns where it is."""
-    return all(kind.split("_")[0] in ("pan", "tilt", "roll") for kind in kinds)
-
-
 def opposite(path: torch.Tensor) -> torch.Tensor:
     """Each step undone instead of done: the inverse pose, which runs the same way backwards."""
     return torch.linalg.inv(path)
@@ -61,16 +56,13 @@ def opposite(path: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("frames", [9, 81])
 @pytest.mark.parametrize("kinds", SINGLE + COMPOSITES, ids=lambda kinds: "+".join(kinds))
 def test_perfect_jitter_half_way_static_opposite(kinds: tuple[str, ...], frames: int, metric: bool) -> None:
-    """In a metric world the order ends at static: |ln(recovered / requested length)| charges a camera that does not
-    move with a factor of 1e-6, more than one that runs backwards."""
     target = build_trajectory([MotionToken(kind) for kind in kinds], frames, CAMERA)
     stop = torch.arange(frames).clamp_max((frames - 1) // 2)
     paths = [target, jittered(target, 3), target[stop], target[:1].expand_as(target), opposite(target)]
     batch = torch.stack(paths).float()
     scores = trajectory_term(scene(batch), target.expand(5, -1, -1, -1), metric=metric)
     assert float(scores[0]) == pytest.approx(1.0, abs=1e-4)
-    ordered = scores[:4] if metric and not kinds_without_path(kinds) else scores
-    for better, worse in itertools.pairwise(ordered.tolist()):
+    for better, worse in itertools.pairwise(scores.tolist()):
         assert better > worse, scores.tolist()
 
 
