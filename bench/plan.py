@@ -100,7 +100,8 @@ def parts(*, gpu: bool, wheels: Sequence[Path] = ()) -> list[Part]:
         *benches,
         Part(
             "loop", loop if gpu else (*loop, "--smoke"), share=24, needs=("build",),
-            requires=("module:diffusers", "module:peft", "module:tyro", *(("memory:60",) if gpu else ())), measures=True,
+            requires=("module:diffusers", "module:peft", "module:tyro", *(("memory:60",) if gpu else ())),
+            measures=True,
         ),
         _sanitizer("memcheck", gpu_tests),
         _sanitizer("racecheck", gpu_tests),

@@ -52,7 +52,7 @@ class CameraConfig:
 MICRO_CAMERA = CameraConfig(
     push=2.0, move=2.0, pan_deg=28.0, orbit_deg=60.0, orbit_radius=4.0, pull_back=1.2, pull_side=0.8, pull_deg=14.0,
     depth=4.0, focal_ratio=0.8, ease=0.0,
-)
+)  # fmt: skip
 """The camera of the embedded micro world (9 frames at 32x32, objects about 4 units away)."""
 
 
@@ -106,6 +106,8 @@ class NoiseConfig:
     """Transport runs on a grid this many times finer than the latent, then is reduced with unit variance."""
     degradation: float = 0.6
     """Share of fresh noise mixed into the transported noise (variance preserving); 1 is plain noise."""
+    dither: bool = False
+    """Move every field by an offset within half a pixel before it is rounded: keeps slow motion over many frames."""
 
 
 @dataclass(frozen=True)

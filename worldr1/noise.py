@@ -51,6 +51,7 @@ def initial_noise(batch: PromptBatch, latent_shape: tuple[int, int, int, int], *
         warped_noise(
             viewmats, latent_shape, camera=config.camera, seed=config.seed, sample_ids=own,
             flow_scale=config.noise.flow_scale, degradation=config.noise.degradation,
+            dither=config.noise.dither,
         )
         for viewmats, own in zip(batch.viewmats, draws, strict=True)
     ]  # fmt: skip

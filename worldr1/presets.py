@@ -41,7 +41,7 @@ def wan2_1_1_3b() -> TrainConfig:
         model=ModelConfig(path=REQUIRED, dtype="bfloat16", lora_rank=32, lora_alpha=64, gradient_checkpointing=True),
         video=VideoConfig(height=480, width=832, num_frames=81, fps=16),
         camera=CameraConfig(),
-        noise=NoiseConfig(flow_scale=16, degradation=0.35),
+        noise=NoiseConfig(flow_scale=16, degradation=0.35, dither=True),
         schedule=ScheduleConfig(num_steps=20, shift=3.0, sde_type="linear", window_size=2, window_range=(0, 10)),
         rollout=RolloutConfig(group_size=8, prompts_per_iteration=48, guidance_scale=5.0, micro_batch=1),
         reward=RewardConfig(reconstructor=REQUIRED, critic=REQUIRED, aesthetic=REQUIRED, perceptual=REQUIRED),

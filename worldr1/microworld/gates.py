@@ -138,7 +138,7 @@ def trainer_noise(captions: list[Caption], shape: tuple[int, int, int, int], *, 
         ids = (motions == motion).nonzero()[:, 0]
         out[ids] = warped_noise(
             trajectory_of(captions[int(ids[0])]), shape, camera=config.camera, seed=seed, sample_ids=ids,
-            flow_scale=config.noise.flow_scale, degradation=config.noise.degradation,
+            flow_scale=config.noise.flow_scale, degradation=config.noise.degradation, dither=config.noise.dither,
         )  # fmt: skip
     return out
 

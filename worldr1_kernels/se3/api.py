@@ -260,8 +260,8 @@ def trajectory_reward(
       median_depth: Of the recovered scene, in its units, > 0: a number or [N]. A constant.
       k_t: Weight of the translation error, >= 0.
       k_r: Weight of the rotation error, >= 0.
-      metric: The two share one unit: where L > 0, add |ln max(recovered length / L, 0.01)| + ln(100) max(0, -cos) to the
-        exponent.
+      metric: The two share one unit: where L > 0, add |ln max(recovered length / L, 0.01)| + ln(100) max(0, -cos) to
+        the exponent.
       backend: Implementation; only "auto" may pick another.
     Returns:
       [N] in [0, 1], dtype of viewmats_pred; 1 is perfect. Differentiable in both trajectories (once, unless the backend
