@@ -14,6 +14,10 @@ import torch
 BACKENDS = ("reference", "triton", "native")
 ENVIRONMENT_VARIABLE = "WORLDR1_BACKEND"
 
+# Until `pytest -m gpu tests/kernels` has passed on a device, "auto" takes the reference for CUDA tensors: a slow result
+# is noticed, a wrong one trains a model. The commit that records a passed run sets this.
+CUDA_HAS_RUN = False
+
 # Answers why a backend cannot run on a device: None when it can.
 Probe = Callable[[torch.device], str | None]
 
@@ -34,7 +38,7 @@ def triton_unavailable(device: torch.device) -> str | None:
 
 
 def native_unavailable(device: torch.device) -> str | None:
-    """None when the C++ module of this package can run on `device`, else the reason. CUDA kernels are not built yet."""
+    """None when the C++ module of this package can run on `device`, else the reason: for families without CUDA code."""
     if device.type != "cpu":
         return f"the native backend has no kernel for device {device.type}"
     from worldr1_kernels import _native
@@ -84,6 +88,8 @@ def resolve_backend(op: str, backend: str, device: torch.device, probes: Mapping
         reasons = []
         for name, probe in probes.items():
             reason = probe(device)
+            if reason is None and device.type == "cuda" and name != "reference" and not CUDA_HAS_RUN:
+                reason = "its kernels have not run on a device yet; ask for it by name"
             if reason is None:
                 return name
             reasons.append(f"{name}: {reason}")

@@ -27,6 +27,17 @@ def test_auto_takes_the_first_that_can_run(monkeypatch: pytest.MonkeyPatch) -> N
         _dispatch.resolve_backend("f", "auto", CPU, {"native": unavailable})
 
 
+def test_on_cuda_auto_waits_until_the_kernels_have_run_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLDR1_BACKEND", raising=False)
+    cuda, probes = torch.device("cuda"), {"native": _dispatch.always_available, "reference": _dispatch.always_available}
+    assert _dispatch.resolve_backend("f", "auto", cuda, probes) == "reference"
+    assert _dispatch.resolve_backend("f", "native", cuda, probes) == "native"
+    with pytest.raises(RuntimeError, match="no backend can run on cuda: native: its kernels have not run on a device"):
+        _dispatch.resolve_backend("f", "auto", cuda, {"native": _dispatch.always_available})
+    monkeypatch.setattr(_dispatch, "CUDA_HAS_RUN", True)
+    assert _dispatch.resolve_backend("f", "auto", cuda, probes) == "native"
+
+
 def test_a_choice_by_name_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLDR1_BACKEND", raising=False)
     with pytest.raises(RuntimeError, match="f: backend 'native' is not available: needs a thing that cpu lacks"):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from worldr1_kernels import _native
+from worldr1_kernels import _dispatch, _native
 from worldr1_kernels.rasterize import api, cuda_impl
 from worldr1_kernels.rasterize.arguments import (
     EXPECTED_DEPTH,
@@ -328,7 +328,7 @@ def test_auto_waits_for_a_device_to_have_run_the_kernels(monkeypatch: pytest.Mon
     assert api._choose_backend("rasterize", "native", inputs, weighted) == "native"
     with pytest.raises(NotImplementedError, match="on CUDA has no gradient of the depths MD and FD"):
         api._choose_backend("rasterize", "native", inputs, median)
-    monkeypatch.setattr(api, "CUDA_HAS_RUN", True)
+    monkeypatch.setattr(_dispatch, "CUDA_HAS_RUN", True)
     assert api._choose_backend("rasterize", "auto", inputs, weighted) == "native"
     assert api._choose_backend("rasterize", "auto", inputs, median) == "reference"
     with torch.no_grad():

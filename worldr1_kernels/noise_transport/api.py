@@ -8,7 +8,7 @@ import torch
 from worldr1_kernels._checks import check_dtype, check_same_device, check_shape, check_tensor
 from worldr1_kernels._dispatch import resolve_backend
 from worldr1_kernels.noise_transport import native_impl
-from worldr1_kernels.noise_transport.ops import PLAN_PROBES, noise_transport_op, transport_probes
+from worldr1_kernels.noise_transport.ops import PLAN_PROBES, TRANSPORT_PROBES, noise_transport_op
 from worldr1_kernels.noise_transport.plan import Fields, TransportPlan, build_plan
 from worldr1_kernels.noise_transport.plan import dither as dither_offset
 from worldr1_kernels.philox import check_sample_ids, check_seed
@@ -84,7 +84,7 @@ def plan_transport(
         raise ValueError(f"{op}: flow must have 1 to 2^29 pixels and H + W <= 2^22, got {list(first.shape)}")
     stride = _stride(op, capture)
     device = first.device
-    chosen = resolve_backend(op, backend, device, PLAN_PROBES)
+    chosen = resolve_backend(op, backend, torch.device("cpu"), PLAN_PROBES)  # where plans are made, for any device
     make = build_plan if chosen == "reference" else native_impl.build_plan
     shape = (len(flow), height, width)
     return make(_fields(op, flow, sizes, dither), shape, device=device, stride=stride)
@@ -151,5 +151,5 @@ def noise_transport(
         raise ValueError(f"{op}: plan must be on {noise.device} like noise, got {plan.slots.device}: use plan.to(...)")
     if stride % plan.stride:
         raise ValueError(f"{op}: capture must be a multiple of the plan's, {plan.stride}, got {capture}")
-    chosen = resolve_backend(op, backend, noise.device, transport_probes(noise.device))
+    chosen = resolve_backend(op, backend, noise.device, TRANSPORT_PROBES)
     return noise_transport_op(noise, plan.tensors(), ids, plan.num_slots, plan.stride, seed, stride, reduce, chosen)

@@ -25,7 +25,6 @@ _IMPLEMENTATIONS = {
 
 
 def _native_plan_unavailable(device: torch.device) -> str | None:
-    """Plans are made on the CPU, and copied to the device of the flow."""
     del device
     return _native.cpu_unavailable()
 
@@ -46,12 +45,12 @@ PLAN_PROBES: dict[str, Probe] = {
 }
 
 
-def transport_probes(device: torch.device) -> dict[str, Probe]:
-    """Implementations in the order in which "auto" tries them. CUDA and Triton are for those who name them, until they
-    have run on a device."""
-    native: dict[str, Probe] = {"native": _native_unavailable}
-    others: dict[str, Probe] = {"reference": always_available, "triton": triton_unavailable}
-    return native | others if device.type == "cpu" else others | native
+# In the order in which "auto" tries them.
+TRANSPORT_PROBES: dict[str, Probe] = {
+    "native": _native_unavailable,
+    "triton": triton_unavailable,
+    "reference": always_available,
+}
 
 
 def _transport_impl(

@@ -11,7 +11,7 @@ from worldr1_kernels._dispatch import always_available, requested_backend, resol
 from worldr1_kernels._library import needs_grad
 from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, Inputs, Settings
 from worldr1_kernels.rasterize.checks import META_LEVELS, check_inputs, check_settings
-from worldr1_kernels.rasterize.ops import CUDA_HAS_RUN, Rasterize, native_unavailable, rasterize_op
+from worldr1_kernels.rasterize.ops import Rasterize, native_unavailable, rasterize_op
 from worldr1_kernels.rasterize.ragged import pad_scenes
 from worldr1_kernels.rasterize.reference import project, rasterize_reference, replace_invalid
 
@@ -41,8 +41,6 @@ def _choose_backend(op: str, backend: str, inputs: Inputs, settings: Settings) -
     def native_probe(device: torch.device) -> str | None:
         if wanted == "auto" and (no_backward or dtype != torch.float32):
             return "no float64, and on CUDA no gradient of the depths MD and FD"
-        if wanted == "auto" and device.type == "cuda" and not CUDA_HAS_RUN:
-            return "its CUDA kernels have not run on a device yet; ask for it by name"
         return native_unavailable(device)
 
     return resolve_backend(op, backend, device, {"native": native_probe, "reference": always_available})

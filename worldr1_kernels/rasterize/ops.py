@@ -19,9 +19,6 @@ _SETTINGS = (
     "int width, int height, float near_plane, float far_plane, float radius_clip, float eps2d, int sh_degree, "
     "int depth_mode, bool antialiased, float max_alpha, float compensation_floor"
 )
-# Until `pytest -m gpu tests/kernels` has passed on a device, "auto" does not choose the CUDA kernels: a slow picture is
-# noticed, a wrong one trains a model. The commit that records a passed run sets this.
-CUDA_HAS_RUN = False
 _NUM_INPUTS, _NUM_SETTINGS = len(Inputs._fields), len(Settings._fields)
 
 
