@@ -17,8 +17,9 @@ def test_the_camera_term_wants_the_motion_that_was_asked_for(means: dict[str, di
     traj = {name: own["traj"] for name, own in means.items()}
     assert traj["truth"] > 0.85
     assert traj["truth"] > traj["half"] + 0.2 > traj["frozen"] + 0.4
-    assert traj["frozen"] > traj["reversed"]
-    assert max(traj["reversed"], traj["other motion"], traj["other scene each frame"], traj["grey"]) < 0.25
+    assert (
+        max(traj["frozen"], traj["reversed"], traj["other motion"], traj["other scene each frame"], traj["grey"]) < 0.25
+    )
 
 
 def test_the_other_terms_answer_what_it_does_not_see(means: dict[str, dict[str, float]]) -> None:
