@@ -4,14 +4,14 @@ docs/judges.md."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from worldr1.config import EMBEDDED, MICRO_CAMERA, RewardConfig, TrainConfig
+from worldr1.config import EMBEDDED, MICRO_CAMERA, TrainConfig
 from worldr1.datatypes import PromptBatch
 from worldr1.microworld.captions import MOTIONS, Caption, make_caption, split_captions
 from worldr1.microworld.degrade import KINDS, degrade
@@ -36,22 +36,18 @@ def measure_sensitivity(assets: Path = EMBEDDED, *, num: int = 48) -> dict[str, 
     """
     captions = [c for c in split_captions()[1] if c.motion != "fixed"]
     captions = [captions[i % len(captions)] for i in range(num)]
-    judges = {name: assets / f"micro{kind}" for name, kind in _JUDGES.items()}
     config = TrainConfig()
-    stack = build_rewards(replace(config, reward=replace(config.reward, **judges)), device="cpu")
+    judges = replace(
+        config.reward, reconstructor=assets / "microgeo", critic=assets / "microcritic",
+        aesthetic=assets / "microaesthetic", perceptual=assets / "microperceptual",
+    )  # fmt: skip
+    stack = build_rewards(replace(config, reward=judges), device="cpu")
     batch = PromptBatch(
         prompts=[c.text for c in captions], group_size=1, tokens=[parse_motion(c.text) for c in captions],
         viewmats=torch.stack([trajectory_of(c) for c in captions]), sample_ids=torch.arange(num), dynamic=False,
     )  # fmt: skip
     finite = torch.ones(num, dtype=torch.bool)
     return {name: stack.score(batch, video, finite=finite).breakdown for name, video in _versions(captions).items()}
-
-
-# Field of RewardConfig -> what the folder is called after "micro".
-_JUDGES: Mapping[str, str] = {
-    "reconstructor": "geo", "critic": "critic", "aesthetic": "aesthetic", "perceptual": "perceptual",
-}  # fmt: skip
-assert set(_JUDGES) <= set(RewardConfig.__dataclass_fields__)
 
 
 def _versions(captions: Sequence[Caption]) -> dict[str, Tensor]:
