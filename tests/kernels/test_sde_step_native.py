@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldr1_kernels import _native
+from worldr1_kernels import _dispatch, _native
 from worldr1_kernels._dispatch import resolve_backend
 from worldr1_kernels.sde_step import native_impl, reference, sde_step
 from worldr1_kernels.sde_step.ops import FLOAT64_PROBES, PROBES
@@ -81,7 +81,10 @@ def test_mixed_dtypes() -> None:
 def test_auto_takes_native_on_a_cpu_and_the_reference_for_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLDR1_BACKEND", raising=False)
     assert resolve_backend("sde_step", "auto", torch.device("cpu"), PROBES) == "native"
-    assert resolve_backend("sde_step", "auto", torch.device("cuda"), PROBES) == "triton"
+    assert resolve_backend("sde_step", "auto", torch.device("cuda"), PROBES) == "reference"
+    with monkeypatch.context() as proven:
+        proven.setattr(_dispatch, "CUDA_HAS_RUN", True)
+        assert resolve_backend("sde_step", "auto", torch.device("cuda"), PROBES) == "triton"
     assert resolve_backend("sde_step", "auto", torch.device("cpu"), FLOAT64_PROBES) == "reference"
     v, x = normal((2, 9), 0), normal((2, 9), 1)
     auto, named = (sde_step(v, x, 0.8, 0.7, seed=1, backend=b) for b in ("auto", "native"))
