@@ -18,6 +18,7 @@ LAYERS = (
     ("worldr1.datatypes", "worldr1.config", "worldr1.distributed", "worldr1.metrics"),
     (
         "worldr1.prompts",
+        "worldr1.camera_words",
         "worldr1.motion",
         "worldr1.trajectory",
         "worldr1.flow",
@@ -35,6 +36,7 @@ LAYERS = (
     (
         "worldr1.update",
         "worldr1.budget",
+        "worldr1.compare",
         "worldr1.evaluate",
         "worldr1.generate",
         "worldr1.study",
@@ -48,7 +50,11 @@ LAYERS = (
     ("worldr1.microworld",),  # the rest of it makes the embedded weights: it may use everything that does not train
     ("worldr1.train", "worldr1.cli"),
 )
-BLIND = ({"worldr1.rollout", "worldr1.rewards"}, {"worldr1.update", "worldr1.evaluate"})
+BLIND = (
+    {"worldr1.rollout", "worldr1.rewards"},
+    {"worldr1.update", "worldr1.evaluate"},
+    {"worldr1.update", "worldr1.compare"},
+)
 KERNELS_MAY_IMPORT = {"torch", "triton", "numpy", "worldr1_kernels"} | set(sys.stdlib_module_names)
 KERNEL_TESTING_MAY_IMPORT = {"pytest", "hypothesis"}
 

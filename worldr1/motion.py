@@ -14,134 +14,9 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from worldr1 import camera_words as vocab
 from worldr1.datatypes import MotionToken
 
-
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-_CLEAR, _TERM, _PLAIN = range(3)
-"""Whether a verb has no sense but the camera's, is a camera term with other senses, or a plain word."""
-_TRAVEL = {
-    "in": "push_in", "out": "pull_out", "left": "move_left", "right": "move_right", "up": "move_up",
-    "down": "move_down",
-}  # fmt: skip
-_ALONG = {d: _TRAVEL[d] for d in ("in", "out", "left", "right")}
-_PAN = {"left": "pan_left", "right": "pan_right", "up": "tilt_up", "down": "tilt_down"}
-# Clockwise is seen from above for an orbit, and from behind the camera for a roll.
-_ORBIT = {"left": "orbit_left", "right": "orbit_right", "clockwise": "orbit_left", "counter": "orbit_right"}
-_ROLL = {"left": "roll_left", "right": "roll_right", "clockwise": "roll_right", "counter": "roll_left"}
-# (verbs, sense, direction -> kind; the direction is "" where the verb says it all).
-_TABLE: list[tuple[str, int, dict[str, str]]] = [
-    ("zoom", _CLEAR, {"in": "push_in", "out": "pull_out"}),
-    ("orbit", _CLEAR, _ORBIT),
-    ("dolly", _TERM, _ALONG),
-    ("push", _TERM, {"in": "push_in"}),
-    ("pull", _TERM, {"out": "pull_out", "left": "pull_left", "right": "pull_right"}),
-    ("move glide slide drift shift travel", _TERM, _TRAVEL),
-    ("advance creep", _TERM, {"in": "push_in"}),
-    ("retreat", _TERM, {"out": "pull_out"}),
-    ("track truck strafe", _TERM, _ALONG),
-    ("pan", _TERM, _PAN),
-    ("arc circle revolve", _TERM, _ORBIT),
-    ("roll", _TERM, _ROLL),
-    ("tilt", _TERM, {d: _PAN[d] for d in ("up", "down")}),
-    ("pedestal crane boom jib", _TERM, {d: _TRAVEL[d] for d in ("up", "down")}),
-    ("fly float soar walk sail", _PLAIN, _TRAVEL),
-    ("turn rotate swivel pivot", _PLAIN, _PAN),
-    ("rise ascend climb raise", _PLAIN, {"up": "move_up", "": "move_up"}),
-    ("descend lower sink", _PLAIN, {"down": "move_down", "": "move_down"}),
-    ("approach", _PLAIN, {"": "push_in"}),
-    ("recede", _PLAIN, {"out": "pull_out", "": "pull_out"}),
-    ("back", _PLAIN, {"out": "pull_out", "up": "pull_out"}),
-]
-
-
-def _inflections(base: str) -> tuple[str, str, str]:
-    """Third person, -ing and past form of a regular verb."""
-    if base.endswith("y"):
-        return base[:-1] + "ies", base + "ing", base[:-1] + "ied"
-    if base.endswith("e"):
-        return base + "s", base[:-1] + "ing", base + "d"
-    long = base + base[-1] if base in ("pan", "jib") else base
-    return base + ("es" if base.endswith("h") else "s"), long + "ing", long + "ed"
-
-
-class _Verb(NamedTuple):
-    base: str
-    inflected: bool
-    sense: int
-    kinds: dict[str, str]
-
-
-_VERBS = {
-    form: _Verb(base, form != base, _CLEAR if form in ("panning", "dollying", "trucking") else sense, kinds)
-    for bases, sense, kinds in _TABLE
-    for base in bases.split()
-    for form in (base, *_inflections(base))
-}
-
-_DIRECTIONS = {
-    word: direction
-    for direction, words in {
-        "in": "in into inward inwards forward forwards closer nearer ahead",
-        "out": "out outward outwards back backward backwards away",
-        "left": "left leftward leftwards",
-        "right": "right rightward rightwards",
-        "up": "up upward upwards skyward",
-        "down": "down downward downwards",
-        "clockwise": "clockwise",
-        "counter": "counterclockwise anticlockwise",
-    }.items()
-    for word in words.split()
-}
-_ENDS = {"left": "left", "right": "right", "top": "up", "bottom": "down"}  # of "from left to right"
-_SLOW = _set("slow slowly slight slightly gentle gently subtle subtly little bit leisurely softly barely")
-_FAST = _set("fast quick quickly rapid rapidly swift swiftly speedily briskly sudden suddenly whip crash snap")
-_MANNER = _SLOW | _FAST | _set("smooth steady gradual continuous dramatic very")  # and adverbs in -ly
-_NO_ADVERB = _set("family butterfly dragonfly assembly jelly belly reply supply lily bully italy july")
-_CAMERAS = _set("camera cam shot view viewpoint lens drone pov perspective we")
-_SHOTS = _set("shot shots movement motion move")
-# What may stand between the camera and its verb, or between two motions of one sentence.
-_FILLERS = _set(
-    "is that which will can should must to then starts start begins begin continues performs perform does makes make "
-    "a an the motion motions movement movements angle and next first finally also now keeps just only later"
-)
-_JOINERS = _FILLERS | _set(
-    "with while before after afterward afterwards into followed by transition transitions transitioning in it plus "
-    "ending ends finishing combined but"
-)
-_ORDINALS = _set("then and next first finally now")
-_NEGATIONS = _set("not never no without cannot avoid avoiding avoids nor neither instead rather zero")
-_OWNERS = _set("his her their my your holding holds carrying carries")  # "his camera" is a thing in the scene
-_ARTICLES = _set("a an the his her their its my some")
-_AT_REST = _set("fixed static stationary motionless immobile locked tripod still")
-_RESTING = _set("is are stays stay remains remain holds hold held kept keeps mounted sits on a ,")
-_PREPOSITIONS = _set("in on of the a an and to at by with is . ,")  # "fixed in the frame" is not about the camera
-_ACROSS = _set("around about across along over the a an this its")
-_BREAK = _set("and then while before as with but or who that which . ,")
-_RELATIVE = _set("who that which whose where as while when ,")
-_STOP = _BREAK | frozenset(_VERBS)
-_AFTER_IN = _set(
-    "on to toward towards close closer tight tightly for from and then with while as until before after over through "
-    "past . ,"
-)
-_EMPHASIS = _set("all straight sideways further ever even so by full degree degrees camera")
-_NOUNS = _set("push pull zoom dolly tilt orbit pedestal")  # "a push in" needs no more than its article
-_PATHS = _set("hall hallway corridor street road path trail aisle alley lane tunnel river track avenue canyon valley")
-_NO_MOTION = _set(  # what a camera does, has or is without moving
-    "is was has captures shows reveals focuses films records frames faces looks sees watches catches lingers holds "
-    "stays remains rests stands sits uses needs opens lens lenses angles details settings placed positioned mounted "
-    "fixed locked still during capturing showing revealing focusing filming recording looking facing framing"
-)
-_TECHNIQUES = frozenset(
-    "handheld,hand-held,hand held,shaky cam,shaky camera,dolly zoom,dolly-zoom,vertigo effect,fly-through,flythrough,"
-    "fly-over,flyover,bullet time,barrel roll,dutch angle,dutch tilt,side to side,side-to-side,back and forth".split(
-        ","
-    )
-)
-_FOREIGN = re.compile("镜头|鏡頭|摄像|攝像|相机|相機|カメラ|카메라|камер|cámara|câmera|caméra|kamera", re.I)
 _PIECE = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+(?:'[^\W\d_]+)*|[.!?…。！？]|[^\w\s]")
 _SILENT = frozenset("'\"“”‘*`#~")
 
@@ -239,7 +114,7 @@ class _Reader:
             self.seen = i
         for size in (3, 2, 1):
             words = "".join(("-" if w.glued else " ") + w.text for w in self.words[i : i + size])[1:]
-            if words in _TECHNIQUES and not self._negated(i):
+            if words in vocab.TECHNIQUES and not self._negated(i):
                 self._note(i, i + size)
                 return i + size
         if stop := self._fixed(i):
@@ -264,15 +139,16 @@ class _Reader:
 
     def _manner(self, i: int) -> bool:
         word = self.at(i)
-        return word in _MANNER or (word.endswith("ly") and len(word) > 4 and word not in _NO_ADVERB | _VERBS.keys())
+        adverb = word.endswith("ly") and len(word) > 4 and word not in vocab.NO_ADVERB | vocab.VERBS.keys()
+        return adverb or word in vocab.MANNER
 
     def _fill(self, i: int) -> bool:
-        return self._manner(i) or self.at(i) in _FILLERS or (self.at(i) == "not" and self.at(i + 1) == "only")
+        return self._manner(i) or self.at(i) in vocab.FILLERS or (self.at(i) == "not" and self.at(i + 1) == "only")
 
     def _camera(self, i: int) -> bool:
         return (
-            self.at(i) in _CAMERAS
-            and not {self.at(i - 1), self.at(i - 2)} & _OWNERS
+            self.at(i) in vocab.CAMERAS
+            and not {self.at(i - 1), self.at(i - 2)} & vocab.OWNERS
             and not (self.at(i - 2) == "with" and self.at(i - 1) in ("a", "an"))
         )
 
@@ -285,30 +161,30 @@ class _Reader:
 
     def _motion(self, i: int) -> tuple[str, int, bool] | None:
         """(kind, word after it, whether it can only be the camera's) of the motion that begins at word i."""
-        verb = _VERBS.get(self.at(i))
+        verb = vocab.VERBS.get(self.at(i))
         if verb is None:
             return self._direction_first(i)
         k, named = self._after_verb(i)
         around = self.at(k) in ("around", "about") and "left" in verb.kinds and verb.base not in ("pan", "roll")
-        kinds = _ORBIT if around else verb.kinds
+        kinds = vocab.ORBIT if around else verb.kinds
         if hit := self._direction(k, verb.base, verb.kinds):
             token = k == i + 1 and self.words[k].glued  # "push_in", "pull-out"
-            return verb.kinds[hit[0]], hit[1], named or token or verb.sense == _CLEAR
+            return verb.kinds[hit[0]], hit[1], named or token or verb.sense == vocab.CLEAR
         if hit := self._far_direction(k, verb.base, kinds):
-            return kinds[hit[0]], hit[1], named or verb.sense == _CLEAR
-        contradicted = _DIRECTIONS.get(self.at(k)) in ("up", "down")
+            return kinds[hit[0]], hit[1], named or verb.sense == vocab.CLEAR
+        contradicted = vocab.DIRECTIONS.get(self.at(k)) in ("up", "down")
         return (verb.kinds[""], i + 1, named) if "" in verb.kinds and not contradicted else None
 
     def _after_verb(self, i: int) -> tuple[int, bool]:
         """Where the direction of the verb at word i may stand, and whether the camera is named: "pan the camera"."""
         k = i + 1
         article = self.at(k) in ("the", "our", "your")
-        named = self.at(k + article) in (_CAMERAS if article else _CAMERAS | _SHOTS) - {"we", "drone"}
+        named = self.at(k + article) in (vocab.CAMERAS if article else vocab.CAMERAS | vocab.SHOTS) - {"we", "drone"}
         k += (article + 1) * named
         while True:
             if self.at(k) in ("the", "a") and self.at(k + 1) in ("way", "little", "bit", "full"):
                 k += 2
-            elif self._manner(k) or self.at(k) in _EMPHASIS or self.at(k)[0].isdigit():
+            elif self._manner(k) or self.at(k) in vocab.EMPHASIS or self.at(k)[0].isdigit():
                 k += 1
             else:
                 return k, named
@@ -317,17 +193,17 @@ class _Reader:
         """(direction, word after it) at word i: "left", "to the left", "from right to left", "back to the left"."""
         k = i + (self.at(i) == "from")
         k += self.at(k) == "the"
-        if self.at(k) in _ENDS and self.at(k + 1) == "to":  # from one end to the other
+        if self.at(k) in vocab.ENDS and self.at(k + 1) == "to":  # from one end to the other
             k += 2 + (self.at(k + 2) == "the")
-            if _ENDS.get(self.at(k)) in kinds:
-                return _ENDS[self.at(k)], k + 1
+            if vocab.ENDS.get(self.at(k)) in kinds:
+                return vocab.ENDS[self.at(k)], k + 1
         toward = self.at(i) in ("toward", "towards")
         k = i + (toward or self.at(i) in ("to", "on"))
         k += self.at(k) in ("the", "its")
         word = self.at(k)
         if word == "back" and again and (hit := self._direction(k + 1, base, kinds, again=False)):
             return hit
-        direction = _DIRECTIONS.get(word, "")
+        direction = vocab.DIRECTIONS.get(word, "")
         if word in ("counter", "anti") and self.at(k + 1) == "clockwise":
             direction, k = "counter", k + 1
         if word in ("up", "down") and self._is_path(k + 1):
@@ -340,8 +216,8 @@ class _Reader:
         """Whether "down" before word i is along a path: "down the long dark hall"."""
         if self.at(i) not in ("the", "a", "an", "this"):
             return False
-        end = next((k for k in range(i + 1, i + 4) if self.at(k) in _PATHS | {".", ","}), i)
-        return self.at(end) in _PATHS
+        end = next((k for k in range(i + 1, i + 4) if self.at(k) in vocab.PATHS | {".", ","}), i)
+        return self.at(end) in vocab.PATHS
 
     def _is_meant(self, i: int, base: str) -> bool:
         """Whether in, out or back at word i is a direction: not "in slow motion", "in the dark", "out of the door"."""
@@ -349,7 +225,7 @@ class _Reader:
         if word == "in":
             if after in ("slow", "real") and self.at(i + 2) in ("motion", "mo", "time"):
                 return False
-            return base in ("zoom", "push") or after in _AFTER_IN or self._manner(i + 1)
+            return base in ("zoom", "push") or after in vocab.AFTER_IN or self._manner(i + 1)
         if word == "into":
             return after not in ("focus", "view", "frame")
         if word == "out":
@@ -358,13 +234,13 @@ class _Reader:
 
     def _far_direction(self, i: int, base: str, kinds: dict[str, str]) -> tuple[str, int] | None:
         """The direction behind an object: "circles around the old tree to the right", "pans across the bay to ..."."""
-        for k in range(i + 1, i + 7) if self.at(i) in _ACROSS else ():
+        for k in range(i + 1, i + 7) if self.at(i) in vocab.ACROSS else ():
             word = self.at(k)
-            if word in _STOP or word.endswith("ing"):
+            if word in vocab.STOP or word.endswith("ing"):
                 break
             strong = word in ("to", "toward", "towards", "from", "counter", "anti")
             strong = strong or word.endswith(("ward", "wards", "wise"))
-            last = self.at(k + 1) in _STOP | {"in", "at", "on", "over", "to"} or self._manner(k + 1)
+            last = self.at(k + 1) in vocab.STOP | {"in", "at", "on", "over", "to"} or self._manner(k + 1)
             if strong or (word in ("left", "right") and last):
                 hit = self._direction(k, base, kinds)
                 if hit and hit[0] not in ("in", "out"):
@@ -374,34 +250,34 @@ class _Reader:
     def _direction_first(self, i: int) -> tuple[str, int, bool] | None:
         """As `_motion`, of "a leftward pan", "left-to-right tracking shot", "a slow forward dolly"."""
         word, k = self.at(i), i + 1
-        direction, strong = _DIRECTIONS.get(word, ""), word.endswith(("ward", "wise"))
+        direction, strong = vocab.DIRECTIONS.get(word, ""), word.endswith(("ward", "wise"))
         if word in ("counter", "anti") and self.at(k) == "clockwise":
             direction, strong, k = "counter", True, k + 1
-        elif word in _ENDS and self.at(k) == "to" and self.at(k + 1) in _ENDS:
-            direction, strong, k = _ENDS[self.at(k + 1)], True, k + 2
+        elif word in vocab.ENDS and self.at(k) == "to" and self.at(k + 1) in vocab.ENDS:
+            direction, strong, k = vocab.ENDS[self.at(k + 1)], True, k + 2
         if not direction:
             return None
         while self._manner(k) or self.at(k) == "camera":
             k += 1
-        verb = _VERBS.get(self.at(k))
+        verb = vocab.VERBS.get(self.at(k))
         if verb is None or direction not in verb.kinds or self._motion(k):
             return None
-        shot = self.at(k + 1) in _SHOTS
-        noun = not verb.inflected and verb.base in _NOUNS | {"pan"} and (strong or self._manner(i - 1))
+        shot = self.at(k + 1) in vocab.SHOTS
+        noun = not verb.inflected and verb.base in vocab.NOUNS | {"pan"} and (strong or self._manner(i - 1))
         return (verb.kinds[direction], k + 1 + shot, True) if shot or noun else None
 
     def _fixed(self, i: int) -> int:
         """The word after a phrase at word i that keeps the camera at rest; 0 where there is none."""
         word, stop = self.at(i), i + 1
-        if word == "camera" and self.at(stop) in _SHOTS | {"movements", "motions"}:
+        if word == "camera" and self.at(stop) in vocab.SHOTS | {"movements", "motions"}:
             return (i + 2) * bool({self.at(i - 1), self.at(i - 2)} & {"no", "without", "zero"})
         if word in ("move", "moves", "moving") and self._negated(i) and self._motion(i) is None:
-            return stop * any(self.at(j) in _CAMERAS for j in range(i - 5, i))
+            return stop * any(self.at(j) in vocab.CAMERAS for j in range(i - 5, i))
         steady = word == "steady" and self.at(i - 1) in ("hold", "holds", "stays", "remains")
-        if (word not in _AT_REST and not steady) or self._negated(i):
+        if (word not in vocab.AT_REST and not steady) or self._negated(i):
             return 0
         still = word == "still"
-        if still and (self.at(stop) in _VERBS or self.at(stop).endswith("ing")):  # "is still moving"
+        if still and (self.at(stop) in vocab.VERBS or self.at(stop).endswith("ing")):  # "is still moving"
             return 0
         if word == "locked" and self.at(stop) in ("off", "down"):
             stop += 1
@@ -409,25 +285,27 @@ class _Reader:
         if alone or (word, self.at(i + 1)) == ("locked", "off"):
             return stop
         for k in range(stop, stop + (1 if still else 3)):
-            if self.at(k) in _CAMERAS | {"frame", "framing"}:
+            if self.at(k) in vocab.CAMERAS | {"frame", "framing"}:
                 return k + 1
-            if self.at(k) in _PREPOSITIONS:
+            if self.at(k) in vocab.PREPOSITIONS:
                 break
-        j = self._before(i, lambda m: self.at(m) in _RESTING or self._manner(m))
+        j = self._before(i, lambda m: self.at(m) in vocab.RESTING or self._manner(m))
         return stop * (self.at(j) in ("camera", "cam") and self._camera(j))
 
     def _means_camera(self, i: int, stop: int) -> bool:
         """Whether the verb at word i, whose phrase ends before `stop`, is about the camera."""
-        verb = _VERBS[self.at(i)]
-        noun = not verb.inflected and verb.sense == _TERM
+        verb = vocab.VERBS[self.at(i)]
+        noun = not verb.inflected and verb.sense == vocab.TERM
         if self._is_subject(i) or (noun and self._has_adjective(i)):
             return True
-        to_object = self.at(stop) in _ARTICLES and self.at(stop - 1) not in ("into", "toward", "towards", "through")
+        inward = self.at(stop - 1) in ("into", "toward", "towards", "through")
+        to_object = self.at(stop) in vocab.ARTICLES and not inward
         if to_object or (verb.base == "pan" and self.at(stop) == "on"):  # "pulls out a sword"
             return False
-        if self._goes_on(i) or (noun and verb.base in _NOUNS and self.at(i - 1) in ("a", "an", "the")):
+        if self._goes_on(i) or (noun and verb.base in vocab.NOUNS and self.at(i - 1) in ("a", "an", "the")):
             return True
-        return noun and self.at(self._before(i, lambda m: self.at(m) in _ORDINALS or self._manner(m))) in (".", ",")
+        start = self._before(i, lambda m: self.at(m) in vocab.ORDINALS or self._manner(m))
+        return noun and self.at(start) in (".", ",")
 
     def _has_adjective(self, i: int) -> bool:
         """Whether the noun at word i is spoken of as a camera motion is: "a slow push in", "a 90 degree pan"."""
@@ -440,7 +318,7 @@ class _Reader:
     def _goes_on(self, i: int) -> bool:
         """Whether the verb at word i continues what the sentence has said of the camera."""
         if 0 <= self.end and self.period < self.end:
-            j = self._before(i, lambda m: m >= self.end and (self._manner(m) or self.at(m) in _JOINERS | {","}))
+            j = self._before(i, lambda m: m >= self.end and (self._manner(m) or self.at(m) in vocab.JOINERS | {","}))
             if j < self.end:
                 return True
         j = self._before(i, lambda m: self._fill(m) or self.at(m) == "it")
@@ -449,9 +327,9 @@ class _Reader:
             return True
         if self.end > self.period and "and" in links and self.at(i).endswith("s"):
             # "glides towards the door and moves left", but not "past a man who stops and moves left".
-            return not any(self.at(m) in _RELATIVE for m in range(max(self.end, i - 12), j))
+            return not any(self.at(m) in vocab.RELATIVE for m in range(max(self.end, i - 12), j))
         # "The camera follows the runner and pans left": only verbs that a runner does not share.
-        own = _VERBS[self.at(i)].base in _NOUNS | {"pan"}
+        own = vocab.VERBS[self.at(i)].base in vocab.NOUNS | {"pan"}
         return own and bool(self.seen > self.period and links & {"and", "then", "before", "while", "it"})
 
     def _negated(self, i: int) -> bool:
@@ -459,21 +337,21 @@ class _Reader:
             word = self.at(j)
             if word in (".", ",", "but"):
                 break
-            if word in _NEGATIONS or word.endswith("n't"):
+            if word in vocab.NEGATIONS or word.endswith("n't"):
                 return self.at(j + 1) not in ("only", "just")
         between = {self.at(m) for m in range(self.denied, i)} if 0 <= i - self.denied <= 3 else set()
         return self.denied >= 0 and bool(between) and between <= {",", "or", "nor"}
 
     def _take(self, i: int, stop: int, kind: str) -> int:
         """Notes the motion at words i .. stop - 1, and others that its verb goes on to: "left, then right"."""
-        if self.unknown and self.unknown[-1][1] >= i and self.at(i - 1) in _SHOTS:  # "tracking shot moving left"
+        if self.unknown and self.unknown[-1][1] >= i and self.at(i - 1) in vocab.SHOTS:  # "tracking shot moving left"
             self.unknown.pop()
         magnitude, end = self._magnitude(i, stop)
         for k in range(max(i - 2, self.end, self.period, 0), stop + 3):
             if self.at(k)[0].isdigit() and self.at(k + 1) in ("degree", "degrees"):
                 self._note(k, k + 2)
         self.tokens.append(MotionToken(kind, magnitude))
-        verb = _VERBS.get(self.at(i))
+        verb = vocab.VERBS.get(self.at(i))
         while verb is not None:
             k = end + (self.at(end) == ",")
             if self.at(k) not in ("then", "and"):
@@ -485,7 +363,7 @@ class _Reader:
             if (
                 hit is None
                 or verb.kinds[hit[0]] == self.tokens[-1].kind
-                or self.at(hit[1]) not in _STOP | _FILLERS | _AFTER_IN | _ACROSS
+                or self.at(hit[1]) not in vocab.STOP | vocab.FILLERS | vocab.AFTER_IN | vocab.ACROSS
             ):
                 break
             self.tokens.append(MotionToken(verb.kinds[hit[0]], magnitude))
@@ -504,7 +382,7 @@ class _Reader:
             if self._speed(j):
                 return self._speed(j), stop
         j = i - 1
-        passed = _CAMERAS | {",", "degree", "degrees"}
+        passed = vocab.CAMERAS | {",", "degree", "degrees"}
         while j >= max(self.end, 0) and (self._fill(j) or self.at(j) in passed or self.at(j)[0].isdigit()):
             # Across a comma only from an adverb that stands alone or in a list: "Slowly, the camera", "a slow, steady".
             alone = self._manner(j - 1) and (self.at(j - 2) in (".", ",", "a") or self._manner(j + 1))
@@ -520,41 +398,42 @@ class _Reader:
         word = self.at(i)
         if self.at(i + 1) in ("motion", "mo"):  # slow motion is the film's, not the camera's
             return 0.0
-        return 0.5 if word in _SLOW else 1.5 if word in _FAST else 0.0
+        return 0.5 if word in vocab.SLOW else 1.5 if word in vocab.FAST else 0.0
 
     def _report(self, i: int) -> None:
         """Notes word i and those after it where they say of the camera what is no motion of the taxonomy."""
-        verb, first = _VERBS.get(self.at(i)), i
+        verb, first = vocab.VERBS.get(self.at(i)), i
         if verb is not None:
             _, named = self._after_verb(i)
-            noun = verb.base in _NOUNS | {"pan"} and not verb.inflected and self._has_adjective(i)
-            if not (self._is_subject(i) or noun or (named and verb.sense != _PLAIN)) or self._negated(i):
+            noun = verb.base in vocab.NOUNS | {"pan"} and not verb.inflected and self._has_adjective(i)
+            if not (self._is_subject(i) or noun or (named and verb.sense != vocab.PLAIN)) or self._negated(i):
                 return
         elif self.at(i) in ("camera", "cam") and self._camera(i):
             first = i + 1
             while self._fill(first):
                 first += 1
             told = self.at(first - 1) in ("to", "will", "can", "should", "must") and self.at(first).isalpha()
-            known = self.at(first) in _NO_MOTION | _RESTING | _VERBS.keys()
+            known = self.at(first) in vocab.NO_MOTION | vocab.RESTING | vocab.VERBS.keys()
             if known or not (told or self._is_verb(first)):
                 return
         elif self.end > self.period and 0 < i - self.end < 6 and self._is_verb(i):  # "pans left, then swoops"
             between = {self.at(m) for m in range(self.end, i)}
-            if not between & {"then", "before"} or not between <= _JOINERS | {","} or self.at(i) in _NO_MOTION:
+            joined = between & {"then", "before"} and between <= vocab.JOINERS | {","}
+            if not joined or self.at(i) in vocab.NO_MOTION:
                 return
-        elif not _FOREIGN.search(self.at(i)):
+        elif not vocab.FOREIGN.search(self.at(i)):
             return
         last = first + 1
-        if self.at(last) in _BREAK:  # "The camera swoops, then rises": what follows is still the camera's
+        if self.at(last) in vocab.BREAK:  # "The camera swoops, then rises": what follows is still the camera's
             self.end = last
-        while last < first + 4 and self.at(last) not in _BREAK:
+        while last < first + 4 and self.at(last) not in vocab.BREAK:
             last += 1
         self._note(first, last)
 
     def _is_verb(self, i: int) -> bool:
         """Whether word i may be a verb in a form that follows the camera, and not one of those that are read."""
         word = self.at(i)
-        known = word in _VERBS or self._fill(i)
+        known = word in vocab.VERBS or self._fill(i)
         return word.endswith(("s", "ing")) and len(word) > 3 and not known
 
     def _note(self, first: int, last: int) -> None:

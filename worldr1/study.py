@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 if typing.TYPE_CHECKING:
+    from worldr1.compare import Study
     from worldr1.config import TrainConfig
     from worldr1.distributed import World
-    from worldr1.evaluate import Evaluator, Study
+    from worldr1.evaluate import Evaluator
     from worldr1.models.base import VideoPolicy
 
 
@@ -49,7 +50,8 @@ def run_study(
     Returns:
       Study on rank 0, None on the others.
     """
-    from worldr1 import distributed, evaluate
+    from worldr1 import distributed
+    from worldr1.compare import compare_clips, write_study
     from worldr1.noise import initial_noise
     from worldr1.prompts import held_out_batch
     from worldr1.rollout import generate
@@ -72,10 +74,10 @@ def run_study(
         return None
     # All ranks' prompts again, without their padding.
     whole = held_out_batch(held_out, config=config, rank=0, world_size=1)
-    result = evaluate.study(
+    result = compare_clips(
         before, after, whole.prompts, whole.viewmats, evaluator=evaluator, control=config.reward.control
     )
-    evaluate.write_study(result, folder, videos_before=before, videos_after=after, viewmats_requested=whole.viewmats)
+    write_study(result, folder, videos_before=before, videos_after=after, viewmats_requested=whole.viewmats)
     return result
 
 

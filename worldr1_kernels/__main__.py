@@ -26,6 +26,7 @@ def report() -> str:
     detail = "" if native is not None else f" ({_native.cpu().instruction_set()}, {torch.get_num_threads()} threads)"
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = [torch.cuda.get_device_name(i) for i in range(num_gpus)]
+    untried = "" if _dispatch.CUDA_HAS_RUN else "; for CUDA tensors the reference, until the kernels have run on a GPU"
     rows = [
         ("worldr1_kernels", __version__),
         ("python", f"{platform.python_version()} on {platform.machine()}"),
@@ -37,7 +38,7 @@ def report() -> str:
         ("native, CUDA", _say(_native.cuda_unavailable())),
         ("triton, CPU", _say(_dispatch.triton_unavailable(cpu), " (interpreter)")),
         ("triton, CUDA", _say(_dispatch.triton_unavailable(cuda) if gpus else "no GPU")),
-        ("chosen", f"backend= argument, else {_dispatch.ENVIRONMENT_VARIABLE}, else the fastest that can run"),
+        ("chosen", f"backend= argument, else {_dispatch.ENVIRONMENT_VARIABLE}, else the fastest that can run{untried}"),
     ]
     return "\n".join(f"{name:16} {value}" for name, value in rows)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from oracle_world import Oracle, clips_of, path_of
 
-from worldr1 import evaluate
-from worldr1.evaluate import Assessment, assess, compare, held_out_psnr, labels_of, study, to_json, write_study
+from worldr1.compare import DEFINITIONS, compare, compare_clips, to_json, write_study
+from worldr1.evaluate import Assessment, assess, held_out_psnr, labels_of
 from worldr1.microworld.captions import COLOURS, FLOORS, MOTIONS, SHAPES, all_captions, make_caption
 
 NUM = 18
@@ -30,7 +30,7 @@ def world():
 
 def test_truth_after_wrong_motions_passes_every_gate(world):
     truth, wrong, oracle = world
-    result = study(wrong.video, truth.video, PROMPTS, truth.viewmats, evaluator=oracle)
+    result = compare_clips(wrong.video, truth.video, PROMPTS, truth.viewmats, evaluator=oracle)
     m = result.measures
     before = [float(motion not in WRONG) for motion in MOTION_OF]
     assert (m["obedience"].before, m["obedience"].after) == (pytest.approx(np.mean(before)), 1.0)
@@ -93,7 +93,7 @@ def test_a_clip_that_is_not_finite_counts_as_wrong(world):
         def grey(v):
             return (v == 0.5).flatten(1).all(1)[:, None, None, None, None]
 
-    result = study(truth.video, video, PROMPTS, truth.viewmats, evaluator=Lenient())
+    result = compare_clips(truth.video, video, PROMPTS, truth.viewmats, evaluator=Lenient())
     assert result.measures["obedience"].after == pytest.approx(17 / 18)
     assert result.measures["broken"].after == pytest.approx(1 / 18)
     assert to_json(result)["num_not_finite"] == {"before": 0, "after": 1}
@@ -201,7 +201,7 @@ def test_a_measure_that_is_not_a_number_passes_no_gate():
 
 def test_files(world, tmp_path):
     truth, wrong, oracle = world
-    result = study(wrong.video, truth.video, PROMPTS, truth.viewmats, evaluator=oracle)
+    result = compare_clips(wrong.video, truth.video, PROMPTS, truth.viewmats, evaluator=oracle)
     write_study(
         result, tmp_path, videos_before=wrong.video, videos_after=truth.video, viewmats_requested=truth.viewmats
     )
@@ -209,7 +209,7 @@ def test_files(world, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["samples.npz", "study.json"]
     data = json.loads((folder / "study.json").read_text())
     assert data["metrics"]["obedience"]["gain"] == pytest.approx(result.measures["obedience"].gain)
-    assert set(data["metrics"]) == set(evaluate.DEFINITIONS) and data["num_samples"] == NUM
+    assert set(data["metrics"]) == set(DEFINITIONS) and data["num_samples"] == NUM
     assert [g["passed"] for g in data["gates"]] == [g.passed for g in result.gates]
     with np.load(folder / "samples.npz", allow_pickle=False) as arrays:
         assert arrays["prompts"].tolist() == PROMPTS
@@ -223,8 +223,8 @@ def test_files(world, tmp_path):
 def test_sizes_that_do_not_fit_are_refused(world):
     truth, _, oracle = world
     with pytest.raises(ValueError, match="share a shape"):
-        study(truth.video[:4], truth.video, PROMPTS, truth.viewmats, evaluator=oracle)
+        compare_clips(truth.video[:4], truth.video, PROMPTS, truth.viewmats, evaluator=oracle)
     with pytest.raises(ValueError, match="as many prompts as videos"):
-        study(truth.video, truth.video, PROMPTS[:4], truth.viewmats, evaluator=oracle)
+        compare_clips(truth.video, truth.video, PROMPTS[:4], truth.viewmats, evaluator=oracle)
     with pytest.raises(ValueError, match="viewmats_requested must have shape"):
-        study(truth.video, truth.video, PROMPTS, truth.viewmats[:, :5], evaluator=oracle)
+        compare_clips(truth.video, truth.video, PROMPTS, truth.viewmats[:, :5], evaluator=oracle)

@@ -1,0 +1,133 @@
+"""The vocabulary of `motion.py`: camera verbs with their motions, and words that tell whether the camera is meant."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+CLEAR, TERM, PLAIN = range(3)
+"""Whether a verb has no sense but the camera's, is a camera term with other senses, or a plain word."""
+_TRAVEL = {
+    "in": "push_in", "out": "pull_out", "left": "move_left", "right": "move_right", "up": "move_up",
+    "down": "move_down",
+}  # fmt: skip
+_ALONG = {d: _TRAVEL[d] for d in ("in", "out", "left", "right")}
+_PAN = {"left": "pan_left", "right": "pan_right", "up": "tilt_up", "down": "tilt_down"}
+# Clockwise is seen from above for an orbit, and from behind the camera for a roll.
+ORBIT = {"left": "orbit_left", "right": "orbit_right", "clockwise": "orbit_left", "counter": "orbit_right"}
+_ROLL = {"left": "roll_left", "right": "roll_right", "clockwise": "roll_right", "counter": "roll_left"}
+# (verbs, sense, direction -> kind; the direction is "" where the verb says it all).
+_TABLE: list[tuple[str, int, dict[str, str]]] = [
+    ("zoom", CLEAR, {"in": "push_in", "out": "pull_out"}),
+    ("orbit", CLEAR, ORBIT),
+    ("dolly", TERM, _ALONG),
+    ("push", TERM, {"in": "push_in"}),
+    ("pull", TERM, {"out": "pull_out", "left": "pull_left", "right": "pull_right"}),
+    ("move glide slide drift shift travel", TERM, _TRAVEL),
+    ("advance creep", TERM, {"in": "push_in"}),
+    ("retreat", TERM, {"out": "pull_out"}),
+    ("track truck strafe", TERM, _ALONG),
+    ("pan", TERM, _PAN),
+    ("arc circle revolve", TERM, ORBIT),
+    ("roll", TERM, _ROLL),
+    ("tilt", TERM, {d: _PAN[d] for d in ("up", "down")}),
+    ("pedestal crane boom jib", TERM, {d: _TRAVEL[d] for d in ("up", "down")}),
+    ("fly float soar walk sail", PLAIN, _TRAVEL),
+    ("turn rotate swivel pivot", PLAIN, _PAN),
+    ("rise ascend climb raise", PLAIN, {"up": "move_up", "": "move_up"}),
+    ("descend lower sink", PLAIN, {"down": "move_down", "": "move_down"}),
+    ("approach", PLAIN, {"": "push_in"}),
+    ("recede", PLAIN, {"out": "pull_out", "": "pull_out"}),
+    ("back", PLAIN, {"out": "pull_out", "up": "pull_out"}),
+]
+
+
+def _inflections(base: str) -> tuple[str, str, str]:
+    """Third person, -ing and past form of a regular verb."""
+    if base.endswith("y"):
+        return base[:-1] + "ies", base + "ing", base[:-1] + "ied"
+    if base.endswith("e"):
+        return base + "s", base[:-1] + "ing", base + "d"
+    long = base + base[-1] if base in ("pan", "jib") else base
+    return base + ("es" if base.endswith("h") else "s"), long + "ing", long + "ed"
+
+
+class Verb(NamedTuple):
+    base: str
+    inflected: bool
+    sense: int
+    kinds: dict[str, str]
+
+
+VERBS = {
+    form: Verb(base, form != base, CLEAR if form in ("panning", "dollying", "trucking") else sense, kinds)
+    for bases, sense, kinds in _TABLE
+    for base in bases.split()
+    for form in (base, *_inflections(base))
+}
+
+DIRECTIONS = {
+    word: direction
+    for direction, words in {
+        "in": "in into inward inwards forward forwards closer nearer ahead",
+        "out": "out outward outwards back backward backwards away",
+        "left": "left leftward leftwards",
+        "right": "right rightward rightwards",
+        "up": "up upward upwards skyward",
+        "down": "down downward downwards",
+        "clockwise": "clockwise",
+        "counter": "counterclockwise anticlockwise",
+    }.items()
+    for word in words.split()
+}
+ENDS = {"left": "left", "right": "right", "top": "up", "bottom": "down"}  # of "from left to right"
+SLOW = _set("slow slowly slight slightly gentle gently subtle subtly little bit leisurely softly barely")
+FAST = _set("fast quick quickly rapid rapidly swift swiftly speedily briskly sudden suddenly whip crash snap")
+MANNER = SLOW | FAST | _set("smooth steady gradual continuous dramatic very")  # and adverbs in -ly
+NO_ADVERB = _set("family butterfly dragonfly assembly jelly belly reply supply lily bully italy july")
+CAMERAS = _set("camera cam shot view viewpoint lens drone pov perspective we")
+SHOTS = _set("shot shots movement motion move")
+# What may stand between the camera and its verb, or between two motions of one sentence.
+FILLERS = _set(
+    "is that which will can should must to then starts start begins begin continues performs perform does makes make "
+    "a an the motion motions movement movements angle and next first finally also now keeps just only later"
+)
+JOINERS = FILLERS | _set(
+    "with while before after afterward afterwards into followed by transition transitions transitioning in it plus "
+    "ending ends finishing combined but"
+)
+ORDINALS = _set("then and next first finally now")
+NEGATIONS = _set("not never no without cannot avoid avoiding avoids nor neither instead rather zero")
+OWNERS = _set("his her their my your holding holds carrying carries")  # "his camera" is a thing in the scene
+ARTICLES = _set("a an the his her their its my some")
+AT_REST = _set("fixed static stationary motionless immobile locked tripod still")
+RESTING = _set("is are stays stay remains remain holds hold held kept keeps mounted sits on a ,")
+PREPOSITIONS = _set("in on of the a an and to at by with is . ,")  # "fixed in the frame" is not about the camera
+ACROSS = _set("around about across along over the a an this its")
+BREAK = _set("and then while before as with but or who that which . ,")
+RELATIVE = _set("who that which whose where as while when ,")
+STOP = BREAK | frozenset(VERBS)
+AFTER_IN = _set(
+    "on to toward towards close closer tight tightly for from and then with while as until before after over through "
+    "past . ,"
+)
+EMPHASIS = _set("all straight sideways further ever even so by full degree degrees camera")
+NOUNS = _set("push pull zoom dolly tilt orbit pedestal")  # "a push in" needs no more than its article
+PATHS = _set("hall hallway corridor street road path trail aisle alley lane tunnel river track avenue canyon valley")
+NO_MOTION = _set(  # what a camera does, has or is without moving
+    "is was has captures shows reveals focuses films records frames faces looks sees watches catches lingers holds "
+    "stays remains rests stands sits uses needs opens lens lenses angles details settings placed positioned mounted "
+    "fixed locked still during capturing showing revealing focusing filming recording looking facing framing"
+)
+TECHNIQUES = frozenset(
+    "handheld,hand-held,hand held,shaky cam,shaky camera,dolly zoom,dolly-zoom,vertigo effect,fly-through,flythrough,"
+    "fly-over,flyover,bullet time,barrel roll,dutch angle,dutch tilt,side to side,side-to-side,back and forth".split(
+        ","
+    )
+)
+FOREIGN = re.compile("镜头|鏡頭|摄像|攝像|相机|相機|カメラ|카메라|камер|cámara|câmera|caméra|kamera", re.I)
