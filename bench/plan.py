@@ -51,10 +51,16 @@ def _family_parts(*, gpu: bool) -> tuple[list[Part], list[Part]]:
         requires = _family_needs(family)
         tests.append(Part(f"test {family}", (*flags, *_tests(family)), share=6, needs=("build",), requires=requires))
         bench = ROOT / "bench" / f"test_{family}.py"
+        on_gpu = bench.with_stem(f"{bench.stem}_gpu")  # a family whose GPU work is another than its CPU work
         if bench.exists():
-            run = ("-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider", str(bench.relative_to(ROOT)))
+            chosen = (
+                (str(on_gpu.relative_to(ROOT)), "-m", "gpu")
+                if gpu and on_gpu.exists()
+                else (str(bench.relative_to(ROOT)),)
+            )
+            run = ("-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider", *chosen)
             command = (*run, "--record", "--history", "{work}/history")
-            share = 8 if family == "rasterize" else 5
+            share = 10 if family == "rasterize" else 5
             benches.append(
                 Part(f"bench {family}", command, share, needs=(f"test {family}",), requires=requires, measures=True)
             )
@@ -99,7 +105,7 @@ def parts(*, gpu: bool, wheels: Sequence[Path] = ()) -> list[Part]:
         Part("ceilings", ("-m", "bench.ceilings", "--history", "{work}/history"), share=2, measures=True),
         *benches,
         Part(
-            "loop", loop if gpu else (*loop, "--smoke"), share=24, needs=("build",),
+            "loop", loop if gpu else (*loop, "--smoke"), share=22, needs=("build",),
             requires=("module:diffusers", "module:peft", "module:tyro", *(("memory:60",) if gpu else ())),
             measures=True,
         ),
@@ -126,6 +132,8 @@ def order(plan: Sequence[Part], only: Sequence[str]) -> list[Part]:
         wanted |= more
     if only:
         wanted.add("wheels")  # a peer may come from there
+    if "bench rasterize" in wanted:
+        wanted.add("gsplat")
     return [part for part in plan if part.name in wanted]
 
 

@@ -29,6 +29,7 @@ class Case:
     """One measured case: what ran, how fast, and its peers in the same run.
 
     `num_bytes` (read and written at least) and `num_flops`, where given, are set against the measured ceilings.
+    `peaks`: bytes of device memory that a call takes, of the backend and of peers, by their names.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     notes: str = ""
     num_bytes: int = 0
     num_flops: int = 0
+    peaks: Mapping[str, int] = field(default_factory=dict)
 
 
 def _output(*command: str) -> str:

@@ -82,14 +82,23 @@ def _run(motion: str, height: int, width: int, batch: int, device: str, peers: d
     for name, fields in peers.items():
         samples = batch if name == "value-keyed torch" else 1
         others[f"{name} ({fields} fields scaled)"] = _scaled(timings[name], samples * (FRAMES - 1) / fields)
-    members = plan.offsets[-1, 2].item() / (FRAMES - 1) / (height * width)
+    members, plan_bytes = plan.offsets[-1, 2].item(), sum(t.nbytes for t in plan.tensors())
     notes = (
         f"plan {timings['plan'].decisive:.0f} ms, transport {timings['transport'].decisive:.0f} ms, "
-        f"{members:.1%} of the pixels stretched a frame, plan {sum(t.nbytes for t in plan.tensors()) / 1e6:.0f} MB"
+        f"{members / (FRAMES - 1) / (height * width):.1%} of the pixels stretched a frame, "
+        f"plan {plan_bytes / 1e6:.0f} MB"
+    )
+    # Of the transport: the plan and the noise are read, each stretched value is read and written, a captured frame is
+    # read and its reduction written (README of noise_transport).
+    values = noise[:, :, 0, 0].numel() * 4
+    captured = len(range(0, FRAMES, CAPTURE))
+    num_bytes = (
+        plan_bytes + noise.nbytes + values * (2 * members + captured * (height * width + height * width // reduce**2))
     )
     shape = f"B{batch}-C{CHANNELS}-F{FRAMES}-H{height}-W{width}-r{reduce}"
     own = timings["both" if device == "cpu" else "transport"]
-    return Case(motion, shape, "float32", "native", own, others, notes)
+    counted = num_bytes if device == "cuda" else 0  # on a CPU the figure has the plan in it, which moves other bytes
+    return Case(motion, shape, "float32", "native", own, others, notes, num_bytes=counted)
 
 
 def _report(cases: list[Case], record_figures: bool) -> None:

@@ -147,7 +147,8 @@ def _time(size: Size, work: Work, device: str, *, compiled: bool) -> Case:
         notes += ", peak {:.0f} MB, of the reference {:.0f} MB".format(*peaks)
     shape = "x".join(map(str, size.shape)) + ("-guided" if size.guided else "")
     name = f"{size.name.split()[0]} {work.form}"
-    return Case(name, shape, str(size.dtype).removeprefix("torch."), backend, own, timings, notes)
+    dtype = str(size.dtype).removeprefix("torch.")
+    return Case(name, shape, dtype, backend, own, timings, notes, num_bytes=work.num_bytes)
 
 
 def _report(cases: list[Case], record_figures: bool) -> None:

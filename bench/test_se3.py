@@ -155,7 +155,9 @@ def _cases(pred: Tensor, target: Tensor) -> list[Case]:
     for work, variants in works.items():
         timings = measure(variants, rounds=3, device=device)
         ours = timings.pop("native")
-        cases.append(Case(work, shape, "float32", "native", ours, timings, "ours includes the input checks"))
+        num_bytes = pred.nbytes * (4 if "f+b" in work else 2)  # both paths, and both gradients
+        notes = "ours includes the input checks"
+        cases.append(Case(work, shape, "float32", "native", ours, timings, notes, num_bytes=num_bytes))
     return cases
 
 

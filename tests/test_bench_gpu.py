@@ -152,9 +152,12 @@ def test_the_real_plan(on_gpu):
         if part.name.startswith("bench "):  # no family is timed before its tests, nor beside another process
             assert part.needs == (f"test {part.name.removeprefix('bench ')}",) and part.measures
         assert ("gpu" in part.command) == (
-            (on_gpu and part.name.startswith("test ")) or part.name in ("memcheck", "racecheck")
+            (on_gpu and (part.name.startswith("test ") or part.name == "bench rasterize"))
+            or part.name in ("memcheck", "racecheck")
         )
     assert {f"bench {family}" for family in plan.FAMILIES} <= set(names)
+    speed = parts[names.index("bench rasterize")].command
+    assert ("bench/test_rasterize_gpu.py" in speed) is on_gpu and ("bench/test_rasterize.py" in speed) is not on_gpu
     assert names.index("gsplat") < names.index("test rasterize") and parts[names.index("gsplat")].background
     assert ("--smoke" in parts[names.index("loop")].command) is not on_gpu
     for name in ("memcheck", "racecheck", "ncu", "gsplat"):
@@ -178,7 +181,7 @@ def test_limits_leave_time_for_what_follows():
 
 def test_only_brings_what_it_needs():
     chosen = [part.name for part in plan.order(plan.parts(gpu=True), ["bench rasterize"])]
-    assert chosen == ["build", "wheels", "test rasterize", "bench rasterize"]
+    assert chosen == ["build", "wheels", "gsplat", "test rasterize", "bench rasterize"]
 
 
 def test_plan_prints_and_runs_nothing(tmp_path, capsys, monkeypatch):

@@ -104,6 +104,19 @@ def test_of_several_forms_the_best_counts_where_the_target_says_so():
     )
 
 
+def test_the_fastest_peer_and_the_leanest_count():
+    peers = {"gsplat 1.5.3": 9.0, "gsplat 1.5.3 packed": 7.0, "torch": 1.0}
+    peaks = {"native": 100, "gsplat 1.5.3": 500, "gsplat 1.5.3 packed": 180}
+    line = case("view", 2.0, family="rasterize", peers=peers, backend="native", peaks=peaks)
+    text = "\n".join(targets.table([("rasterize", line, None)], gpu=True))
+    assert "| 2 M Gaussians against gsplat 1.5.3 | >= 3 | 3.5 (view S) | reached |" in text
+    assert "| peak memory against gsplat 1.5.3 | >= 2 | 1.8 (view S) | **missed** |" in text
+    del line["peaks"]  # a line from before they were counted
+    assert "peak memory against gsplat 1.5.3 | >= 2 | | not measured |" in "\n".join(
+        targets.table([("rasterize", line, None)], gpu=True)
+    )
+
+
 def test_a_table_on_the_terminal_names_the_last_line(out, monkeypatch, capsys):
     monkeypatch.setattr(report, "device_name", lambda: "NVIDIA H200")
     report.print_table([Case("slow", "S", "float32", "triton", Timing(1, 2.5, 3, 1, 9, on_gpu=True))])

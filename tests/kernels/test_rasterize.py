@@ -11,7 +11,15 @@ from worldr1_kernels._native import cpu as native_module
 from worldr1_kernels.rasterize.arguments import Inputs, Settings
 from worldr1_kernels.rasterize.native_impl import rasterize_native
 from worldr1_kernels.rasterize.ops import rasterize_op
-from worldr1_kernels.testing import GaussianScene, check_compiles, check_op, gaussian_scene, noncontiguous, poison_empty
+from worldr1_kernels.testing import (
+    GaussianScene,
+    check_compiles,
+    check_op,
+    gaussian_scene,
+    noncontiguous,
+    pixel_aligned_scene,
+    poison_empty,
+)
 
 TIGHT = 1e-5
 SHARE = 1e-4  # of pixels may lie outside TIGHT, where a splat crosses a threshold
@@ -368,3 +376,16 @@ class TestErrors:
         out = rasterize(*scene, 8, 8).render_colors
         assert out.dtype == torch.float32
         assert torch.equal(out, rasterize(*self.scene._replace(colors=scene.colors.float()), 8, 8).render_colors)
+
+
+def test_pixel_aligned_scene_is_one_small_splat_a_pixel() -> None:
+    scene = pixel_aligned_scene(2, 24, 16, num_views=3, sh_degree=1)
+    assert len(scene.means) == 2 * 24 * 16 and scene.colors.shape == (768, 4, 3) and scene.viewmats.shape == (3, 4, 4)
+    eye = torch.eye(3).expand(3, 3, 3)
+    torch.testing.assert_close(scene.viewmats[:, :3, :3] @ scene.viewmats[:, :3, :3].mT, eye, rtol=0, atol=1e-6)
+    depth = scene.means[:, 2]
+    sigma = scene.scales / depth[:, None] * 24  # pixels
+    assert 0.3 <= float(sigma.min()) and float(sigma.max()) <= 0.9 + 1e-5
+    # Seen from the baseline, the frame is covered.
+    alphas = rasterize(*scene, 24, 16, sh_degree=1).render_alphas
+    assert float(alphas[1].min()) > 0.8 and float(alphas.mean()) > 0.8

@@ -3,7 +3,7 @@
 from worldr1_kernels.testing.compare import assert_close_two_errors, two_errors
 from worldr1_kernels.testing.harness import check_compiles, check_gradients, check_op
 from worldr1_kernels.testing.inputs import generator, noncontiguous, normal, poison_empty, uniform
-from worldr1_kernels.testing.scenes import GaussianScene, gaussian_scene
+from worldr1_kernels.testing.scenes import GaussianScene, gaussian_scene, pixel_aligned_scene
 
 __all__ = [
     "GaussianScene",
@@ -15,6 +15,7 @@ __all__ = [
     "generator",
     "noncontiguous",
     "normal",
+    "pixel_aligned_scene",
     "poison_empty",
     "two_errors",
     "uniform",

@@ -15,7 +15,7 @@ class GaussianScene(NamedTuple):
     quats: Tensor  # [N, 4]
     scales: Tensor  # [N, 3]
     opacities: Tensor  # [N]
-    colors: Tensor  # [N, D]
+    colors: Tensor  # [N, D], or harmonics [N, K, 3]
     viewmats: Tensor  # [C, 4, 4]
     Ks: Tensor  # [C, 3, 3]
 
@@ -70,3 +70,67 @@ def gaussian_scene(
         intrinsics.repeat(num_views, 1, 1),
     )
     return GaussianScene(*(t.float().to(dtype) for t in tensors))
+
+
+def pixel_aligned_scene(
+    num_frames: int,
+    width: int,
+    height: int,
+    *,
+    num_views: int = 1,
+    sh_degree: int = 2,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> GaussianScene:
+    """What a model that predicts one Gaussian a pixel gives: frames of a bumpy surface, small splats, harmonics.
+
+    The frames' cameras stand side by side, so their surfaces lie over each other to within their noise of depth (1 %).
+
+    Args:
+      num_frames: Frames that are lifted; N = num_frames x width x height.
+      width: Pixels of a frame, and of the views; the focal length is as long.
+      height: Pixels.
+      num_views: Cameras along the same baseline, each turned a little.
+      sh_degree: Degree of the colours, [N, (sh_degree + 1)^2, 3] in place of [N, D].
+      seed: Seed.
+      device: Where the tensors are made; the values depend on it.
+    Returns:
+      GaussianScene in float32.
+    """
+    g = torch.Generator(device).manual_seed(seed)
+    num, focal = num_frames * width * height, float(width)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=g, device=device)
+
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device) + 0.5, torch.arange(width, device=device) + 0.5, indexing="ij"
+    )
+    ray = torch.stack([(x - width / 2) / focal, (y - height / 2) / focal, torch.ones_like(x)], -1).reshape(1, -1, 3)
+    bumps = (
+        4.0 + 0.8 * torch.sin(9.0 * ray[..., 0]) * torch.cos(7.0 * ray[..., 1]) + 0.3 * torch.sin(31.0 * ray[..., 0])
+    )
+    depth = bumps * (0.99 + 0.02 * uniform(num_frames, width * height))  # [F, P]
+    stand = torch.linspace(-0.2, 0.2, num_frames, device=device) if num_frames > 1 else torch.zeros(1, device=device)
+    means = ray * depth[..., None]
+    means[..., 0] += stand[:, None]
+    sigma = 0.3 * 3.0 ** uniform(num, 3)  # pixels, .3 to .9
+    colors = 0.1 * torch.randn(num, (sh_degree + 1) ** 2, 3, generator=g, device=device)
+    colors[:, 0] += 3.0 * (uniform(num, 3) - 0.5)
+
+    along = torch.linspace(-1.0, 1.0, num_views, device=device) if num_views > 1 else torch.zeros(1, device=device)
+    turn = 0.1 * along
+    viewmats = torch.eye(4, device=device).repeat(num_views, 1, 1)
+    viewmats[:, 0, 0] = viewmats[:, 2, 2] = turn.cos()
+    viewmats[:, 0, 2], viewmats[:, 2, 0] = turn.sin(), -turn.sin()
+    viewmats[:, 0, 3] = -0.3 * along
+    Ks = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], device=device)
+    return GaussianScene(
+        means=means.reshape(num, 3).contiguous(),
+        quats=torch.randn(num, 4, generator=g, device=device),
+        scales=sigma * (depth.reshape(num, 1) / focal),
+        opacities=0.3 + 0.69 * uniform(num),
+        colors=colors,
+        viewmats=viewmats,
+        Ks=Ks.repeat(num_views, 1, 1),
+    )

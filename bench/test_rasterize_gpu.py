@@ -1,0 +1,206 @@
+"""Speed of the rasterizer on a GPU: `python -m pytest bench/test_rasterize_gpu.py -s [--record]`.
+
+The work is that of the rewards: five frames of 832x480, one Gaussian a pixel (2 M), harmonics of degree 2, as RGB and
+depth from 1 and from 240 cameras; backward; and a small scene, where launches are what costs. Peer: gsplat 1.5.3's own
+CUDA kernels (`bench.gsplat_build`), packed and not, all cameras in a call and few; the fastest counts. Pictures and
+gradients are compared first: ours with the CPU's (which the tests hold against float64), the peer's with ours.
+
+    python -m pytest bench/test_rasterize_gpu.py -m "not gpu"    # the same code on a CPU, 500 Gaussians
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import gsplat_build
+from bench.peers import gsplat_torch
+from bench.report import Case, print_table, record
+from bench.timing import measure
+from worldr1_kernels import rasterize
+from worldr1_kernels.testing import GaussianScene, pixel_aligned_scene
+
+SH_DEGREE = 2
+MODE = "RGB+D"
+CHANNELS = 4
+VIEWS_A_CALL = 8  # of a peer's calls when there are many views
+
+
+class Size(NamedTuple):
+    name: str
+    num_frames: int
+    width: int
+    height: int
+    views: int
+
+    def scene(self, device: str) -> GaussianScene:
+        return pixel_aligned_scene(
+            self.num_frames, self.width, self.height, num_views=self.views, sh_degree=SH_DEGREE, device=device
+        )
+
+
+SIZES = {
+    "view": Size("view", 5, 832, 480, 1),
+    "views": Size("views", 5, 832, 480, 240),
+    "small": Size("small", 1, 128, 80, 1),
+}
+TINY = Size("tiny", 1, 25, 20, 3)
+
+Render = Callable[[GaussianScene], tuple[Tensor, Tensor]]
+
+
+def _ours(scene: GaussianScene, *, size: Size, backend: str = "native") -> tuple[Tensor, Tensor]:
+    out = rasterize(
+        *scene, size.width, size.height, sh_degree=SH_DEGREE, render_mode=MODE, compat="gsplat-1.5",
+        backend=backend,
+    )  # fmt: skip
+    return out.render_colors, out.render_alphas
+
+
+def _gsplat(scene: GaussianScene, *, size: Size, packed: bool, views: int) -> tuple[Tensor, Tensor]:
+    import gsplat
+
+    parts = [
+        gsplat.rasterization(
+            *scene[:5], scene.viewmats[i : i + views], scene.Ks[i : i + views], size.width, size.height,
+            sh_degree=SH_DEGREE, render_mode=MODE, packed=packed,
+        )[:2]
+        for i in range(0, size.views, views)
+    ]  # fmt: skip
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _gsplat_torch(scene: GaussianScene, *, size: Size) -> tuple[Tensor, Tensor]:
+    return gsplat_torch(*scene, width=size.width, height=size.height, sh_degree=SH_DEGREE, render_mode=MODE)
+
+
+def _peers(size: Size, device: str) -> dict[str, Render]:
+    if device == "cpu":
+        return {"gsplat 1.5.3 torch code": partial(_gsplat_torch, size=size)}
+    if gsplat_build.unavailable() is not None:
+        return {}
+    found: dict[str, Render] = {}
+    for views in sorted({min(VIEWS_A_CALL, size.views), size.views}):
+        for packed in (False, True):
+            name = f"gsplat 1.5.3{' packed' if packed else ''}" + (f", {views} views a call" if size.views > 1 else "")
+            found[name] = partial(_gsplat, size=size, packed=packed, views=views)
+    return found
+
+
+def _wrong_pixels(ours: Tensor, other: Tensor, *, limit: float) -> float:
+    """Share of pixels that are off by more than `limit` in a colour, or by six times that in depth."""
+    scale = torch.tensor([1.0] * (CHANNELS - 1) + [6.0], device=ours.device)
+    difference = (ours.detach() - other.detach().to(ours.device)).abs() / scale
+    return float((difference.amax(-1) > limit).double().mean())
+
+
+def _leaves(scene: GaussianScene) -> GaussianScene:
+    """All but Ks want a gradient: gsplat has none for them."""
+    wanted = (t.detach().clone().requires_grad_() for t in scene[:6])
+    return GaussianScene(*wanted, scene.Ks)
+
+
+def _backward(render: Render, scene: GaussianScene) -> Callable[[], tuple[Tensor, ...]]:
+    """Backward alone, from one gradient of colours and alphas."""
+    leaves = _leaves(scene)
+    colors, alphas = render(leaves)
+    g = torch.Generator().manual_seed(1)
+    gradients = [torch.randn(t.shape, generator=g).to(t.device) for t in (colors, alphas)]
+    return lambda: torch.autograd.grad((colors, alphas), leaves[:6], gradients, retain_graph=True)
+
+
+def _largest_error(ours: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> float:
+    """Of the gradients, relative L2."""
+    pairs = zip(ours, other, strict=True)
+    return max(float((a - b.to(a.device)).norm() / a.norm()) for a, b in pairs)
+
+
+def _peak_bytes(function: Callable[[], object]) -> int:
+    """Device memory that a call takes beside what is there, its results among it; 0 on a CPU."""
+    if not torch.cuda.is_available():
+        return 0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def floor_bytes(scene: GaussianScene, size: Size, *, backward: bool) -> int:
+    """What a call must move at least: every Gaussian once, whatever the number of views, and every picture once; in the
+    backward their gradients, and what the forward kept of each pixel."""
+    gaussians = sum(t.nbytes for t in scene[:5])
+    pixels = size.views * size.width * size.height
+    return 2 * gaussians + pixels * 4 * (CHANNELS + 3) if backward else gaussians + pixels * 4 * (CHANNELS + 1)
+
+
+def _fitting(variants: dict[str, Callable[[], object]]) -> tuple[dict[str, Callable[[], object]], list[str]]:
+    """The variants that the memory suffices for, and the names of the others."""
+    kept, without = {}, []
+    for name, function in variants.items():
+        try:
+            function()
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            without.append(name)
+        else:
+            kept[name] = function
+    return kept, without
+
+
+def _case(size: Size, device: str, *, backward: bool) -> Case:
+    scene = size.scene(device)
+    ours: Render = partial(_ours, size=size)
+    renders = {"native": ours, **_peers(size, device)}
+    few = scene._replace(viewmats=scene.viewmats[:3], Ks=scene.Ks[:3])
+    picture, there = ours(few)[0], _ours(GaussianScene(*(t.cpu() for t in few)), size=size)[0]
+    assert _wrong_pixels(picture, there, limit=1e-5) <= 1e-3, size.name
+    some = size._replace(views=len(few.viewmats))
+    for name, render in _peers(some, device).items():
+        assert _wrong_pixels(picture, render(few)[0], limit=1e-4) <= 1e-3, (size.name, name)
+    if backward:
+        gradients = _backward(ours, few)()
+        there = _backward(partial(_ours, size=size), GaussianScene(*(t.cpu() for t in few)))()
+        assert _largest_error(gradients, there) <= 1e-2, size.name
+        for name, render in _peers(some, device).items():
+            assert _largest_error(gradients, _backward(render, few)()) <= 5e-2, (size.name, name)
+        del gradients, there
+
+    variants: dict[str, Callable[[], object]]
+    if backward:
+        variants = {name: _backward(render, scene) for name, render in renders.items()}
+    else:
+        variants = {name: partial(render, scene) for name, render in renders.items()}
+    variants, without = _fitting(variants)
+    peaks = {name: _peak_bytes(function) for name, function in variants.items()}
+    timings = measure(variants, rounds=3, seconds_per_round=0.05, min_calls=1, device=device)
+    own = timings.pop("native")
+    notes = [f"{own.decisive / size.views:.4f} ms a view", *(f"{name}: out of memory" for name in without)]
+    if device == "cuda":
+        notes.append("peak " + ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in peaks.items()))
+    shape = f"N{len(scene.means)}-C{size.views}-H{size.height}-W{size.width}-SH{SH_DEGREE}-{MODE}"
+    return Case(
+        f"{size.name} back" if backward else size.name, shape, "float32", "native", own, timings, ", ".join(notes),
+        num_bytes=floor_bytes(scene, size, backward=backward), peaks=peaks,
+    )  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "backward"), [("view", False), ("views", False), ("view", True), ("small", False)])
+def test_gpu(name: str, backward: bool, record_figures: bool) -> None:
+    case = _case(SIZES[name], "cuda", backward=backward)
+    print()
+    print_table([case])
+    print(f"{case.name:12} {case.shape:44} {case.notes}")
+    if record_figures:
+        print(f"recorded in {record([case], 'rasterize')}")
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_same_on_a_cpu(backward: bool) -> None:
+    """The comparisons and the bookkeeping, where there is no GPU; records nothing."""
+    case = _case(TINY, "cpu", backward=backward)
+    assert set(case.peers) == {"gsplat 1.5.3 torch code"} and case.num_bytes > 500 * 152
