@@ -77,8 +77,10 @@ def _run(motion: str, height: int, width: int, batch: int, device: str, peers: d
             noise[:1], flow[: peers["value-keyed torch"]], capture=CAPTURE, reduce=reduce
         ),
     }
+    if device == "cuda":
+        variants["triton"] = lambda: noise_transport(noise, plan, backend="triton", **options)
     timings = _timed(variants, device)
-    others = {}
+    others = {"triton": timings["triton"]} if device == "cuda" else {}
     for name, fields in peers.items():
         samples = batch if name == "value-keyed torch" else 1
         others[f"{name} ({fields} fields scaled)"] = _scaled(timings[name], samples * (FRAMES - 1) / fields)

@@ -37,7 +37,7 @@ from worldr1.schedule import rollout_sigmas
 from worldr1.update import make_optimizer, policy_step, sample_gradients
 from worldr1_kernels import rasterize, trajectory_reward
 from worldr1_kernels.sde_step import sde_step
-from worldr1_kernels.testing import gaussian_scene
+from worldr1_kernels.testing import pixel_aligned_scene
 
 FILE = "wan_loop"
 OFFICIAL = "official release"
@@ -166,15 +166,13 @@ def stage_rows(loop: Loop) -> None:
     batch = prompt_batch([PROMPT], config=config, iteration=0, dynamic=False, rank=0, world_size=1)
     batch = replace(batch, viewmats=batch.viewmats.to(device))
     shape = loop.policy.latent_shape(config.video)
-    scene = gaussian_scene(
-        loop.size.num_gaussians, config.video.width, config.video.height, num_views=loop.size.num_views
-    )
-    scene = type(scene)(*(t.to(device) for t in scene))
+    width, height = config.video.width, config.video.height
+    scene = pixel_aligned_scene(1, width, height, num_views=loop.size.num_views, sh_degree=0, device=device)
     path = batch.repeat(batch.viewmats)
     depth = torch.ones(len(path), device=device)
 
     def render() -> object:
-        return rasterize(*scene, config.video.width, config.video.height, render_mode="RGB+D", backend="native")
+        return rasterize(*scene, width, height, sh_degree=0, render_mode="RGB+D", backend="native")
 
     works: dict[str, tuple[str, Callable[[], object]]] = {
         "noise": ("float32", lambda: initial_noise(batch, shape, config=config)),
@@ -185,7 +183,7 @@ def stage_rows(loop: Loop) -> None:
     notes = {
         "noise": "of the whole group, the plan cached",
         "decode": "one video",
-        "rewards, render": f"one video's scene of {loop.size.num_gaussians} Gaussians in {loop.size.num_views} views",
+        "rewards, render": f"one video's scene of {len(scene.means)} Gaussians in {loop.size.num_views} views",
         "rewards, S_traj": "of the whole group",
     }
     for name, (dtype, work) in works.items():

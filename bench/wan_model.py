@@ -25,11 +25,10 @@ PROMPT = "The camera pushes in through a garden"
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured: the transformer's arguments, the settings of a run, and the scene that the rewards render."""
+    """What is measured: the transformer's arguments, the settings of a run, and how many views the rewards render."""
 
     transformer: dict[str, Any]
     config: TrainConfig
-    num_gaussians: int
     num_views: int
 
 
@@ -39,7 +38,7 @@ def size_of(*, smoke: bool) -> Size:
     rollout = replace(config.rollout, prompts_per_iteration=1, guidance_scale=1.0, share_initial_noise=True)
     config = replace(config, rollout=rollout)
     if not smoke:
-        return Size(WAN["1.3b"], config, config.video.height * config.video.width, config.video.num_frames)
+        return Size(WAN["1.3b"], config, config.video.num_frames)
     config = replace(
         config,
         model=replace(config.model, lora_rank=2, lora_alpha=4),
@@ -47,7 +46,7 @@ def size_of(*, smoke: bool) -> Size:
         schedule=replace(config.schedule, num_steps=6, window_range=(0, 4)),
         rollout=replace(rollout, group_size=4),
     )
-    return Size(TINY, config, 100, 2)
+    return Size(TINY, config, 2)
 
 
 class RandomWan(WanPolicy):
