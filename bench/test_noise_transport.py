@@ -84,7 +84,7 @@ def _run(motion: str, height: int, width: int, batch: int, device: str, peers: d
     for name, fields in peers.items():
         samples = batch if name == "value-keyed torch" else 1
         others[f"{name} ({fields} fields scaled)"] = _scaled(timings[name], samples * (FRAMES - 1) / fields)
-    members, plan_bytes = plan.offsets[-1, 2].item(), sum(t.nbytes for t in plan.tensors())
+    members, plan_bytes = int(plan.offsets[-1, 2]), sum(t.nbytes for t in plan.tensors())
     notes = (
         f"plan {timings['plan'].decisive:.0f} ms, transport {timings['transport'].decisive:.0f} ms, "
         f"{members / (FRAMES - 1) / (height * width):.1%} of the pixels stretched a frame, "
@@ -92,7 +92,7 @@ def _run(motion: str, height: int, width: int, batch: int, device: str, peers: d
     )
     # Of the transport: the plan and the noise are read, each stretched value is read and written, a captured frame is
     # read and its reduction written (README of noise_transport).
-    values = noise[:, :, 0, 0].numel() * 4
+    values = 4 * batch * CHANNELS
     captured = len(range(0, FRAMES, CAPTURE))
     num_bytes = (
         plan_bytes + noise.nbytes + values * (2 * members + captured * (height * width + height * width // reduce**2))

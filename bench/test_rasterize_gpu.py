@@ -99,8 +99,7 @@ def _wrong_pixels(ours: Tensor, other: Tensor, *, limit: float) -> float:
 
 def _leaves(scene: GaussianScene) -> GaussianScene:
     """All but Ks want a gradient: gsplat has none for them."""
-    wanted = (t.detach().clone().requires_grad_() for t in scene[:6])
-    return GaussianScene(*wanted, scene.Ks)
+    return GaussianScene(*(t.detach().clone().requires_grad_(t is not scene.Ks) for t in scene))
 
 
 def _backward(render: Render, scene: GaussianScene) -> Callable[[], tuple[Tensor, ...]]:
@@ -162,11 +161,12 @@ def _case(size: Size, device: str, *, backward: bool) -> Case:
     small = size._replace(views=len(few.viewmats))
     _check_ours(small, few, backward=backward)
     left_out = []
+    renders: dict[str, Render] = {"native": partial(_ours, size=size), **_peers(size, device)}
     variants: dict[str, Callable[[], object]] = {}
-    for name, render in {"native": partial(_ours, size=size), **_peers(size, device)}.items():
+    for name, render in renders.items():
         try:
             trouble = "" if name == "native" else _disagrees(small, few, render, backward=backward)
-            call = _backward(render, scene) if backward else partial(render, scene)
+            call: Callable[[], object] = _backward(render, scene) if backward else partial(render, scene)
             call()
         except torch.OutOfMemoryError:
             trouble = "out of memory"
