@@ -141,7 +141,7 @@ class RolloutConfig:
 
     group_size: int = 8
     """Samples per prompt (G). Advantages are relative to the group; less than 4 needs --rollout.allow-small-group."""
-    prompts_per_iteration: int = 4
+    prompts_per_iteration: int = 8
     """Prompts (groups) per iteration over all ranks."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 runs no unconditional pass."""
@@ -209,7 +209,7 @@ class AdvantageConfig:
 class UpdateConfig:
     """The policy gradient step."""
 
-    learning_rate: float = 6e-4
+    learning_rate: float = 8e-4
     """AdamW learning rate of the LoRA."""
     warmup_iterations: int = 0
     """The rate rises linearly over so many iterations: AdamW's first steps have unit size whatever the gradient."""
@@ -225,7 +225,7 @@ class UpdateConfig:
     deferred: bool = False
     """Backward pass inside the rollout, one gradient per sample, weighted when the rewards arrive: the first update of
     a rollout then needs no forward of its own."""
-    kl_beta: float = 0.02
+    kl_beta: float = 0.04
     """Weight of the KL to the adapter-off reference; 0 skips the reference forward."""
     max_grad_norm: float = 1.0
     """Gradient norm clip."""
@@ -265,7 +265,7 @@ class EvaluationConfig:
 class TrainConfig:
     """World-R1 training. With no arguments: the embedded micro world on this machine, through the production path."""
 
-    max_iterations: int = 150
+    max_iterations: int = 190
     """Training iterations."""
     seed: int = 0
     """Seed of everything; two runs with the same seed on one machine write identical metrics."""
@@ -300,7 +300,9 @@ class TrainConfig:
     camera: CameraConfig = MICRO_CAMERA
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(share_initial_noise=True))
+    rollout: RolloutConfig = field(
+        default_factory=lambda: RolloutConfig(share_initial_noise=True, share_first_step=True)
+    )
     reward: RewardConfig = field(
         default_factory=lambda: RewardConfig(metric_paths=True, weight_recon=0.1, weight_meta=0.1, weight_gen=0.2)
     )

@@ -36,7 +36,7 @@ def test_defaults_are_valid(good):
     [
         ({"max_iterations": -1}, "max_iterations must be >= 0, got -1"),
         ({"rollout": RolloutConfig(group_size=2)}, "group_size must be >= 4, got 2; --rollout.allow-small-group"),
-        ({"rollout": RolloutConfig(micro_batch=5)}, "micro_batch must divide the 32 samples of a rank, got 5"),
+        ({"rollout": RolloutConfig(micro_batch=5)}, "micro_batch must divide the 64 samples of a rank, got 5"),
         ({"schedule": ScheduleConfig(window_range=(0, 8))}, "window_range must satisfy .*got \\(0, 8\\)"),
         ({"schedule": ScheduleConfig(window_size=9)}, "window_size must be in \\[1, 3\\]"),
         ({"schedule": ScheduleConfig(noise_level=float("nan"))}, "noise_level must be in"),

@@ -140,13 +140,16 @@ def test_shares_of_the_official_recipe_on_wan() -> None:
     assert model.backward - costs["attention"].backward == spared
 
 
-def test_passes_of_the_settings() -> None:
-    micro = passes_per_sample(TrainConfig())
-    s, g = TrainConfig().schedule, TrainConfig().rollout.group_size
+@pytest.mark.parametrize("first_too", [False, True])
+def test_passes_of_the_settings(first_too: bool) -> None:
+    config = replace(TrainConfig(), rollout=replace(TrainConfig().rollout, share_first_step=first_too))
+    micro = passes_per_sample(config)
+    s, g = config.schedule, config.rollout.group_size
     starts = range(s.window_range[0], s.window_range[1] - s.window_size + 1)
-    shared = sum(s.num_steps - i * (1 - 1 / g) for i in starts) / len(starts)
-    assert micro.rollout == pytest.approx(shared) and micro.reference == s.window_size
-    guided = replace(TrainConfig(), rollout=replace(TrainConfig().rollout, guidance_scale=5.0))
+    saved = 1 - 1 / g  # of a step that a group takes once
+    shared = sum(s.num_steps - i * saved for i in starts) / len(starts) - first_too * saved
+    assert micro.rollout == pytest.approx(shared) and micro.reference == s.window_size - first_too * saved
+    guided = replace(config, rollout=replace(config.rollout, guidance_scale=5.0))
     assert passes_per_sample(guided) == pytest.approx([2 * n for n in micro])
 
 

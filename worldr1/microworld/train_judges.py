@@ -6,7 +6,6 @@ on scenes that it was not trained on.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -35,6 +34,7 @@ from worldr1.microworld.networks import (
     bag_of_words,
     viewmats_to_poses,
 )
+from worldr1.microworld.training import Muon, cosine
 
 Log = Callable[[str], None]
 
@@ -60,7 +60,7 @@ _FULL_DISTANCE = {
 
 
 def microgeo(
-    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 6000, num_steps: int = 2400
+    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 6000, num_steps: int = 1200
 ) -> dict[str, float]:
     """Train the reconstructor of the rewards into assets/microgeo.
 
@@ -84,7 +84,7 @@ def microgeo(
 
 
 def evaluator(
-    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 6000, num_steps: int = 3000
+    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 6000, num_steps: int = 1500
 ) -> dict[str, float]:
     """Train the independent evaluator into assets/microeval: another network, scenes and seed than those of MicroGeo.
 
@@ -115,7 +115,7 @@ def evaluator(
 
 
 def perceptual(
-    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 1500, num_steps: int = 800
+    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 1500, num_steps: int = 600
 ) -> dict[str, float]:
     """Train the perceptual distance into assets/microperceptual: graded changes of a frame, a distance set for each.
 
@@ -139,7 +139,7 @@ def perceptual(
 
 
 def aesthetic(
-    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 1500, num_steps: int = 800
+    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 1500, num_steps: int = 600
 ) -> dict[str, float]:
     """Train the aesthetic judge into assets/microaesthetic: a Bradley-Terry model of the less degraded of two frames.
 
@@ -183,7 +183,7 @@ def aesthetic(
 
 
 def critic(
-    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 1000, num_rounds: int = 6, num_steps: int = 900
+    assets: Path, *, seed: int = 0, log: Log = print, num_clips: int = 1000, num_rounds: int = 6, num_steps: int = 600
 ) -> dict[str, float]:
     """Train the critic into assets/microcritic: novel views of scenes broken to a known degree, graded 9 (whole) to 0.
 
@@ -283,20 +283,16 @@ def _in_bfloat16(network: nn.Module, *inputs: Tensor):
 
 
 def _fit(name: str, network: nn.Module, loss: Callable[[], Tensor], *, num_steps: int, log: Log) -> None:
-    """AdamW over `num_steps` values of `loss`; the rate warms up, then falls along a cosine."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
-    warmup = max(1, num_steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda k: min((k + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * k / num_steps))
-    )
+    """Muon over `num_steps` values of `loss`; the rate warms up, then falls along a cosine."""
+    optimizer = Muon(network, learning_rate=_LEARNING_RATE, weight_decay=0.01)
     start, recent = time.perf_counter(), []
     for step in range(num_steps):
         value = loss()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.set_learning_rate(_LEARNING_RATE * cosine(step, num_steps, warm_up=max(1, num_steps // 20)))
+        optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
         recent.append(float(value.detach()))
         if (step + 1) % 100 == 0 or step + 1 == num_steps:
             mean, seconds = sum(recent) / len(recent), time.perf_counter() - start

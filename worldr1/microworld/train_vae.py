@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from worldr1.microworld.dataset import CaptionedClips
+from worldr1.microworld.training import Muon, cosine, load_state, save_state
 
 LATENT_CHANNELS = 12
 _LEARNING_RATE, _BATCH, _WARM_UP = 2e-3, 4, 50
-_KL_WEIGHT = 1e-4
+_KL_WEIGHT = 1e-6
 _REFINE_RATE, _REFINE_NOISE = 1e-3, 0.5
 
 
@@ -69,13 +68,13 @@ def train_vae(
     held_out: CaptionedClips,
     *,
     checkpoint: Path,
-    num_steps: int = 3000,
+    num_steps: int = 1400,
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> Any:
     """Train the autoencoder from nothing, or go on from `checkpoint`.
 
-        loss = |d| + 2 d^2 + 1e-4 KL(posterior || N(0, 1)),  d = decode(mean + std z) - video, means over elements
+        loss = |d| + 2 d^2 + 1e-6 KL(posterior || N(0, 1)),  d = decode(mean + std z) - video, means over elements
 
     Args:
       clips, held_out: To learn from; to print the PSNR on.
@@ -89,14 +88,12 @@ def train_vae(
     torch.manual_seed(seed)
     vae = build_vae()
     _channels_last(vae)
-    optimizer = torch.optim.AdamW(vae.parameters(), _LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = Muon(vae, learning_rate=_LEARNING_RATE, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed + 1)
     first = load_state(checkpoint, model=vae, optimizer=optimizer, generator=generator)
     started = time.monotonic()
     for step in range(first, num_steps):
-        rate = cosine(step, num_steps, warm_up=_WARM_UP)
-        for group in optimizer.param_groups:
-            group["lr"] = _LEARNING_RATE * rate + 1e-5
+        optimizer.set_learning_rate(_LEARNING_RATE * cosine(step, num_steps, warm_up=_WARM_UP) + 1e-5)
         index = torch.randint(0, len(clips.video), (_BATCH,), generator=generator)
         video = clips.batch(index).contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast("cpu", torch.bfloat16):
@@ -125,7 +122,7 @@ def refine_decoder(
     latents: Tensor,
     *,
     checkpoint: Path,
-    num_steps: int = 3000,
+    num_steps: int = 800,
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> None:
@@ -146,13 +143,12 @@ def refine_decoder(
     mean, std = (torch.tensor(v).view(-1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     _channels_last(vae)
     half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
-    optimizer = torch.optim.AdamW(half.parameters(), _REFINE_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = Muon(half, learning_rate=_REFINE_RATE, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed + 2)
     first = load_state(checkpoint, model=half, optimizer=optimizer, generator=generator)
     started = time.monotonic()
     for step in range(first, num_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = _REFINE_RATE * cosine(step, num_steps, warm_up=_WARM_UP)
+        optimizer.set_learning_rate(_REFINE_RATE * cosine(step, num_steps, warm_up=_WARM_UP))
         index = torch.randint(0, len(clips.video), (_BATCH,), generator=generator)
         strength = _REFINE_NOISE * torch.rand(_BATCH, 1, 1, 1, 1, generator=generator)
         strength[: _BATCH // 2] = 0.0
@@ -166,7 +162,7 @@ def refine_decoder(
         optimizer.step()
         if step % 100 == 99:
             log(f"decoder {step + 1}/{num_steps} loss {loss.item():.5f}{_since(started)}")
-        if step % 500 == 499 or step == num_steps - 1:
+        if step % 400 == 399 or step == num_steps - 1:
             save_state(checkpoint, step + 1, model=half, optimizer=optimizer, generator=generator)
             log(f"decoder {step + 1}/{num_steps} PSNR {measure_psnr(vae, held_out):.2f} dB on held-out scenes")
 
@@ -204,30 +200,6 @@ def encode_clips(vae: Any, clips: CaptionedClips, *, log: Callable[[str], None] 
 
 def _since(started: float) -> str:
     return f" {time.monotonic() - started:.0f} s"
-
-
-def cosine(step: int, num_steps: int, *, warm_up: int) -> float:
-    """Learning rate factor: linear warm-up, then half a cosine to 0."""
-    return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / num_steps))
-
-
-def save_state(path: Path, step: int, *, generator: torch.Generator, **parts: Any) -> None:
-    """Write the state of a training through a temporary file, so that an interruption leaves the one before."""
-    state = {"step": step, "generator": generator.get_state(), **{name: p.state_dict() for name, p in parts.items()}}
-    temporary = path.with_suffix(".partial")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-def load_state(path: Path, *, generator: torch.Generator, **parts: Any) -> int:
-    """Read what `save_state` wrote; returns the steps done, 0 where there is no file."""
-    if not path.is_file():
-        return 0
-    state = torch.load(path, weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    generator.set_state(state["generator"])
-    return int(state["step"])
 
 
 def _channels_last(model: nn.Module) -> None:

@@ -1,7 +1,6 @@
 """The embedded policy: a plain WanPipeline folder whose parts do what the recipe says."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from worldr1.microworld.train_base import (
 )
 from worldr1.microworld.train_vae import (
     build_vae,
-    cosine,
     decode_unclamped,
     encode_clips,
     measure_psnr,
@@ -208,17 +206,11 @@ def test_refining_the_decoder_leaves_the_encoder_and_lowers_the_error(tmp_path):
         latents = encode_clips(vae, clips, log=lambda _: None)
     psnr = measure_psnr(vae, clips)
     refine_decoder(
-        vae, clips, held_out, latents, checkpoint=tmp_path / "s.pt", num_steps=12, log=lambda _: None
+        vae, clips, held_out, latents, checkpoint=tmp_path / "s.pt", num_steps=20, log=lambda _: None
     )  # fmt: skip
     moved = {name.split(".")[0] for name, p in vae.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"decoder", "post_quant_conv"}
     assert measure_psnr(vae, clips) > psnr + 1.0
-
-
-def test_learning_rate_cycle_starts_and_ends_low():
-    assert cosine(0, 1000, warm_up=100) == pytest.approx(0.01)
-    assert cosine(550, 1000, warm_up=100) == pytest.approx(0.5 + 0.5 * math.cos(0.55 * math.pi))
-    assert cosine(999, 1000, warm_up=100) < 1e-5
 
 
 def test_a_written_folder_replaces_the_old_one_and_loads(tmp_path):
