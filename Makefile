@@ -37,7 +37,7 @@ test-slow: $(VENV)/.installed-dev  ## tests that take more than about 20 seconds
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .
-	$(BIN)/mypy worldr1 worldr1_kernels
+	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev  ## profile the hot paths against named peers
 	$(BIN)/python -m pytest bench/ $(ARGS)

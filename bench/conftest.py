@@ -24,13 +24,6 @@ def pytest_configure(config: pytest.Config) -> None:
         report.HISTORY = folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu") is not None:
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-
-
 @pytest.fixture(scope="session")
 def record_figures(request: pytest.FixtureRequest) -> bool:
     """Whether the run was asked to keep its figures."""

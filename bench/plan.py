@@ -51,14 +51,12 @@ def _family_parts(*, gpu: bool) -> tuple[list[Part], list[Part]]:
         requires = _family_needs(family)
         tests.append(Part(f"test {family}", (*flags, *_tests(family)), share=6, needs=("build",), requires=requires))
         bench = ROOT / "bench" / f"test_{family}.py"
-        on_gpu = bench.with_stem(f"{bench.stem}_gpu")  # a family whose GPU work is another than its CPU work
         if bench.exists():
-            chosen = (
-                (str(on_gpu.relative_to(ROOT)), "-m", "gpu")
-                if gpu and on_gpu.exists()
-                else (str(bench.relative_to(ROOT)),)
-            )
-            run = ("-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider", *chosen)
+            on_gpu = bench.with_stem(f"{bench.stem}_gpu")  # a family whose GPU work is another than its CPU work
+            only: tuple[str, ...] = ()
+            if gpu and on_gpu.exists():
+                bench, only = on_gpu, ("-m", "gpu")
+            run = ("-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider", str(bench.relative_to(ROOT)), *only)
             command = (*run, "--record", "--history", "{work}/history")
             share = 10 if family == "rasterize" else 5
             benches.append(

@@ -84,11 +84,11 @@ def workloads() -> dict[str, Callable[[], object]]:
     """One call of each family on the GPU; everything is prepared before."""
     from worldr1_kernels import noise_transport, plan_transport, rasterize, trajectory_error
     from worldr1_kernels.sde_step import sde_step
-    from worldr1_kernels.testing import gaussian_scene, normal
+    from worldr1_kernels.testing import GaussianScene, gaussian_scene, normal
 
     height, width = 480, 832
     scene = gaussian_scene(height * width, width, height)
-    leaves = [t.cuda().requires_grad_() for t in scene]
+    leaves = GaussianScene(*(t.cuda().requires_grad_() for t in scene))
     flow = torch.full((8, 2, height, width), 2.6).cuda()
     plan = plan_transport(flow, capture=4)
     noise = normal((1, 16, height, width), 0).cuda()

@@ -8,6 +8,7 @@ prefix. Before timing, all are checked to take the gradient of the plain loop, f
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_iteration(record_figures: bool) -> None:
         # Where the prefix is shared its passes have another batch size, and round anew.
         assert error < (1e-6 if name == "deferred" else 1e-3), (name, error)
 
-    timings = measure({name: lambda c=c: run(c, rewards) for name, c in configs.items()}, rounds=3, min_calls=1)
+    timings = measure({name: partial(run, c, rewards) for name, c in configs.items()}, rounds=3, min_calls=1)
     best = timings.pop("shared first step")
     notes = "; ".join(f"{name}: {passes_per_sample(c).forwards:.3g} forwards a sample" for name, c in configs.items())
     case = Case("iteration", "micro world, 16 videos, with rewards", "float32", "first step", best, timings, notes)

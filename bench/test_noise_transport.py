@@ -84,19 +84,19 @@ def _run(motion: str, height: int, width: int, batch: int, device: str, peers: d
     for name, fields in peers.items():
         samples = batch if name == "value-keyed torch" else 1
         others[f"{name} ({fields} fields scaled)"] = _scaled(timings[name], samples * (FRAMES - 1) / fields)
-    members, plan_bytes = int(plan.offsets[-1, 2]), sum(t.nbytes for t in plan.tensors())
+    members = int(plan.offsets[-1, 2])
+    plan_bytes = sum(t.nbytes for t in plan.tensors())
     notes = (
         f"plan {timings['plan'].decisive:.0f} ms, transport {timings['transport'].decisive:.0f} ms, "
         f"{members / (FRAMES - 1) / (height * width):.1%} of the pixels stretched a frame, "
         f"plan {plan_bytes / 1e6:.0f} MB"
     )
-    # Of the transport: the plan and the noise are read, each stretched value is read and written, a captured frame is
-    # read and its reduction written (README of noise_transport).
+    # Of the transport: the plan but for its density and the noise are read, each stretched value is read and written; a
+    # captured frame is read, the first of them being the noise, and its reduction written (README of noise_transport).
     values = 4 * batch * CHANNELS
     captured = len(range(0, FRAMES, CAPTURE))
-    num_bytes = (
-        plan_bytes + noise.nbytes + values * (2 * members + captured * (height * width + height * width // reduce**2))
-    )
+    read = plan_bytes - plan.density.nbytes + noise.nbytes + values * (members + (captured - 1) * height * width)
+    num_bytes = read + values * (members + captured * height * width // reduce**2)
     shape = f"B{batch}-C{CHANNELS}-F{FRAMES}-H{height}-W{width}-r{reduce}"
     own = timings["both" if device == "cpu" else "transport"]
     counted = num_bytes if device == "cuda" else 0  # on a CPU the figure has the plan in it, which moves other bytes

@@ -146,18 +146,24 @@ def test_speed(form: str, record_figures: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["target", "dense"])
-def test_two_threads(name: str) -> None:
+def test_two_threads(name: str, record_figures: bool) -> None:
     """Wall time of one view on two threads against one; the pictures are the same bits. Wants idle cores."""
     size = next(size for size in SIZES if size.name == name)
     scene = size.scene()
+    render = _forward(size, scene)["native"]
     pictures, timings = [], []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            run = _forward(size, scene)["native"]
-            pictures.append(run().render_colors)  # type: ignore[attr-defined]
-            timings.append(measure({"native": run})["native"])
+            pictures.append(render().render_colors)  # type: ignore[attr-defined]
+            timings.append(measure({"native": render})["native"])
     finally:
         torch.set_num_threads(1)
     assert torch.equal(*pictures)
-    print(f"\n{name}: {timings[0].p20:.3f} ms on one thread, {timings[1].p20:.3f} ms on two (p20 of wall time)")
+    one, two = (timing.p20 for timing in timings)
+    notes = f"p20 of wall time {one:.3f} ms on one thread, {two:.3f} ms on two, {one / two:.2f}x"
+    shape = f"N{size.num}-C{size.views}-H{size.height}-W{size.width}-RGB+D"
+    print(f"\n{name}: {notes}")
+    if record_figures:
+        case = Case(f"{name} two threads", shape, "float32", "native", timings[1], {"one thread": timings[0]}, notes)
+        print(f"recorded in {record([case], 'rasterize')}")

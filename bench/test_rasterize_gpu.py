@@ -52,11 +52,10 @@ TINY = Size("tiny", 1, 25, 20, 3)
 Render = Callable[[GaussianScene], tuple[Tensor, Tensor]]
 
 
-def _ours(scene: GaussianScene, *, size: Size, backend: str = "native") -> tuple[Tensor, Tensor]:
+def _ours(scene: GaussianScene, *, size: Size) -> tuple[Tensor, Tensor]:
     out = rasterize(
-        *scene, size.width, size.height, sh_degree=SH_DEGREE, render_mode=MODE, compat="gsplat-1.5",
-        backend=backend,
-    )  # fmt: skip
+        *scene, size.width, size.height, sh_degree=SH_DEGREE, render_mode=MODE, compat="gsplat-1.5", backend="native"
+    )
     return out.render_colors, out.render_alphas
 
 
@@ -90,13 +89,6 @@ def _peers(size: Size, device: str) -> dict[str, Render]:
     return found
 
 
-def _wrong_pixels(ours: Tensor, other: Tensor, *, limit: float) -> float:
-    """Share of pixels that are off by more than `limit` in a colour, or by six times that in depth."""
-    scale = torch.tensor([1.0] * (CHANNELS - 1) + [6.0], device=ours.device)
-    difference = (ours.detach() - other.detach().to(ours.device)).abs() / scale
-    return float((difference.amax(-1) > limit).double().mean())
-
-
 def _leaves(scene: GaussianScene) -> GaussianScene:
     """All but Ks want a gradient: gsplat has none for them."""
     return GaussianScene(*(t.detach().clone().requires_grad_(t is not scene.Ks) for t in scene))
@@ -111,10 +103,18 @@ def _backward(render: Render, scene: GaussianScene) -> Callable[[], tuple[Tensor
     return lambda: torch.autograd.grad((colors, alphas), leaves[:6], gradients, retain_graph=True)
 
 
-def _largest_error(ours: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> float:
-    """Of the gradients, relative L2."""
-    pairs = zip(ours, other, strict=True)
-    return max(float((a - b.to(a.device)).norm() / a.norm()) for a, b in pairs)
+def _errors(
+    ours: Render, other: Render, scene: GaussianScene, other_scene: GaussianScene, *, limit: float, backward: bool
+) -> tuple[float, float]:
+    """How far two renders are apart: the share of pixels off by more than `limit` in a colour, or by six times that in
+    depth; the largest relative L2 error of a gradient, 0 without `backward`."""
+    picture, expected = ours(scene)[0].cpu(), other(other_scene)[0].cpu()
+    scale = torch.tensor([1.0] * (CHANNELS - 1) + [6.0])
+    wrong = ((picture - expected).abs() / scale).amax(-1) > limit
+    pairs = zip(_backward(ours, scene)(), _backward(other, other_scene)(), strict=True) if backward else ()
+    return float(wrong.double().mean()), max(
+        (float((a - b.to(a.device)).norm() / a.norm()) for a, b in pairs), default=0.0
+    )
 
 
 def _peak_bytes(function: Callable[[], object]) -> int:
@@ -136,36 +136,30 @@ def floor_bytes(scene: GaussianScene, size: Size, *, backward: bool) -> int:
     return 2 * gaussians + pixels * 4 * (CHANNELS + 3) if backward else gaussians + pixels * 4 * (CHANNELS + 1)
 
 
-def _check_ours(size: Size, scene: GaussianScene, *, backward: bool) -> None:
-    """Against the CPU's kernels, which the tests hold against float64."""
-    host = GaussianScene(*(t.cpu() for t in scene))
-    ours: Render = partial(_ours, size=size)
-    assert _wrong_pixels(ours(scene)[0], ours(host)[0], limit=1e-5) <= 1e-3, size.name
-    if backward:
-        assert _largest_error(_backward(ours, scene)(), _backward(ours, host)()) <= 1e-2, size.name
+def _three_views(size: Size, device: str) -> tuple[Size, GaussianScene]:
+    """The first views of a scene, on which results are compared."""
+    scene = size.scene(device)
+    few = scene._replace(viewmats=scene.viewmats[:3], Ks=scene.Ks[:3])
+    return size._replace(views=len(few.viewmats)), few
 
 
-def _disagrees(size: Size, scene: GaussianScene, peer: Render, *, backward: bool) -> str:
+def _disagrees(render: Render, size: Size, few: GaussianScene, *, backward: bool) -> str:
     """What is wrong with a peer's result, seen from ours; empty where nothing is."""
-    ours: Render = partial(_ours, size=size)
-    if (share := _wrong_pixels(ours(scene)[0], peer(scene)[0], limit=1e-4)) > 1e-3:
-        return f"{share:.1%} of its pixels differ"
-    if backward and (error := _largest_error(_backward(ours, scene)(), _backward(peer, scene)())) > 5e-2:
-        return f"a gradient differs by {error:.2f}"
-    return ""
+    wrong, error = _errors(partial(_ours, size=size), render, few, few, limit=1e-4, backward=backward)
+    if wrong > 1e-3:
+        return f"{wrong:.1%} of its pixels differ"
+    return f"a gradient differs by {error:.2f}" if error > 5e-2 else ""
 
 
 def _case(size: Size, device: str, *, backward: bool) -> Case:
     scene = size.scene(device)
-    few = scene._replace(viewmats=scene.viewmats[:3], Ks=scene.Ks[:3])
-    small = size._replace(views=len(few.viewmats))
-    _check_ours(small, few, backward=backward)
+    few_size, few = _three_views(size, device)
     left_out = []
     renders: dict[str, Render] = {"native": partial(_ours, size=size), **_peers(size, device)}
     variants: dict[str, Callable[[], object]] = {}
     for name, render in renders.items():
         try:
-            trouble = "" if name == "native" else _disagrees(small, few, render, backward=backward)
+            trouble = "" if name == "native" else _disagrees(render, few_size, few, backward=backward)
             call: Callable[[], object] = _backward(render, scene) if backward else partial(render, scene)
             call()
         except torch.OutOfMemoryError:
@@ -189,8 +183,15 @@ def _case(size: Size, device: str, *, backward: bool) -> Case:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(("name", "backward"), [("view", False), ("views", False), ("view", True), ("small", False)])
 def test_gpu(name: str, backward: bool, record_figures: bool) -> None:
+    size, few = _three_views(SIZES[name], "cuda")
+    host = GaussianScene(*(t.cpu() for t in few))  # the CPU's kernels, which the tests hold against float64
+    ours: Render = partial(_ours, size=size)
+    wrong_pixels, gradient_error = _errors(ours, ours, few, host, limit=1e-5, backward=backward)
+    assert wrong_pixels <= 1e-3
+    assert gradient_error <= 1e-2
     case = _case(SIZES[name], "cuda", backward=backward)
     print()
     print_table([case])
@@ -201,6 +202,12 @@ def test_gpu(name: str, backward: bool, record_figures: bool) -> None:
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_same_on_a_cpu(backward: bool) -> None:
-    """The comparisons and the bookkeeping, where there is no GPU; records nothing."""
+    """The comparison with the peer and the bookkeeping, where there is no GPU; records nothing."""
+    size, few = _three_views(TINY, "cpu")
+    ours, peer = partial(_ours, size=size), partial(_gsplat_torch, size=size)
+    wrong_pixels, gradient_error = _errors(ours, peer, few, few, limit=1e-4, backward=backward)
+    assert wrong_pixels <= 1e-3 and gradient_error <= 5e-2
+    moved = few._replace(means=few.means + 0.3)
+    assert _errors(ours, peer, few, moved, limit=1e-4, backward=False)[0] > 0.5
     case = _case(TINY, "cpu", backward=backward)
     assert set(case.peers) == {"gsplat 1.5.3 torch code"} and case.num_bytes > 500 * 152

@@ -9,7 +9,7 @@ step that touches every byte once.
 import ctypes
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -60,13 +60,13 @@ def _works(size: Size, device: str) -> list[Work]:
     other, scale = (uncond, 5.0) if size.guided else (None, 1.0)
     scalars = (scale, 0.98, -0.05, 0.17)
 
-    def draw(backend: str) -> tuple[Tensor, ...]:
+    def draw(backend: Any) -> tuple[Tensor, ...]:
         out = sde_step(
             velocity, sample, *SIGMAS, seed=3, step=1, velocity_uncond=other, guidance_scale=scale, backend=backend
         )
         return out.prev_sample_mean, out.prev_sample, out.log_prob
 
-    def score(backend: str) -> tuple[Tensor, ...]:
+    def score(backend: Any) -> tuple[Tensor, ...]:
         out = sde_step(
             velocity, sample, *SIGMAS, prev_sample=prev, velocity_uncond=other, guidance_scale=scale, backend=backend
         )

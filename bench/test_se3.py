@@ -72,8 +72,10 @@ def scipy_error(pred: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, ...]:
     return rotation, translation, scale, rotation.sum(-1), translation.sum(-1), pose.sum(-1), *paths
 
 
-def _with_gradient(function: Callable[[Tensor, Tensor], Tensor], pred: Tensor, target: Tensor) -> Callable[[], object]:
-    def run() -> object:
+def _with_gradient(
+    function: Callable[[Tensor, Tensor], Tensor], pred: Tensor, target: Tensor
+) -> Callable[[], tuple[Tensor, ...]]:
+    def run() -> tuple[Tensor, ...]:
         x, y = pred.detach().requires_grad_(), target.detach().requires_grad_()
         return torch.autograd.grad(function(x, y).sum(), (x, y))
 
@@ -135,7 +137,7 @@ def _cases(pred: Tensor, target: Tensor) -> list[Case]:
     if device == "cpu":
         pred_numpy, target_numpy = pred.numpy(), target.numpy()
         peers["scipy + numpy"] = lambda: scipy_error(pred_numpy, target_numpy)
-    works = {
+    works: dict[str, dict[str, Callable[[], object]]] = {
         "error": peers,
         "error f+b": {
             "native": _with_gradient(lambda a, b: _total(error("native")(a, b)), pred, target),

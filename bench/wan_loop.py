@@ -215,13 +215,15 @@ def variant_rows(loop: Loop) -> None:
         if own.decisive < loop.stages[name].decisive:
             loop.stages[name] = own
 
+    def attending(kernel: str) -> Callable[[], Tensor]:
+        return lambda: within(attention(kernel), loop.velocity)
+
     training = loop.flops.forward + loop.flops.backward
     for kernel in ("cudnn", "flash") if loop.on_gpu else ("auto",):
         with skipping(loop, f"attention {kernel}"):
             loop.need(15.0 * loop.stages["forward"].p50 / 1e3)
             best = loop.stages["forward"].decisive
-            compare("forward", lambda k=kernel: within(attention(k), loop.velocity), loop.flops.forward, kernel,
-                    loop.velocity)  # fmt: skip
+            compare("forward", attending(kernel), loop.flops.forward, kernel, loop.velocity)
             if loop.stages["forward"].decisive < best:
                 loop.attention = kernel
     with skipping(loop, "CUDA graph"):

@@ -72,9 +72,11 @@ def build(size: Size, device: str) -> RandomWan:
 
     torch.manual_seed(0)
     with torch.device(device):
-        transformer: Any = WanTransformer3DModel(**size.transformer).eval()
+        transformer: Any = WanTransformer3DModel(**size.transformer)
         small: dict[str, Any] = dict(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-        vae = AutoencoderKLWan(**({} if size.transformer is WAN["1.3b"] else small)).eval().requires_grad_(False)
+        vae: Any = AutoencoderKLWan(**({} if size.transformer is WAN["1.3b"] else small))
+    transformer.eval()
+    vae.eval().requires_grad_(False)
     for name, parameter in transformer.named_parameters():
         # These diffusers reads in float32 whatever is asked for.
         if not any(part in name.split(".") for part in transformer._keep_in_fp32_modules or ()):

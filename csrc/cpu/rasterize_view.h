@@ -19,6 +19,7 @@ template <class T>
 class Buffer {
  public:
   Buffer() = default;
+  // For std::vector<Band> and std::vector<Workspace>, whose resize moves what is there.
   Buffer(Buffer&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
     other.data_ = nullptr;
     other.bytes_ = 0;

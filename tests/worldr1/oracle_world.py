@@ -16,6 +16,9 @@ from worldr1.motion import parse_motion
 from worldr1.trajectory import build_trajectory
 
 NUM_FRAMES = 9
+KNOWN_MOTIONS = [MOTIONS[i % 9] for i in range(18)]
+KNOWN_PROMPTS = [make_caption(motion, 3).text for motion in KNOWN_MOTIONS]
+WRONG_MOTION = {"fixed": "move_left", "push_in": "pull_out", "pan_left": "pan_right", "orbit_right": "orbit_left"}
 
 
 def path_of(motion: str, *, magnitude: float = 1.0) -> Tensor:

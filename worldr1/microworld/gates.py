@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldr1.config import ModelConfig, TrainConfig, VideoConfig
+from worldr1.config import ModelConfig, ScheduleConfig, TrainConfig, VideoConfig
 from worldr1.microworld.captions import (
     COLOURS,
     FLOORS,
@@ -28,7 +28,6 @@ from worldr1.noise import warped_noise
 from worldr1.rollout import generate
 from worldr1.schedule import euler_sigmas
 
-NUM_STEPS, SHIFT = 8, 2.0
 _LIMITS = {
     "vae_psnr_db": (27.0, float("inf")),
     "decoded_truth_motion": (0.99, 1.0),
@@ -144,9 +143,11 @@ def trainer_noise(captions: list[Caption], shape: tuple[int, int, int, int], *, 
 
 
 def sample_base(policy: Any, captions: list[Caption], noise: Tensor) -> Tensor:
-    """Videos [N, F, 3, H, W] of the base: Euler, 8 steps, shift 2, no guidance, no adapter."""
-    texts = [c.text for c in captions]
-    return generate(policy, texts, noise, sigmas=euler_sigmas(NUM_STEPS, SHIFT), adapter=False, micro_batch=32)
+    """Videos [N, F, 3, H, W] of the base: the default grid, no guidance, no adapter."""
+    texts, grid = [c.text for c in captions], ScheduleConfig()
+    return generate(
+        policy, texts, noise, sigmas=euler_sigmas(grid.num_steps, grid.shift), adapter=False, micro_batch=32
+    )
 
 
 def write_contact_sheet(assets: Path, path: Path, *, seed: int = 0, log: Callable[[str], None] = print) -> None:

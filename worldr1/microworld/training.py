@@ -16,8 +16,8 @@ _SMALLEST = 8  # outputs or inputs; a thinner matrix has too few directions to b
 class Muon:
     """Muon for the kernels and matrices of a network, AdamW for the rest, behind the interface of one optimizer.
 
-    Updates in place. A step costs a fifth more than one of AdamW, and the trainings here need a third to two thirds as
-    many (docs/log.md). `torch.optim.Muon` takes matrices only; a convolution's kernel is shown to it as
+    Updates in place. The trainings here need a third to two thirds as many steps as with AdamW (docs/log.md).
+    `torch.optim.Muon` takes matrices only; a convolution's kernel is shown to it as
     [outputs, inputs x taps].
 
     Args:

@@ -84,7 +84,8 @@ def pixel_aligned_scene(
 ) -> GaussianScene:
     """What a model that predicts one Gaussian a pixel gives: frames of a bumpy surface, small splats, harmonics.
 
-    The frames' cameras stand side by side, so their surfaces lie over each other to within their noise of depth (1 %).
+    Every frame's surface is the same relief before its own camera, with 1 % of noise in depth. The cameras stand side
+    by side, so the surfaces cross each other within the relief, as those of a real model's frames do.
 
     Args:
       num_frames: Frames that are lifted; N = num_frames x width x height.
