@@ -84,6 +84,15 @@ WR_INLINE unsigned lane_bits(i8 mask) {
 #endif
 }
 
+// Whether a <= b in any lane.
+WR_INLINE bool any_at_most(f8 a, f8 b) {
+#if defined(__AVX512VL__)
+  return _mm256_cmp_ps_mask((__m256)a, (__m256)b, _CMP_LE_OQ) != 0;
+#else
+  return lane_bits(a <= b) != 0;
+#endif
+}
+
 // Lane i of the result is the sum of v[i]'s lanes.
 WR_INLINE f8 sum_each(const f8* v) {
 #if defined(__AVX__)
@@ -112,14 +121,14 @@ WR_INLINE void sum_each4(f8 a, f8 b, f8 c, f8 d, float* out) {
 #endif
 }
 
-// 2^x for x <= 0, relative error 1e-7. Adding 1.5 * 2^23 rounds x to an integer n held in the low mantissa bits; 2^(x - n)
-// by a polynomial (Chebyshev interpolation on [-1/2, 1/2]); n goes into the exponent by an integer add. The clamp at -64
-// keeps the result normal: denormals made the loop five times slower.
-WR_INLINE f8 exp2_nonpositive(f8 x) {
+// 2^-x for x >= 0, relative error 1e-7. Subtracting from 1.5 * 2^23 rounds -x to an integer n held in the low mantissa bits;
+// 2^(-x - n) by a polynomial (Chebyshev interpolation on [-1/2, 1/2]); n goes into the exponent by an integer add. The clamp at
+// 64 keeps the result normal: denormals made the loop five times slower.
+WR_INLINE f8 exp2_minus(f8 x) {
   const f8 magic = f8_set(12582912.0f);
-  x = max_of(x, f8_set(-64.0f));
-  const f8 shifted = x + magic;
-  const f8 f = x - (shifted - magic);
+  x = min_of(x, 64.0f);
+  const f8 shifted = magic - x;
+  const f8 f = (magic - shifted) - x;
   f8 p = f8_set(0.001339086336353527f);
   p = p * f + 0.009676031918255982f;
   p = p * f + 0.05550357114222094f;

@@ -8,8 +8,6 @@
 namespace worldr1 {
 namespace {
 
-constexpr int kAhead = 4;  // records fetched ahead of their turn
-
 // One tile's pixels on their way from back to front.
 template <int CH>
 struct Replay {
@@ -18,6 +16,7 @@ struct Replay {
   f8 gradient[kTile][CH];   // of the image
   i8 last[kTile];
   i8 longest;               // largest `last` of each row
+  alignas(32) float y[kTile];  // of the rows' centres
 };
 
 // Plain arrays to fill pixel by pixel.
@@ -99,57 +98,68 @@ void replay(const Record* records, const Slots* slots, const Pair* pairs, int64_
   int32_t longest = 0;
   for (int r = 0; r < kTile; ++r) longest = tile.longest[r] > longest ? tile.longest[r] : longest;
   const f8 pixel_x = f8_iota() + ((float)(tile_x * kTile) + 0.5f), pixel_y = f8_iota() + ((float)(tile_y * kTile) + 0.5f);
+  f8_store(tile.y, pixel_y);
   const f8 threshold = f8_set(kAlphaThreshold), max_alpha = f8_set(s.max_alpha);
-  for (int32_t k = longest - 1; k >= 0; --k) {
-    if (k >= kAhead) {
-      __builtin_prefetch(records + pairs[k - kAhead].record);
-      __builtin_prefetch(slots + pairs[k - kAhead].record);
+  Reaching ahead[kAhead];
+  float* places[kAhead];
+  for (int32_t position = longest; position > 0;) {
+    const int32_t until = position > kAhead ? position - kAhead : 0;
+    int count = 0;
+    for (; position > until; --position) {
+      const Pair pair = pairs[position - 1];
+      const Slots& place = slots[pair.record];
+      places[count] = partials + (place.base + tile_y * place.row_stride + tile_x * place.column_stride) * kSlot;
+      __builtin_prefetch(places[count]);
+      const Record& g = records[pair.record];
+      Reaching& next = ahead[count];
+      next.rows = RowTerms(g, pixel_x[0] - g.mean_x, pixel_y - g.mean_y);
+      next.record = &g;
+      next.position = position;
+      next.todo = pair.rows & next.rows.reached & lane_bits(tile.longest >= i8_set(position));
+      count += next.todo != 0;
     }
-    const Pair pair = pairs[k];
-    const i8 here = i8_set(k);
-    const Record& g = records[pair.record];
-    const f8 dx = pixel_x - g.mean_x;
-    const RowTerms row(g, dx[0], pixel_y - g.mean_y);
-    uint32_t todo = pair.rows & row.reached & lane_bits(tile.longest > here);
-    if (!todo) continue;
-    const Slots& place = slots[pair.record];
-    float* slot = partials + (place.base + tile_y * place.row_stride + tile_x * place.column_stride) * kSlot;
-    __builtin_prefetch(slot);
-    // Moments in y (h, h dy, h dy^2) per column, then colours; those in x follow from dx, which the rows share.
-    f8 sums[3] = {}, colors[4] = {};
-    for (; todo; todo &= todo - 1) {
-      const int r = __builtin_ctz(todo);
-      const f8 q = exponent_log2(dx, f8_set(g.a), f8_set(row.linear[r]), f8_set(row.constant[r]));
-      const i8 reached = (q <= f8_set(g.limit)) & (tile.last[r] > here);
-      const f8 raw = exp2_nonpositive(-q) * g.opacity;
-      f8 alpha = min_of(raw, max_alpha);
-      alpha = keep_where(reached & (alpha >= threshold), alpha);
-      // T in front of the splat is T / (1 - alpha) = T + weight, with T what is left behind it.
-      const f8 odds = alpha / (1.0f - alpha);
-      const f8 after = tile.transmittance[r], behind = tile.behind[r];
-      const f8 weight = after * odds;
-      constexpr int kSums = MODE == kNoDepth ? CH : CH - 1;
-      f8 v_weight = kSums == 0 ? f8_set(0.0f) : tile.gradient[r][0] * g.color[0];
-      for (int c = 1; c < kSums; ++c) v_weight += tile.gradient[r][c] * g.color[c];
-      const f8 h = keep_where(raw <= max_alpha, odds * (after * v_weight - behind));
-      tile.behind[r] = behind + weight * v_weight;
-      tile.transmittance[r] = after + weight;
-      if (MODE != kNoDepth) {
-        colors[CH - 1] += keep_where(has_depth<MODE>(after + weight, after, alpha), tile.gradient[r][CH - 1]);
+    for (int k = 0; k < count; ++k) {
+      const Record& g = *ahead[k].record;
+      const RowTerms& row = ahead[k].rows;
+      const i8 here = i8_set(ahead[k].position);
+      const f8 dx = pixel_x - g.mean_x;
+      // Moments in y (h, h dy, h dy^2) per column, then colours; those in x follow from dx, which the rows share.
+      f8 sums[3] = {}, colors[4] = {};
+      for (uint32_t todo = ahead[k].todo; todo; todo &= todo - 1) {
+        const unsigned r = (unsigned)__builtin_ctz(todo);
+        const f8 q = exponent_log2(dx, f8_set(g.a), f8_set(row.linear[r]), f8_set(row.constant[r]));
+        const f8 raw = exp2_minus(q) * g.opacity;
+        f8 alpha = min_of(raw, max_alpha);
+        alpha = keep_where((tile.last[r] >= here) & (alpha >= threshold), alpha);
+        // T in front of the splat is T / (1 - alpha) = T + weight, with T what is left behind it.
+        const f8 odds = alpha / (1.0f - alpha);
+        const f8 after = tile.transmittance[r], behind = tile.behind[r];
+        const f8 weight = after * odds;
+        constexpr int kSums = MODE == kNoDepth ? CH : CH - 1;
+        f8 v_weight = kSums == 0 ? f8_set(0.0f) : tile.gradient[r][0] * g.color[0];
+        for (int c = 1; c < kSums; ++c) v_weight += tile.gradient[r][c] * g.color[c];
+        const f8 h = keep_where(raw <= max_alpha, odds * (after * v_weight - behind));
+        tile.behind[r] = behind + weight * v_weight;
+        tile.transmittance[r] = after + weight;
+        if (MODE != kNoDepth) {
+          colors[CH - 1] += keep_where(has_depth<MODE>(after + weight, after, alpha), tile.gradient[r][CH - 1]);
+        }
+        const float dy = tile.y[r] - g.mean_y;
+        sums[0] += h;
+        sums[1] += h * dy;
+        sums[2] += h * (dy * dy);
+        for (int c = 0; c < kSums; ++c) colors[c] += weight * tile.gradient[r][c];
       }
-      sums[0] += h;
-      sums[1] += h * row.dy[r];
-      sums[2] += h * row.dy_squared[r];
-      for (int c = 0; c < kSums; ++c) colors[c] += weight * tile.gradient[r][c];
-    }
-    const f8 h = sums[0], h_dx = h * dx;
-    const f8 head[8] = {h, h_dx, sums[1], h_dx * dx, sums[1] * dx, sums[2], colors[0], colors[1]};
-    f8_store(slot, f8_load(slot) + sum_each(head));
-    if (CH > 2) {
-      float tail[4];
-      sum_each4(colors[2], colors[3], f8{}, f8{}, tail);
-      slot[8] += tail[0];
-      slot[9] += tail[1];
+      const f8 h = sums[0], h_dx = h * dx;
+      const f8 head[8] = {h, h_dx, sums[1], h_dx * dx, sums[1] * dx, sums[2], colors[0], colors[1]};
+      float* slot = places[k];
+      f8_store(slot, f8_load(slot) + sum_each(head));
+      if (CH > 2) {
+        float tail[4];
+        sum_each4(colors[2], colors[3], f8{}, f8{}, tail);
+        slot[8] += tail[0];
+        slot[9] += tail[1];
+      }
     }
   }
 }

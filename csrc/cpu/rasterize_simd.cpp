@@ -169,73 +169,84 @@ WR_INLINE void store_row(T* out, V v, int columns) {
 // What else than weighted sums the loop keeps; all but kPlain also what the backward reads.
 enum BlendKind { kPlain, kForBackward, kMedian, kFirst };
 
+template <int CH>
+struct PixelRow {
+  f8 transmittance, color[CH];
+  i8 live, last;
+};
+
 template <int CH, int KIND>
 void blend(const Record* records, const Pair* begin, const Pair* end, int64_t tile_x, int64_t tile_y,
-                     const TileTarget& t) {
+           const TileTarget& t) {
   const int64_t x0 = tile_x * kTile, y0 = tile_y * kTile;
   const int rows = (int)(t.height - y0 < kTile ? t.height - y0 : kTile);
   const int columns = (int)(t.width - x0 < kTile ? t.width - x0 : kTile);
-  f8 transmittance[kTile], color[kTile][CH];
-  i8 live[kTile], last[kTile];
-  const i8 inside = f8_iota() < f8_set((float)columns);
-  for (int r = 0; r < kTile; ++r) {
-    transmittance[r] = f8_set(1.0f);
-    live[r] = inside;
-    last[r] = i8{};
-    for (int c = 0; c < CH; ++c) color[r][c] = f8_set(0.0f);
-  }
+  PixelRow<CH> tile[kTile];
+  for (PixelRow<CH>& row : tile) row = {f8_set(1.0f), {}, f8_iota() < f8_set((float)columns), i8{}};
   const f8 pixel_x = f8_iota() + ((float)x0 + 0.5f), pixel_y = f8_iota() + ((float)y0 + 0.5f);
   const f8 threshold = f8_set(kAlphaThreshold), stop_at = f8_set(kTransmittanceStop), max_alpha = f8_set(t.max_alpha);
   uint32_t live_rows = (1u << rows) - 1u;
-  for (const Pair* pair = begin; pair != end; ++pair) {
-    uint32_t todo = pair->rows & live_rows;
-    if (!todo) continue;
-    const Record& g = records[pair->record];
-    const f8 dx = pixel_x - g.mean_x;
-    const RowTerms row(g, dx[0], pixel_y - g.mean_y);
-    for (todo &= row.reached; todo; todo &= todo - 1) {
-      const int r = __builtin_ctz(todo);
-      // The exponent cannot be negative: only positive definite conics pass the projection. Rounding below 0 is harmless.
-      const f8 q = exponent_log2(dx, f8_set(g.a), f8_set(row.linear[r]), f8_set(row.constant[r]));
-      const i8 reached = (q <= f8_set(g.limit)) & live[r];
-      f8 alpha = min_of(exp2_nonpositive(-q) * g.opacity, max_alpha);
-      alpha = keep_where(reached & (alpha >= threshold), alpha);
-      const f8 before = transmittance[r];
-      const i8 stop = (before - before * alpha) <= stop_at;
-      if (__builtin_expect(lane_bits(stop) != 0, 0)) {
-        alpha = keep_where(~stop, alpha);
-        live[r] &= ~stop;
-        if (!lane_bits(live[r])) live_rows &= ~(1u << r);
-      }
-      const f8 weight = before * alpha;
-      const f8 after = before - weight;
-      transmittance[r] = after;
-      constexpr int kSums = KIND == kMedian || KIND == kFirst ? CH - 1 : CH;
-      for (int c = 0; c < kSums; ++c) color[r][c] += weight * g.color[c];
-      if (KIND != kPlain) last[r] = select(alpha > f8_set(0.0f), i8_set((int32_t)(pair - begin) + 1), last[r]);
-      if (KIND == kMedian) {
-        const f8 half = f8_set(0.5f);
-        color[r][kSums] = select((before > half) & (after <= half), f8_set(g.color[kSums]), color[r][kSums]);
-      }
-      if (KIND == kFirst) {
-        const f8 one = f8_set(1.0f);
-        color[r][kSums] = select((before == one) & (after < one), f8_set(g.color[kSums]), color[r][kSums]);
+  Reaching ahead[kAhead];
+  for (const Pair* pair = begin; pair != end && live_rows;) {
+    const Pair* const until = end - pair > kAhead ? pair + kAhead : end;
+    int count = 0;
+    for (; pair != until; ++pair) {
+      const Record& g = records[pair->record];
+      Reaching& next = ahead[count];
+      next.rows = RowTerms(g, pixel_x[0] - g.mean_x, pixel_y - g.mean_y);
+      next.record = &g;
+      next.position = (int32_t)(pair - begin) + 1;
+      next.todo = pair->rows & live_rows & next.rows.reached;
+      count += next.todo != 0;
+    }
+    for (const Reaching* splat = ahead; splat != ahead + count; ++splat) {
+      const Record& g = *splat->record;
+      const f8 dx = pixel_x - g.mean_x;
+      for (uint32_t todo = splat->todo & live_rows; todo; todo &= todo - 1) {
+        const unsigned r = (unsigned)__builtin_ctz(todo);
+        PixelRow<CH>& row = tile[r];
+        // The exponent cannot be negative: only positive definite conics pass the projection. Rounding below 0 is harmless.
+        const f8 q = exponent_log2(dx, f8_set(g.a), f8_set(splat->rows.linear[r]), f8_set(splat->rows.constant[r]));
+        f8 alpha = min_of(exp2_minus(q) * g.opacity, max_alpha);
+        alpha = keep_where(row.live & (alpha >= threshold), alpha);
+        const f8 before = row.transmittance;
+        f8 weight = before * alpha;
+        if (__builtin_expect(any_at_most(before - weight, stop_at), 0)) {
+          const i8 stop = (before - weight) <= stop_at;
+          alpha = keep_where(~stop, alpha);
+          weight = before * alpha;
+          row.live &= ~stop;
+          if (!lane_bits(row.live)) live_rows &= ~(1u << r);
+        }
+        const f8 after = before - weight;
+        row.transmittance = after;
+        constexpr int kSums = KIND == kMedian || KIND == kFirst ? CH - 1 : CH;
+        for (int c = 0; c < kSums; ++c) row.color[c] += weight * g.color[c];
+        if (KIND != kPlain) row.last = select(alpha > f8_set(0.0f), i8_set(splat->position), row.last);
+        if (KIND == kMedian) {
+          const f8 half = f8_set(0.5f);
+          row.color[kSums] = select((before > half) & (after <= half), f8_set(g.color[kSums]), row.color[kSums]);
+        }
+        if (KIND == kFirst) {
+          const f8 one = f8_set(1.0f);
+          row.color[kSums] = select((before == one) & (after < one), f8_set(g.color[kSums]), row.color[kSums]);
+        }
       }
     }
-    if (!live_rows) break;
   }
   for (int r = 0; r < rows; ++r) {
     const int64_t pixel = (y0 + r) * t.width + x0;
-    const f8 alpha = 1.0f - transmittance[r];
+    const PixelRow<CH>& row = tile[r];
+    const f8 alpha = 1.0f - row.transmittance;
     if (t.alphas != nullptr) store_row(t.alphas + pixel, alpha, columns);
     if (KIND != kPlain && t.transmittance != nullptr) {
-      store_row(t.transmittance + pixel, transmittance[r], columns);
-      store_row(t.last + pixel, last[r], columns);
+      store_row(t.transmittance + pixel, row.transmittance, columns);
+      store_row(t.last + pixel, row.last, columns);
     }
     for (int c = 0; c < CH; ++c) {
       const int64_t channel = t.first_channel + c;
-      f8 value = color[r][c];
-      if (t.background != nullptr) value += transmittance[r] * t.background[channel];
+      f8 value = row.color[c];
+      if (t.background != nullptr) value += row.transmittance * t.background[channel];
       if (t.depth_mode == kExpectedDepth && c == CH - 1) value /= max_of(alpha, 1e-10f);
       float* out = t.colors + pixel * t.channels + channel;
       for (int i = 0; i < columns; ++i) out[i * t.channels] = value[i];

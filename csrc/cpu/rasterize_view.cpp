@@ -43,16 +43,16 @@ uint64_t* sort_by_depth(uint64_t* keys, uint64_t* other, int64_t count) {
     return keys;
   }
   constexpr int kBits = 11, kPasses = 3, kBins = 1 << kBits;
-  std::vector<int64_t> histogram((size_t)kPasses * kBins, 0);
+  std::vector<uint32_t> histogram((size_t)kPasses * kBins, 0);  // 24 KB stay in the nearest cache; count < 2^31
   for (int64_t i = 0; i < count; ++i) {
     for (int p = 0; p < kPasses; ++p) ++histogram[(size_t)(p * kBins) + ((keys[i] >> (32 + p * kBits)) & (kBins - 1))];
   }
   for (int p = 0; p < kPasses; ++p) {
-    int64_t* bins = histogram.data() + p * kBins;
+    uint32_t* bins = histogram.data() + p * kBins;
     if (bins[(keys[0] >> (32 + p * kBits)) & (kBins - 1)] == count) continue;  // one digit throughout
-    int64_t sum = 0;
+    uint32_t sum = 0;
     for (int b = 0; b < kBins; ++b) {
-      const int64_t n = bins[b];
+      const uint32_t n = bins[b];
       bins[b] = sum;
       sum += n;
     }
