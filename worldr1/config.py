@@ -209,7 +209,7 @@ class AdvantageConfig:
 class UpdateConfig:
     """The policy gradient step."""
 
-    learning_rate: float = 8e-4
+    learning_rate: float = 6e-4
     """AdamW learning rate of the LoRA."""
     warmup_iterations: int = 0
     """The rate rises linearly over so many iterations: AdamW's first steps have unit size whatever the gradient."""
@@ -265,7 +265,7 @@ class EvaluationConfig:
 class TrainConfig:
     """World-R1 training. With no arguments: the embedded micro world on this machine, through the production path."""
 
-    max_iterations: int = 190
+    max_iterations: int = 200
     """Training iterations."""
     seed: int = 0
     """Seed of everything; two runs with the same seed on one machine write identical metrics."""
