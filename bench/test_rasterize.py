@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.peers import gsplat_torch
 from bench.report import Case, print_table, record
-from bench.timing import Timing, measure
+from bench.timing import measure
 from worldr1_kernels import rasterize
 from worldr1_kernels.rasterize import reference
 from worldr1_kernels.rasterize.arguments import WEIGHTED_DEPTH, Inputs, Settings
@@ -121,10 +121,8 @@ def _backward(size: Size, scene: GaussianScene) -> dict[str, Callable[[], object
 
 
 def _run_case(size: Size, variants: dict[str, Callable[[], object]], form: str) -> Case:
-    timing = measure({"native": variants.pop("native")})["native"]
-    peers: dict[str, Timing] = {}
-    for name, function in variants.items():
-        peers.update(measure({name: function}, rounds=1, min_calls=1))
+    peers = measure(variants, min_calls=1)
+    timing = peers.pop("native")
     shape = f"N{size.num}-C{size.views}-H{size.height}-W{size.width}-RGB+D"
     return Case(f"{size.name} {form}".strip(), shape, "float32", "native", timing, peers, f"sigma {size.sigma} px")
 
