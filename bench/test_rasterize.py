@@ -163,5 +163,5 @@ def test_two_threads(name: str, record_figures: bool) -> None:
     shape = f"N{size.num}-C{size.views}-H{size.height}-W{size.width}-RGB+D"
     print(f"\n{name}: {notes}")
     if record_figures:
-        case = Case(f"{name} two threads", shape, "float32", "native", timings[1], {"one thread": timings[0]}, notes)
+        case = Case(f"{name} two threads", shape, "float32", "native", timings[1], notes=notes)
         print(f"recorded in {record([case], 'rasterize')}")
