@@ -6,7 +6,7 @@ autograd.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -149,19 +149,20 @@ def test_two_threads(name: str, record_figures: bool) -> None:
     size = next(size for size in SIZES if size.name == name)
     scene = size.scene()
     render = _forward(size, scene)["native"]
-    pictures, timings = [], []
+
+    def on(threads: int) -> Any:
+        torch.set_num_threads(threads)
+        return render()
+
     try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            pictures.append(render().render_colors)  # type: ignore[attr-defined]
-            timings.append(measure({"native": render})["native"])
+        assert torch.equal(on(1).render_colors, on(2).render_colors)
+        timings = measure({"one": lambda: on(1), "two": lambda: on(2)})
     finally:
         torch.set_num_threads(1)
-    assert torch.equal(*pictures)
-    one, two = (timing.p20 for timing in timings)
+    one, two = timings["one"].p20, timings["two"].p20
     notes = f"p20 of wall time {one:.3f} ms on one thread, {two:.3f} ms on two, {one / two:.2f}x"
     shape = f"N{size.num}-C{size.views}-H{size.height}-W{size.width}-RGB+D"
     print(f"\n{name}: {notes}")
     if record_figures:
-        case = Case(f"{name} two threads", shape, "float32", "native", timings[1], notes=notes)
+        case = Case(f"{name} two threads", shape, "float32", "native", timings["two"], notes=notes)
         print(f"recorded in {record([case], 'rasterize')}")
