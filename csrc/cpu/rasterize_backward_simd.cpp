@@ -15,7 +15,7 @@ struct Replay {
   f8 behind[kTile];         // dL/dT of what has been replayed, times its T: what a splat in front of it dims
   f8 gradient[kTile][CH];   // of the image
   i8 last[kTile];
-  i8 longest;               // largest `last` of each row
+  i8 longest;  // largest `last` of each row
   alignas(32) float y[kTile];  // of the rows' centres
 };
 

@@ -15,8 +15,8 @@ struct RowTerms {
   alignas(32) float linear[kTile], constant[kTile];
   uint32_t reached;  // bit r: alpha may reach 1/255 in row r
 
-  // dx_first: from the mean to the first pixel of each row; y: from the mean to each row.
   RowTerms() = default;
+  // dx_first: from the mean to the first pixel of each row; y: from the mean to each row.
   WR_INLINE RowTerms(const Record& g, float dx_first, f8 y) {
     const f8 square = y * y, lin = g.b * y, con = g.c * square;
     f8_store(linear, lin);

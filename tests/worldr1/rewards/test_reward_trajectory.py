@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from worldr1.config import CameraConfig
+from worldr1.config import MICRO_CAMERA, CameraConfig
 from worldr1.datatypes import GaussianScene, MotionToken, Reconstruction
 from worldr1.motion import parse_motion
 from worldr1.rewards.trajectory import trajectory_parts, trajectory_term
@@ -25,24 +25,24 @@ COMPOSITES = [
 SINGLE = [(kind,) for kind in sorted(MOTIONS) if kind != "fixed"]
 
 
-def scene(viewmats: torch.Tensor) -> Reconstruction:
+def scene(viewmats: torch.Tensor, depth: float = DEPTH) -> Reconstruction:
     """Reconstructions that hold nothing but poses and a flat depth."""
     num, frames = viewmats.shape[:2]
-    flat = torch.full((num, frames, 2, 2), DEPTH)
+    flat = torch.full((num, frames, 2, 2), depth)
     empty = torch.zeros(num, 0, 3)
     gaussians = GaussianScene(empty, torch.zeros(num, 0, 4), empty, torch.zeros(num, 0), empty)
     return Reconstruction(flat, torch.ones_like(flat), viewmats, torch.eye(3).expand(num, frames, 3, 3), gaussians)
 
 
-def jittered(path: torch.Tensor, seed: int) -> torch.Tensor:
-    """Every frame but the first turned by about .3 degrees and shifted by .02."""
+def jittered(path: torch.Tensor, seed: int, *, angle: float = 0.005, shift: float = 0.02) -> torch.Tensor:
+    """Every frame but the first turned by about `angle` (radians) and shifted by `shift` (scene units)."""
     generator = torch.Generator().manual_seed(seed)
     shake = torch.eye(4, dtype=path.dtype).repeat(len(path), 1, 1)
-    v = 0.005 * torch.randn(len(path), 3, generator=generator, dtype=path.dtype)
+    v = angle * torch.randn(len(path), 3, generator=generator, dtype=path.dtype)
     skew = torch.zeros(len(path), 3, 3, dtype=path.dtype)
     skew[:, 0, 1], skew[:, 0, 2], skew[:, 1, 2] = -v[:, 2], v[:, 1], -v[:, 0]
     shake[:, :3, :3] = torch.linalg.matrix_exp(skew - skew.mT)
-    shake[:, :3, 3] = 0.02 * torch.randn(len(path), 3, generator=generator, dtype=path.dtype)
+    shake[:, :3, 3] = shift * torch.randn(len(path), 3, generator=generator, dtype=path.dtype)
     shake[0] = torch.eye(4, dtype=path.dtype)
     return shake @ path
 
@@ -64,6 +64,26 @@ def test_perfect_jitter_half_way_static_opposite(kinds: tuple[str, ...], frames:
     assert float(scores[0]) == pytest.approx(1.0, abs=1e-4)
     for better, worse in itertools.pairwise(scores.tolist()):
         assert better > worse, scores.tolist()
+
+
+@pytest.mark.parametrize("metric", [False, True], ids=["free", "metric"])
+@pytest.mark.parametrize("camera", [CAMERA, MICRO_CAMERA], ids=["default", "micro"])
+def test_the_order_holds_for_every_pair_of_motions(camera: CameraConfig, metric: bool) -> None:
+    """All 240 ordered pairs. A jitter of the size of the motion itself may cost more than half of it: here it is small
+    beside each."""
+    broken = []
+    for pair in itertools.permutations([kinds[0] for kinds in SINGLE], 2):
+        target = build_trajectory([MotionToken(kind) for kind in pair], 9, camera)
+        shaken = jittered(target, 3, angle=0.001, shift=camera.depth / 1000)
+        stopped = target[torch.arange(9).clamp_max(4)]
+        paths = torch.stack([target, shaken, stopped, target[:1].expand_as(target), opposite(target)])
+        found = scene(paths.float(), camera.depth)
+        scores = trajectory_term(found, target.expand(5, -1, -1, -1), metric=metric).tolist()
+        broken += [(pair, rank) for rank, (better, worse) in enumerate(itertools.pairwise(scores)) if better <= worse]
+    # 28 degrees to the left, then 60 to the right: who stops after the first part is farther from where the camera
+    # should look, on average over the frames, than who never turned.
+    away = [(("pan_left", "orbit_left"), 2), (("pan_right", "orbit_right"), 2)]
+    assert broken == (away if camera is MICRO_CAMERA else [])
 
 
 def test_a_fixed_camera_asks_for_rest() -> None:
