@@ -17,6 +17,7 @@ from bench.noise_peers import value_keyed
 from bench.report import Case, print_table, record
 from bench.timing import Timing, measure, turns
 from worldr1_kernels import noise_transport, plan_transport
+from worldr1_kernels.noise_transport.plan import LISTS
 
 FRAMES, CHANNELS, CAPTURE = 81, 16, 4
 # Camera motions of the size that they have at 480 x 832, as a flow about the centre: zoom a frame, pixels a frame.
@@ -84,19 +85,20 @@ def _run(motion: str, height: int, width: int, batch: int, device: str, peers: d
     for name, fields in peers.items():
         samples = batch if name == "value-keyed torch" else 1
         others[f"{name} ({fields} fields scaled)"] = _scaled(timings[name], samples * (FRAMES - 1) / fields)
-    members = int(plan.offsets[-1, 2])
+    count = dict(zip(LISTS, plan.offsets[-1].tolist(), strict=True))
     plan_bytes = sum(t.nbytes for t in plan.tensors())
     notes = (
         f"plan {timings['plan'].decisive:.0f} ms, transport {timings['transport'].decisive:.0f} ms, "
-        f"{members / (FRAMES - 1) / (height * width):.1%} of the pixels stretched a frame, "
+        f"{count['member'] / (FRAMES - 1) / (height * width):.1%} of the pixels stretched a frame, "
         f"plan {plan_bytes / 1e6:.0f} MB"
     )
-    # Of the transport: the plan but for its density and the noise are read, each stretched value is read and written; a
-    # captured frame is read, the first of them being the noise, and its reduction written (README of noise_transport).
-    values = 4 * batch * CHANNELS
     captured = len(range(0, FRAMES, CAPTURE))
-    read = plan_bytes - plan.density.nbytes + noise.nbytes + values * (members + (captured - 1) * height * width)
-    num_bytes = read + values * (members + captured * height * width // reduce**2)
+    # Of the transport: the plan but for its density, and the noise. A group's value is read once and written to its
+    # members, those that merge are read and written as one, a fresh one is written. A captured frame is read, the first
+    # of them being the noise, and its reduction written.
+    read = count["group"] + count["hit"] + (captured - 1) * height * width
+    written = count["fresh"] + count["member"] + count["merge"] + captured * height * width // reduce**2
+    num_bytes = plan_bytes - plan.density.nbytes + noise.nbytes + 4 * batch * CHANNELS * (read + written)
     shape = f"B{batch}-C{CHANNELS}-F{FRAMES}-H{height}-W{width}-r{reduce}"
     own = timings["both" if device == "cpu" else "transport"]
     counted = num_bytes if device == "cuda" else 0  # on a CPU the figure has the plan in it, which moves other bytes

@@ -208,7 +208,7 @@ void blend(const Record* records, const Pair* begin, const Pair* end, int64_t ti
         // The exponent cannot be negative: only positive definite conics pass the projection. Rounding below 0 is harmless.
         const f8 q = exponent_log2(dx, f8_set(g.a), f8_set(splat->rows.linear[r]), f8_set(splat->rows.constant[r]));
         f8 alpha = min_of(exp2_minus(q) * g.opacity, max_alpha);
-        alpha = keep_where(row.live & (alpha >= threshold), alpha);  // no need to look at g.limit: it is passed with this
+        alpha = keep_where(row.live & (alpha >= threshold), alpha);  // below g.limit, too, by an opacity of up to 1e30
         const f8 before = row.transmittance;
         f8 weight = before * alpha;
         if (__builtin_expect(any_at_most(before - weight, stop_at), 0)) {

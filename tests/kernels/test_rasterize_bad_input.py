@@ -72,6 +72,15 @@ class TestDocumentedResults:
         out = rasterize(*scene._replace(opacities=torch.full((5,), 1e30)), 12, 12, backend=backend)
         assert 0.98 <= float(out.render_alphas.max()) <= 1.0 and out.render_colors.isfinite().all()
 
+    @pytest.mark.parametrize("opacity", [1e3, 1e20, 1e30])
+    def test_huge_opacity_ends_where_it_should(self, backend: str, opacity: float) -> None:
+        scene = gaussian_scene(3, 96, 96, sigma_px=(1.0, 3.0))
+        scene = scene._replace(opacities=torch.full((3,), opacity))
+        expected = rasterize(*(t.double() for t in scene), 96, 96, backend="reference").render_alphas
+        alphas = rasterize(*scene, 96, 96, backend=backend).render_alphas
+        assert 0 < int((expected > 0).sum()) < expected.numel() // 2
+        assert int(((alphas > 0) != (expected > 0)).sum()) <= 3  # pixels on the edge
+
 
 class TestErrors:
     scene = gaussian_scene(4, 8, 8)
