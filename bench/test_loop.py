@@ -16,12 +16,12 @@ import torch
 from bench.report import Case, print_table, record
 from bench.timing import measure
 from worldr1.advantage import group_advantage
+from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig
 from worldr1.datatypes import RewardOutput
 from worldr1.ema import Ema
 from worldr1.flops import passes_per_sample
 from worldr1.models.wan import load_policy
-from worldr1.noise import initial_noise
 from worldr1.prompts import prompt_batch, read_prompts
 from worldr1.rewards import RewardStack, build_rewards
 from worldr1.rollout import sample

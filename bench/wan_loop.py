@@ -26,11 +26,11 @@ from bench.report import Case, print_table, record
 from bench.timing import Timing, turns
 from bench.wan_model import PROMPT, CompiledBlocks, RandomWan, Size, attention, build, captured, latent, size_of, within
 from worldr1.advantage import Advantage
+from worldr1.camera.noise import initial_noise
 from worldr1.config import Keep, TrainConfig
 from worldr1.ema import Ema
 from worldr1.flops import model_flops, passes_per_sample, recipes
 from worldr1.models.recompute import checkpoint_blocks
-from worldr1.noise import initial_noise
 from worldr1.prompts import prompt_batch
 from worldr1.rollout import sample
 from worldr1.schedule import rollout_sigmas

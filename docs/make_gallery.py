@@ -13,10 +13,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from worldr1.camera.flow import camera_flow
+from worldr1.camera.motion import parse_motion
+from worldr1.camera.trajectory import build_trajectory, intrinsics
 from worldr1.config import CameraConfig
-from worldr1.flow import camera_flow
-from worldr1.motion import parse_motion
-from worldr1.trajectory import build_trajectory, intrinsics
 from worldr1_kernels.noise_transport import noise_transport, plan_transport
 
 CAMERA = CameraConfig()

@@ -18,12 +18,8 @@ LAYERS = (
     ("worldr1.datatypes", "worldr1.config", "worldr1.distributed", "worldr1.metrics"),
     (
         "worldr1.prompts",
-        "worldr1.camera_words",
-        "worldr1.motion",
-        "worldr1.trajectory",
-        "worldr1.flow",
+        "worldr1.camera",
         "worldr1.camera_metrics",
-        "worldr1.noise",
         "worldr1.schedule",
         "worldr1.solver",
         "worldr1.sample_gradients",
@@ -137,7 +133,7 @@ def test_the_walk_sees_what_it_should() -> None:
     assert "worldr1.train" in imports("worldr1.cli") and "worldr1.train" not in imports(
         "worldr1.cli", at_import_only=True
     )
-    assert "worldr1.datatypes" in imports("worldr1.motion", at_import_only=True)
+    assert "worldr1.datatypes" in imports("worldr1.camera.motion", at_import_only=True)
     assert len(MODULES) > 50
 
 

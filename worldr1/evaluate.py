@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from worldr1.camera.motion import parse_motion
 from worldr1.camera_metrics import camera_control
 from worldr1.datatypes import GaussianScene, Reconstruction
 from worldr1.microworld.captions import COLOURS, FLOORS, MOTIONS, SHAPES
-from worldr1.motion import parse_motion
 from worldr1.rewards.reconstruct import EPS2D_PX2
 from worldr1_kernels import rasterize, trajectory_error, trajectory_reward
 

@@ -101,9 +101,9 @@ def run(config: GenerateConfig) -> list[Path]:
     # Heavy imports after everything that can be wrong without them.
     import torch
 
+    from worldr1.camera.motion import parse_motion
+    from worldr1.camera.noise import initial_noise
     from worldr1.models.wan import load_adapted_policy, load_policy
-    from worldr1.motion import parse_motion
-    from worldr1.noise import initial_noise
     from worldr1.rollout import generate
     from worldr1.schedule import evaluation_sigmas
 
@@ -212,9 +212,9 @@ def _from_json(cls: Any, values: dict[str, Any]) -> Any:
 def _batch(prompts: Sequence[str], settings: TrainConfig, *, device: str) -> Any:
     import torch
 
+    from worldr1.camera.motion import parse_motion
+    from worldr1.camera.trajectory import build_trajectory
     from worldr1.datatypes import PromptBatch
-    from worldr1.motion import parse_motion
-    from worldr1.trajectory import build_trajectory
 
     tokens = [parse_motion(p) for p in prompts]
     paths = [build_trajectory(t, settings.video.num_frames, settings.camera).float() for t in tokens]

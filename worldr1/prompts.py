@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from worldr1.camera.motion import parse_motion
+from worldr1.camera.trajectory import build_trajectory
 from worldr1.config import PhaseConfig, TrainConfig
 from worldr1.datatypes import PromptBatch
-from worldr1.motion import parse_motion
-from worldr1.trajectory import build_trajectory
 
 HELD_OUT_IDS = 2**31
 """First sample id of the study; training counts from 0 and the draws take ids below 2^32."""

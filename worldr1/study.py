@@ -51,8 +51,8 @@ def run_study(
       Study on rank 0, None on the others.
     """
     from worldr1 import distributed
+    from worldr1.camera.noise import initial_noise
     from worldr1.compare import compare_clips, write_study
-    from worldr1.noise import initial_noise
     from worldr1.prompts import held_out_batch
     from worldr1.rollout import generate
     from worldr1.schedule import evaluation_sigmas

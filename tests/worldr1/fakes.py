@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from worldr1 import distributed
 from worldr1.advantage import Advantage, group_advantage
+from worldr1.camera.noise import initial_noise
 from worldr1.config import NoiseConfig, RolloutConfig, TrainConfig, UpdateConfig, VideoConfig
 from worldr1.datatypes import PromptBatch, RewardOutput, Rollout
 from worldr1.ema import Ema
-from worldr1.noise import initial_noise
 from worldr1.prompts import prompt_batch
 from worldr1.rollout import sample
 from worldr1.schedule import euler_sigmas, sde_window

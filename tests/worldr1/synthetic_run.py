@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from worldr1.camera.motion import parse_motion
+from worldr1.camera.trajectory import build_trajectory
 from worldr1.config import MICRO_CAMERA, TrainConfig, to_json
 from worldr1.microworld.captions import split_captions
-from worldr1.motion import parse_motion
-from worldr1.trajectory import build_trajectory
 
 NUM_ITERATIONS = 80
 

@@ -66,8 +66,8 @@ def test_adapter_video_is_that_of_the_sampler(run_folder: Path, tiny_wan: Path) 
         + ["--upscale", "1", "--device", "cpu", "--seed", "4"]
     )
     assert code == 0
+    from worldr1.camera.noise import initial_noise
     from worldr1.models.wan import load_adapted_policy
-    from worldr1.noise import initial_noise
 
     settings = replace(command.read_run_config(run_folder / "config.json"), seed=4)
     policy = load_adapted_policy(tiny_wan, run_folder / "adapter")

@@ -13,11 +13,11 @@ from fakes import FakePolicy, brightness, fake_config, fake_rollout
 from torch import Tensor, nn
 
 from worldr1.advantage import Advantage, group_advantage
+from worldr1.camera.noise import initial_noise
 from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig
 from worldr1.datatypes import Rollout
 from worldr1.ema import Ema
 from worldr1.models.wan import load_policy
-from worldr1.noise import initial_noise
 from worldr1.prompts import prompt_batch
 from worldr1.rollout import sample
 from worldr1.sample_gradients import SampleGradients

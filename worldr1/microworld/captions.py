@@ -1,7 +1,7 @@
 """Caption grammar of the micro world: a camera phrase, then a sentence about the scene.
 
 A caption is made from a motion, an object colour and shape, a floor and, for the dynamic subset, one event. The
-camera phrase is the one that `worldr1.motion.parse_motion` reads, so a caption and the trajectory asked of it
+camera phrase is the one that `worldr1.camera.motion.parse_motion` reads, so a caption and the trajectory asked of it
 cannot drift apart.
 """
 

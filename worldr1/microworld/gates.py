@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldr1.camera.noise import warped_noise
 from worldr1.config import ModelConfig, ScheduleConfig, TrainConfig, VideoConfig
 from worldr1.microworld.captions import (
     COLOURS,
@@ -24,7 +25,6 @@ from worldr1.microworld.captions import (
 from worldr1.microworld.dataset import held_out_clips
 from worldr1.microworld.scene import EVALUATION_SEEDS, render_clips, trajectory_of
 from worldr1.microworld.train_vae import measure_psnr
-from worldr1.noise import warped_noise
 from worldr1.rollout import generate
 from worldr1.schedule import euler_sigmas
 

@@ -7,7 +7,7 @@ the captions can ask for. Colours are anti-aliased over 2 x 2 rays a pixel; dept
 pixel centre. The contrast of the floor fades with distance, so that no texture is finer than a pixel.
 
 The camera is at the origin of the world at frame 0, looks along +z, and moves as
-`worldr1.trajectory.build_trajectory` says for the
+`worldr1.camera.trajectory.build_trajectory` says for the
 caption: what the trainer requests is what the world shows.
 """
 
@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldr1.camera.motion import parse_motion
+from worldr1.camera.trajectory import build_trajectory
 from worldr1.config import MICRO_CAMERA
 from worldr1.microworld.captions import EVENTS, Caption
-from worldr1.motion import parse_motion
-from worldr1.trajectory import build_trajectory
 
 HEIGHT, WIDTH, NUM_FRAMES = 32, 32, 9
 # Seeds of the scenes: what is trained on, what fine-tuning is judged on, what only the final report sees.

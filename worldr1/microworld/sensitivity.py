@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from worldr1.camera.motion import parse_motion
+from worldr1.camera.trajectory import build_trajectory
 from worldr1.config import EMBEDDED, MICRO_CAMERA, TrainConfig
 from worldr1.datatypes import PromptBatch
 from worldr1.microworld.captions import MOTIONS, Caption, make_caption, split_captions
 from worldr1.microworld.degrade import KINDS, degrade
 from worldr1.microworld.judge_data import wear
 from worldr1.microworld.scene import HELD_OUT_SEEDS, render_clips, trajectory_of
-from worldr1.motion import parse_motion
 from worldr1.rewards import build_rewards
-from worldr1.trajectory import build_trajectory
 
 _DEGRADED = (("blur", 0.5), ("blur", 1.0), ("contrast", 0.5), ("noise", 0.5), ("tear", 0.5), ("blocks", 0.7))
 

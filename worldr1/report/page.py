@@ -14,8 +14,8 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from worldr1.camera.motion import parse_motion
 from worldr1.config import TrainConfig, to_json
-from worldr1.motion import parse_motion
 from worldr1.report import plots, sheets
 from worldr1.report.load import RunFiles, load_run, number
 

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from worldr1.camera.motion import parse_motion
 from worldr1.config import EMBEDDED
 from worldr1.microworld.captions import (
     EVENTS,
@@ -13,7 +14,6 @@ from worldr1.microworld.captions import (
     make_caption,
     split_captions,
 )
-from worldr1.motion import parse_motion
 
 
 def test_there_are_144_static_and_64_dynamic_captions_all_different():

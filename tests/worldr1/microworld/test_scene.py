@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from worldr1.camera.motion import parse_motion
+from worldr1.camera.trajectory import build_trajectory
 from worldr1.config import MICRO_CAMERA
 from worldr1.microworld.captions import EVENTS, MOTIONS, all_captions, make_caption
 from worldr1.microworld.scene import (
@@ -16,8 +18,6 @@ from worldr1.microworld.scene import (
     render_clips,
     trajectory_of,
 )
-from worldr1.motion import parse_motion
-from worldr1.trajectory import build_trajectory
 
 
 def _unproject(depth: torch.Tensor, viewmat: torch.Tensor) -> torch.Tensor:

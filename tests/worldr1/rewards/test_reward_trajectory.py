@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
+from worldr1.camera.motion import parse_motion
+from worldr1.camera.trajectory import MOTIONS, build_trajectory
 from worldr1.config import MICRO_CAMERA, CameraConfig
 from worldr1.datatypes import GaussianScene, MotionToken, Reconstruction
-from worldr1.motion import parse_motion
 from worldr1.rewards.trajectory import trajectory_parts, trajectory_term
-from worldr1.trajectory import MOTIONS, build_trajectory
 
 CAMERA = CameraConfig()
 DEPTH = 4.0

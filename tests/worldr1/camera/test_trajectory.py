@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from worldr1.config import MICRO_CAMERA, CameraConfig
-from worldr1.datatypes import MotionToken
-from worldr1.microworld.captions import MOTIONS as MICRO_MOTIONS
-from worldr1.trajectory import (
+from worldr1.camera.__main__ import main
+from worldr1.camera.trajectory import (
     MOTIONS,
-    _main,
     build_trajectory,
     intrinsics,
     load_trajectory,
     plot_trajectory,
     save_trajectory,
 )
+from worldr1.config import MICRO_CAMERA, CameraConfig
+from worldr1.datatypes import MotionToken
+from worldr1.microworld.captions import MOTIONS as MICRO_MOTIONS
 
 CAMERA = CameraConfig()
 LINEAR = replace(CAMERA, ease=0.0)
@@ -319,7 +319,10 @@ def test_the_plot_shows_the_path_from_above_and_from_the_right() -> None:
 
 def test_the_command_tells_how_a_prompt_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, picture = tmp_path / "path.json", tmp_path / "path.png"
-    _main(["The camera swoops, then pushes in slowly", "--frames", "9", "--save", str(file), "--plot", str(picture)])
+    assert (
+        main(["The camera swoops, then pushes in slowly", "--frames", "9", "--save", str(file), "--plot", str(picture)])
+        == 0
+    )
     said = capsys.readouterr().out
     assert "push_in x0.5" in said and "not understood: swoops" in said and "travels 300 units to (0, 0, 300)" in said
     assert load_trajectory(file).tokens == (MotionToken("push_in", 0.5),)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worldr1.camera.motion import _Reader, describe_motion, parse_motion
+from worldr1.camera.trajectory import MOTIONS
 from worldr1.datatypes import MotionToken
 from worldr1.microworld.captions import MOTIONS as MICRO_MOTIONS
 from worldr1.microworld.captions import all_captions
-from worldr1.motion import _Reader, describe_motion, parse_motion
-from worldr1.trajectory import MOTIONS
 
 
 def kinds(prompt: str) -> list[str]:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from worldr1.camera.flow import CameraFlow, camera_flow
+from worldr1.camera.trajectory import MOTIONS, build_trajectory, intrinsics
 from worldr1.config import MICRO_CAMERA, CameraConfig
 from worldr1.datatypes import MotionToken
-from worldr1.flow import CameraFlow, camera_flow
-from worldr1.trajectory import MOTIONS, build_trajectory, intrinsics
 
 CAMERA = replace(CameraConfig(), ease=0.0)
 

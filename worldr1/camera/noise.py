@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldr1.camera.flow import CameraFlow
+from worldr1.camera.trajectory import intrinsics
 from worldr1.config import CameraConfig, TrainConfig
 from worldr1.datatypes import PromptBatch
-from worldr1.flow import CameraFlow
-from worldr1.trajectory import intrinsics
 from worldr1_kernels.noise_transport import TransportPlan, noise_transport, plan_transport
 from worldr1_kernels.philox import check_sample_ids, check_seed, philox4x32
 

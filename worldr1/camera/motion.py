@@ -5,7 +5,7 @@ where the camera is meant: the camera is its subject or object, it is an order a
 earlier camera motion, it stands with a camera adjective ("a slow push in"), or its word has no other sense ("zooms
 in"). What is said of the camera and is no motion of the taxonomy is reported, never guessed.
 
-    python -m worldr1.trajectory "The camera pushes in, then pans left"    # shows how a prompt is read
+    python -m worldr1.camera "The camera pushes in, then pans left"    # shows how a prompt is read
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from worldr1 import camera_words as vocab
+from worldr1.camera import words as vocab
 from worldr1.datatypes import MotionToken
 
 _PIECE = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+(?:'[^\W\d_]+)*|[.!?…。！？]|[^\w\s]")

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldr1 import noise as module
+from worldr1.camera import noise as module
+from worldr1.camera.flow import CameraFlow, camera_flow
+from worldr1.camera.noise import initial_noise, warped_noise
+from worldr1.camera.trajectory import MOTIONS, build_trajectory, intrinsics
 from worldr1.config import MICRO_CAMERA, CameraConfig, NoiseConfig, RolloutConfig, TrainConfig
 from worldr1.datatypes import MotionToken, PromptBatch
-from worldr1.flow import CameraFlow, camera_flow
-from worldr1.noise import initial_noise, warped_noise
-from worldr1.trajectory import MOTIONS, build_trajectory, intrinsics
 from worldr1_kernels.noise_transport import TransportPlan, noise_transport, plan_transport
 
 SHAPE = (12, 3, 8, 8)
@@ -182,10 +182,10 @@ _MEMORY = """
 import torch
 from pathlib import Path
 from typing import Any
-from worldr1 import noise
+from worldr1.camera import noise
 from worldr1.config import CameraConfig
 from worldr1.datatypes import MotionToken
-from worldr1.trajectory import build_trajectory
+from worldr1.camera.trajectory import build_trajectory
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
@@ -201,7 +201,7 @@ print(status("VmHWM") - before, sum(t.nbytes for t in plan.tensors()))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_flow_of_a_whole_clip_is_never_in_memory() -> None:
     """Beside the plan there are some hundred bytes a pixel, of whatever length the clip: its flow would take 1280."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     result = subprocess.run([sys.executable, "-c", _MEMORY], cwd=root, capture_output=True, text=True, check=True)
     grown, plan = map(int, result.stdout.split())
     assert plan < grown < plan + 300 * 480 * 832

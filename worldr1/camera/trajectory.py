@@ -1,7 +1,4 @@
-"""Motion tokens -> camera trajectory: smooth world-to-camera matrices in OpenCV axes (x right, y down, z forward).
-
-python -m worldr1.trajectory "The camera pushes in, then pans left" --save path.json --plot path.png
-"""
+"""Motion tokens -> camera trajectory: smooth world-to-camera matrices in OpenCV axes (x right, y down, z forward)."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from worldr1.config import MICRO_CAMERA, CameraConfig
+from worldr1.config import CameraConfig
 from worldr1.datatypes import MotionToken
 
 if TYPE_CHECKING:
@@ -251,37 +248,3 @@ def plot_trajectory(viewmats: Tensor, *, title: str = "") -> Figure:
         ax.set(xlim=(low[h], high[h]), ylim=(low[v], high[v]), aspect="equal")
     axes[1].invert_yaxis()  # y points down
     return figure
-
-
-def _main(argv: Sequence[str] | None = None) -> None:
-    import argparse
-
-    from worldr1.motion import describe_motion
-
-    parser = argparse.ArgumentParser(prog="python -m worldr1.trajectory", description="Show how prompts are read.")
-    parser.add_argument("prompt", nargs="+")
-    parser.add_argument("--frames", type=int, default=81, help="default 81")
-    parser.add_argument("--micro", action="store_true", help="the camera of the micro world, not the default one")
-    parser.add_argument("--save", type=Path, help="write the path of the last prompt as JSON")
-    parser.add_argument("--plot", type=Path, help="draw the path of the last prompt")
-    args = parser.parse_args(argv)
-    camera = MICRO_CAMERA if args.micro else CameraConfig()
-    for prompt in args.prompt:
-        tokens, unknown = describe_motion(prompt)
-        viewmats = build_trajectory(tokens, args.frames, camera)
-        centre = torch.linalg.inv(viewmats)[:, :3, 3]
-        step = viewmats[1:, :3, :3] @ viewmats[:-1, :3, :3].mT
-        turn = torch.rad2deg((0.5 * (step.diagonal(dim1=1, dim2=2).sum(1) - 1)).clamp(-1, 1).acos())
-        print(prompt)
-        print("  motions:", ", ".join(f"{t.kind} x{t.magnitude:g}" for t in tokens) or "none: a camera at rest")
-        print("  not understood:", "; ".join(unknown) or "nothing")
-        print(f"  travels {float(centre.diff(dim=0).norm(dim=1).sum()):.4g} units to", end=" ")
-        print("({:.4g}, {:.4g}, {:.4g})".format(*centre[-1].tolist()), f"and turns {float(turn.sum()):.4g} degrees")
-    if args.save is not None:
-        save_trajectory(args.save, viewmats, tokens=tokens, camera=camera)
-    if args.plot is not None:
-        plot_trajectory(viewmats, title=prompt).savefig(args.plot, dpi=120)
-
-
-if __name__ == "__main__":
-    _main()

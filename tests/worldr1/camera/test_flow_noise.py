@@ -9,11 +9,11 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor
 
+from worldr1.camera.flow import camera_flow
+from worldr1.camera.noise import warped_noise
+from worldr1.camera.trajectory import MOTIONS, build_trajectory, intrinsics
 from worldr1.config import CameraConfig
 from worldr1.datatypes import MotionToken
-from worldr1.flow import camera_flow
-from worldr1.noise import warped_noise
-from worldr1.trajectory import MOTIONS, build_trajectory, intrinsics
 
 CAMERA = CameraConfig()
 MOVING = sorted(set(MOTIONS) - {"fixed"})

@@ -1,0 +1,1 @@
+"""Prompt -> camera words -> path -> optical flow -> initial noise that moves with it."""
