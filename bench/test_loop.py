@@ -22,7 +22,7 @@ from worldr1.datatypes import RewardOutput
 from worldr1.ema import Ema
 from worldr1.flops import passes_per_sample
 from worldr1.models.wan import load_policy
-from worldr1.prompts import prompt_batch, read_prompts
+from worldr1.prompts.sampler import prompt_batch, read_prompts
 from worldr1.rewards import RewardStack, build_rewards
 from worldr1.rollout import sample
 from worldr1.schedule import rollout_sigmas

@@ -31,7 +31,7 @@ from worldr1.config import Keep, TrainConfig
 from worldr1.ema import Ema
 from worldr1.flops import model_flops, passes_per_sample, recipes
 from worldr1.models.recompute import checkpoint_blocks
-from worldr1.prompts import prompt_batch
+from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout import sample
 from worldr1.schedule import rollout_sigmas
 from worldr1.update import make_optimizer, policy_step, sample_gradients

@@ -53,7 +53,7 @@ def run_study(
     from worldr1 import distributed
     from worldr1.camera.noise import initial_noise
     from worldr1.compare import compare_clips, write_study
-    from worldr1.prompts import held_out_batch
+    from worldr1.prompts.sampler import held_out_batch
     from worldr1.rollout import generate
     from worldr1.schedule import evaluation_sigmas
 
@@ -100,7 +100,7 @@ def study_of_run(config: StudyConfig) -> Study:
 
     from worldr1 import distributed
     from worldr1.models.wan import load_adapted_policy
-    from worldr1.prompts import read_prompts
+    from worldr1.prompts.sampler import read_prompts
     from worldr1.rewards.base import load_judge
 
     world = distributed.init(settings.device)

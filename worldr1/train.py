@@ -38,7 +38,7 @@ from worldr1.ema import Ema
 from worldr1.flops import describe
 from worldr1.metrics import MetricsWriter, Progress, Stopwatch, reward_metrics
 from worldr1.models.wan import load_policy
-from worldr1.prompts import is_dynamic, prompt_batch, read_prompts
+from worldr1.prompts.sampler import is_dynamic, prompt_batch, read_prompts
 from worldr1.report import write_report
 from worldr1.rewards import RewardStack, build_rewards
 from worldr1.rewards.base import load_judge

@@ -15,7 +15,7 @@ from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConf
 from worldr1.ema import Ema
 from worldr1.flops import WAN, describe, main, model_flops, passes_per_sample, recipe_flops, recipes, sample_flops
 from worldr1.models.wan import load_policy
-from worldr1.prompts import prompt_batch
+from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout import sample
 from worldr1.schedule import rollout_sigmas, sde_window
 from worldr1.update import make_optimizer, policy_step, sample_gradients

@@ -18,7 +18,7 @@ from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConf
 from worldr1.datatypes import Rollout
 from worldr1.ema import Ema
 from worldr1.models.wan import load_policy
-from worldr1.prompts import prompt_batch
+from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout import sample
 from worldr1.sample_gradients import SampleGradients
 from worldr1.schedule import euler_sigmas

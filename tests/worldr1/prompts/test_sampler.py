@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worldr1.config import EvaluationConfig, PhaseConfig, RolloutConfig
-from worldr1.prompts import HELD_OUT_IDS, held_out_batch, is_dynamic, iterations_before, prompt_batch, read_prompts
+from worldr1.prompts.sampler import (
+    HELD_OUT_IDS,
+    held_out_batch,
+    is_dynamic,
+    iterations_before,
+    prompt_batch,
+    read_prompts,
+)
 
 
 def batch_of(iteration=0, rank=0, world_size=1, dynamic=False, **changes):

@@ -1,0 +1,1 @@
+"""The text that trains: read, drawn by shuffled epochs, dealt to the ranks."""
