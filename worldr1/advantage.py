@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldr1 import distributed
 from worldr1.config import AdvantageConfig
 from worldr1.datatypes import RewardOutput
+from worldr1.run import distributed
 
 DEAD_GROUP_STD = 1e-6
 """A group whose reward varies less than this teaches nothing and is dropped."""

@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from worldr1 import distributed
 from worldr1.config import TrainConfig
 from worldr1.datatypes import Rollout
 from worldr1.models.base import VideoPolicy
 from worldr1.rollout import NEGATIVE_PROMPT, reference_velocity, window_step
+from worldr1.run import distributed
 from worldr1.schedule import rollout_sigmas
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from worldr1 import distributed
 from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig, to_json
 from worldr1.datatypes import PromptBatch, Rollout
@@ -23,6 +22,7 @@ from worldr1.ema import Ema
 from worldr1.models.base import VideoPolicy
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout import batch_rows, reference_velocity, sample, window_rows, window_step
+from worldr1.run import distributed
 from worldr1.schedule import rollout_sigmas, sde_window, step_weights
 from worldr1.update import sample_gradients
 

@@ -14,9 +14,9 @@ from pathlib import Path
 if typing.TYPE_CHECKING:
     from worldr1.compare import Study
     from worldr1.config import TrainConfig
-    from worldr1.distributed import World
     from worldr1.evaluate import Evaluator
     from worldr1.models.base import VideoPolicy
+    from worldr1.run.distributed import World
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ def run_study(
     Returns:
       Study on rank 0, None on the others.
     """
-    from worldr1 import distributed
     from worldr1.camera.noise import initial_noise
     from worldr1.compare import compare_clips, write_study
     from worldr1.prompts.sampler import held_out_batch
     from worldr1.rollout import generate
+    from worldr1.run import distributed
     from worldr1.schedule import evaluation_sigmas
 
     batch = held_out_batch(held_out, config=config, rank=world.rank, world_size=world.size)
@@ -98,10 +98,10 @@ def study_of_run(config: StudyConfig) -> Study:
         settings, seed=config.seed, evaluation=replace(settings.evaluation, num_samples=config.num_samples)
     )
 
-    from worldr1 import distributed
     from worldr1.models.wan import load_adapted_policy
     from worldr1.prompts.sampler import read_prompts
     from worldr1.rewards.base import load_judge
+    from worldr1.run import distributed
 
     world = distributed.init(settings.device)
     policy = load_adapted_policy(

@@ -29,21 +29,22 @@ from typing import NamedTuple
 
 import torch
 
-from worldr1 import checkpoint, distributed, evaluate
+from worldr1 import evaluate
 from worldr1.advantage import group_advantage
 from worldr1.budget import fit_micro_batch
 from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig
 from worldr1.ema import Ema
 from worldr1.flops import describe
-from worldr1.metrics import MetricsWriter, Progress, Stopwatch, reward_metrics
 from worldr1.models.wan import load_policy
 from worldr1.prompts.sampler import is_dynamic, prompt_batch, read_prompts
 from worldr1.report import write_report
 from worldr1.rewards import RewardStack, build_rewards
 from worldr1.rewards.base import load_judge
 from worldr1.rollout import sample
-from worldr1.runtime import (
+from worldr1.run import checkpoint, distributed
+from worldr1.run.metrics import MetricsWriter, Progress, Stopwatch, reward_metrics
+from worldr1.run.runtime import (
     opening_line,
     peak_memory_gib,
     prepare_output_dir,

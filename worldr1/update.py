@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldr1 import distributed
 from worldr1.advantage import Advantage
 from worldr1.config import TrainConfig, UpdateConfig
 from worldr1.datatypes import PromptBatch, Rollout
 from worldr1.ema import Ema
 from worldr1.grpo import guarded_log_ratio, step_loss
-from worldr1.metrics import Metrics
 from worldr1.models.base import VideoPolicy
 from worldr1.rollout import reference_velocity, window_rows, window_step
+from worldr1.run import distributed
+from worldr1.run.metrics import Metrics
 from worldr1.sample_gradients import SampleGradients
 from worldr1.schedule import rollout_sigmas, step_weights
 

@@ -12,26 +12,43 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldr1.config import TrainConfig, to_json
-from worldr1.ema import Ema
-from worldr1.models.base import VideoPolicy
 
 FORMAT = 1
 _TEMPORARY = ".unfinished_"
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR)
 
 
+class Adapter(Protocol):
+    """The part of a policy that a checkpoint holds; models.base.VideoPolicy has it."""
+
+    def adapter_state(self) -> dict[str, Tensor]: ...
+
+    def load_adapter_state(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Average(Protocol):
+    """An average of the adapter's parameters; models.ema.Ema has it."""
+
+    params: list[nn.Parameter]
+
+    def state(self) -> list[Tensor]: ...
+
+    def load_state(self, tensors: Sequence[Tensor]) -> None: ...
+
+
 def save(
     output_dir: Path,
-    policy: VideoPolicy,
+    policy: Adapter,
     optimizer: torch.optim.AdamW,
-    ema: Ema,
+    ema: Average,
     *,
     iteration: int,
     config: TrainConfig,
@@ -85,7 +102,7 @@ def latest(output_dir: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(folder: Path, policy: VideoPolicy, optimizer: torch.optim.AdamW, ema: Ema) -> int:
+def load(folder: Path, policy: Adapter, optimizer: torch.optim.AdamW, ema: Average) -> int:
     """Overwrite adapter, optimizer, average and torch's generator with those of a checkpoint. Call it on every rank.
 
     Args:
@@ -166,7 +183,7 @@ def check_same_run(folder: Path, config: TrainConfig) -> None:
         )
 
 
-def _tensors(policy: VideoPolicy, optimizer: torch.optim.AdamW, ema: Ema) -> dict[str, Tensor]:
+def _tensors(policy: Adapter, optimizer: torch.optim.AdamW, ema: Average) -> dict[str, Tensor]:
     out = {f"adapter.{name}": value for name, value in policy.adapter_state().items()}
     for i, (p, shadow) in enumerate(zip(ema.params, ema.state(), strict=True)):
         out[f"ema.{i}"] = shadow

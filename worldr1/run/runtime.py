@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from worldr1 import checkpoint, distributed
 from worldr1.config import TrainConfig, to_json
-from worldr1.metrics import Progress
+from worldr1.run import checkpoint, distributed
+from worldr1.run.metrics import Progress
 
 PACKAGES = ("worldr1", "torch", "triton", "diffusers", "transformers", "peft", "numpy", "safetensors", "tyro")
 SAME_PRESS_SECONDS = 1.0

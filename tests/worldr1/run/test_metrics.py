@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from worldr1.datatypes import RewardOutput
-from worldr1.metrics import MetricsWriter, Progress, Stopwatch, progress_line, reward_metrics
+from worldr1.run.metrics import MetricsWriter, Progress, Stopwatch, progress_line, reward_metrics
 
 
 def row(iteration, **changes):

@@ -27,8 +27,8 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from worldr1 import distributed
 from worldr1.datatypes import RewardOutput
+from worldr1.run import distributed
 
 Metrics = dict[str, Any]
 

@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 from fakes import fake_config, fake_iteration, fake_learner
 
-from worldr1 import checkpoint
 from worldr1.config import UpdateConfig
+from worldr1.run import checkpoint
 
 
 def equal_tensors(a, b):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from worldr1 import distributed
+from worldr1.run import distributed
 
 
 def _worker(rank: int, size: int, port: int, folder: str) -> None:
@@ -19,7 +19,7 @@ def _worker(rank: int, size: int, port: int, folder: str) -> None:
         "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # fakes
     torch.set_num_threads(1)
     world = distributed.init("cpu")
     assert (world.rank, world.size, world.is_main) == (rank, size, rank == 0)

@@ -1,0 +1,1 @@
+"""What a run needs around its loop: ranks, the output folder, signals, checkpoints, figures."""
