@@ -19,8 +19,8 @@ from worldr1.advantage import group_advantage
 from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig
 from worldr1.datatypes import RewardOutput
-from worldr1.ema import Ema
 from worldr1.flops import passes_per_sample
+from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
 from worldr1.prompts.sampler import prompt_batch, read_prompts
 from worldr1.rewards import RewardStack, build_rewards

@@ -28,8 +28,8 @@ from bench.wan_model import PROMPT, CompiledBlocks, RandomWan, Size, attention, 
 from worldr1.advantage import Advantage
 from worldr1.camera.noise import initial_noise
 from worldr1.config import Keep, TrainConfig
-from worldr1.ema import Ema
 from worldr1.flops import model_flops, passes_per_sample, recipes
+from worldr1.models.ema import Ema
 from worldr1.models.recompute import checkpoint_blocks
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout import sample

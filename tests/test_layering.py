@@ -24,12 +24,11 @@ LAYERS = (
         "worldr1.schedule",
         "worldr1.solver",
         "worldr1.sample_gradients",
-        "worldr1.text_cache",
     ),
     ("worldr1.models",),
     ("worldr1.microworld.captions", "worldr1.microworld.scene", "worldr1.microworld.networks"),
     ("worldr1.rollout", "worldr1.rewards"),
-    ("worldr1.advantage", "worldr1.grpo", "worldr1.ema"),
+    ("worldr1.advantage", "worldr1.grpo"),
     (
         "worldr1.update",
         "worldr1.budget",

@@ -18,8 +18,8 @@ from torch.distributions import Normal
 from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig, to_json
 from worldr1.datatypes import PromptBatch, Rollout
-from worldr1.ema import Ema
 from worldr1.models.base import VideoPolicy
+from worldr1.models.ema import Ema
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout import batch_rows, reference_velocity, sample, window_rows, window_step
 from worldr1.run import distributed

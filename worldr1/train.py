@@ -34,8 +34,9 @@ from worldr1.advantage import group_advantage
 from worldr1.budget import fit_micro_batch
 from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig
-from worldr1.ema import Ema
 from worldr1.flops import describe
+from worldr1.models.ema import Ema
+from worldr1.models.text_cache import TextCache
 from worldr1.models.wan import load_policy
 from worldr1.prompts.sampler import is_dynamic, prompt_batch, read_prompts
 from worldr1.report import write_report
@@ -55,7 +56,6 @@ from worldr1.run.runtime import (
 from worldr1.schedule import rollout_sigmas, sde_window
 from worldr1.selftest import run_self_tests
 from worldr1.study import run_study
-from worldr1.text_cache import TextCache
 from worldr1.update import (
     Learner,
     NonFiniteGuard,

@@ -14,7 +14,7 @@ from worldr1.advantage import Advantage, group_advantage
 from worldr1.camera.noise import initial_noise
 from worldr1.config import NoiseConfig, RolloutConfig, TrainConfig, UpdateConfig, VideoConfig
 from worldr1.datatypes import PromptBatch, RewardOutput, Rollout
-from worldr1.ema import Ema
+from worldr1.models.ema import Ema
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout import sample
 from worldr1.run import distributed

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldr1.budget import fit_micro_batch, peak_bytes, sample_bytes
 from worldr1.config import ModelConfig, RolloutConfig, TrainConfig, UpdateConfig
-from worldr1.ema import Ema
+from worldr1.models.ema import Ema
 from worldr1.models.wan import WanPolicy, load_policy
 from worldr1.rollout import window_rows, window_step
 from worldr1.update import Learner, make_optimizer

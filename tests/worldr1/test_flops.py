@@ -12,8 +12,8 @@ from fakes import brightness, fake_config
 from worldr1.advantage import group_advantage
 from worldr1.camera.noise import initial_noise
 from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, VideoConfig
-from worldr1.ema import Ema
 from worldr1.flops import WAN, describe, main, model_flops, passes_per_sample, recipe_flops, recipes, sample_flops
+from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout import sample

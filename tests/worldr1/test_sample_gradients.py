@@ -16,7 +16,7 @@ from worldr1.advantage import Advantage, group_advantage
 from worldr1.camera.noise import initial_noise
 from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig
 from worldr1.datatypes import Rollout
-from worldr1.ema import Ema
+from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout import sample

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from worldr1.config import ModelConfig, VideoConfig
 from worldr1.models import lora
 from worldr1.models.recompute import checkpoint_blocks
-from worldr1.text_cache import TextCache
+from worldr1.models.text_cache import TextCache
 
 _MAX_SEQUENCE_LENGTH = 512
 """Text tokens that Wan was trained with; a tokenizer with a smaller model_max_length shortens it."""

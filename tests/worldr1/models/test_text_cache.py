@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from worldr1.config import ModelConfig
+from worldr1.models.text_cache import TextCache
 from worldr1.models.wan import load_policy
-from worldr1.text_cache import TextCache
 
 PROMPTS = ["the camera pans left", "a red ball", ""]
 
