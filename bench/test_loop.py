@@ -24,8 +24,8 @@ from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
 from worldr1.prompts.sampler import prompt_batch, read_prompts
 from worldr1.rewards import RewardStack, build_rewards
-from worldr1.rollout import sample
-from worldr1.schedule import rollout_sigmas
+from worldr1.rollout.sample import sample
+from worldr1.rollout.schedule import rollout_sigmas
 from worldr1.update import Learner, make_optimizer, policy_step, sample_gradients
 
 WINDOW = (2,)

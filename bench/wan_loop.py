@@ -32,8 +32,8 @@ from worldr1.flops import model_flops, passes_per_sample, recipes
 from worldr1.models.ema import Ema
 from worldr1.models.recompute import checkpoint_blocks
 from worldr1.prompts.sampler import prompt_batch
-from worldr1.rollout import sample
-from worldr1.schedule import rollout_sigmas
+from worldr1.rollout.sample import sample
+from worldr1.rollout.schedule import rollout_sigmas
 from worldr1.update import make_optimizer, policy_step, sample_gradients
 from worldr1_kernels import rasterize, trajectory_reward
 from worldr1_kernels.sde_step import sde_step

@@ -16,9 +16,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from worldr1.config import TrainConfig
 from worldr1.datatypes import Rollout
 from worldr1.models.base import VideoPolicy
-from worldr1.rollout import NEGATIVE_PROMPT, reference_velocity, window_step
+from worldr1.rollout.sample import NEGATIVE_PROMPT, reference_velocity, window_step
+from worldr1.rollout.schedule import rollout_sigmas
 from worldr1.run import distributed
-from worldr1.schedule import rollout_sigmas
 
 
 class SampleBytes(NamedTuple):

@@ -104,8 +104,8 @@ def run(config: GenerateConfig) -> list[Path]:
     from worldr1.camera.motion import parse_motion
     from worldr1.camera.noise import initial_noise
     from worldr1.models.wan import load_adapted_policy, load_policy
-    from worldr1.rollout import generate
-    from worldr1.schedule import evaluation_sigmas
+    from worldr1.rollout.sample import generate
+    from worldr1.rollout.schedule import evaluation_sigmas
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("generate: --device cuda needs a CUDA device, torch sees none; use --device cpu")

@@ -53,9 +53,9 @@ def run_study(
     from worldr1.camera.noise import initial_noise
     from worldr1.compare import compare_clips, write_study
     from worldr1.prompts.sampler import held_out_batch
-    from worldr1.rollout import generate
+    from worldr1.rollout.sample import generate
+    from worldr1.rollout.schedule import evaluation_sigmas
     from worldr1.run import distributed
-    from worldr1.schedule import evaluation_sigmas
 
     batch = held_out_batch(held_out, config=config, rank=world.rank, world_size=world.size)
     noise = initial_noise(batch, policy.latent_shape(config.video), config=config)

@@ -42,7 +42,8 @@ from worldr1.prompts.sampler import is_dynamic, prompt_batch, read_prompts
 from worldr1.report import write_report
 from worldr1.rewards import RewardStack, build_rewards
 from worldr1.rewards.base import load_judge
-from worldr1.rollout import sample
+from worldr1.rollout.sample import sample
+from worldr1.rollout.schedule import rollout_sigmas, sde_window
 from worldr1.run import checkpoint, distributed
 from worldr1.run.metrics import MetricsWriter, Progress, Stopwatch, reward_metrics
 from worldr1.run.runtime import (
@@ -53,7 +54,6 @@ from worldr1.run.runtime import (
     set_threads,
     stop_on_signal,
 )
-from worldr1.schedule import rollout_sigmas, sde_window
 from worldr1.selftest import run_self_tests
 from worldr1.study import run_study
 from worldr1.update import (

@@ -15,11 +15,11 @@ from worldr1.datatypes import PromptBatch, Rollout
 from worldr1.grpo import guarded_log_ratio, step_loss
 from worldr1.models.base import VideoPolicy
 from worldr1.models.ema import Ema
-from worldr1.rollout import reference_velocity, window_rows, window_step
+from worldr1.rollout.sample import reference_velocity, window_rows, window_step
+from worldr1.rollout.sample_gradients import SampleGradients
+from worldr1.rollout.schedule import rollout_sigmas, step_weights
 from worldr1.run import distributed
 from worldr1.run.metrics import Metrics
-from worldr1.sample_gradients import SampleGradients
-from worldr1.schedule import rollout_sigmas, step_weights
 
 MAX_NONFINITE_IN_A_ROW = 3
 """So many iterations in a row without one finite gradient stop the run."""

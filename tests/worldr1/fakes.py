@@ -16,9 +16,9 @@ from worldr1.config import NoiseConfig, RolloutConfig, TrainConfig, UpdateConfig
 from worldr1.datatypes import PromptBatch, RewardOutput, Rollout
 from worldr1.models.ema import Ema
 from worldr1.prompts.sampler import prompt_batch
-from worldr1.rollout import sample
+from worldr1.rollout.sample import sample
+from worldr1.rollout.schedule import euler_sigmas, sde_window
 from worldr1.run import distributed
-from worldr1.schedule import euler_sigmas, sde_window
 from worldr1.update import Learner, learning_rate, make_optimizer, policy_step
 
 PROMPTS = ["push in", "pull out", "pan left", "pan right", "tilt up", "orbit left"]

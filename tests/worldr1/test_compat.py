@@ -11,8 +11,8 @@ from mixture import Mixture, MixturePolicy, plane_batch
 from worldr1.cli import parse
 from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, validate
 from worldr1.presets import PRESETS, preset
-from worldr1.rollout import generate, sample, window_step
-from worldr1.schedule import rollout_sigmas, sde_window
+from worldr1.rollout.sample import generate, sample, window_step
+from worldr1.rollout.schedule import rollout_sigmas, sde_window
 
 MIXTURE = Mixture(weights=(0.6, 0.4), means=((-1.0, 0.5), (1.0, 1.2)), stds=(0.4, 0.5))
 

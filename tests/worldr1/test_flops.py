@@ -16,8 +16,8 @@ from worldr1.flops import WAN, describe, main, model_flops, passes_per_sample, r
 from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
 from worldr1.prompts.sampler import prompt_batch
-from worldr1.rollout import sample
-from worldr1.schedule import rollout_sigmas, sde_window
+from worldr1.rollout.sample import sample
+from worldr1.rollout.schedule import rollout_sigmas, sde_window
 from worldr1.update import make_optimizer, policy_step, sample_gradients
 
 TINY = dict(

@@ -12,8 +12,8 @@ import torch
 from worldr1 import generate as command
 from worldr1.config import ModelConfig, NoiseConfig, ScheduleConfig, TrainConfig, VideoConfig, to_json
 from worldr1.models.wan import load_policy
-from worldr1.rollout import generate
-from worldr1.schedule import euler_sigmas
+from worldr1.rollout.sample import generate
+from worldr1.rollout.schedule import euler_sigmas
 
 PROMPT = "the camera pans left on a green floor"
 

@@ -12,8 +12,8 @@ from worldr1.advantage import group_advantage
 from worldr1.config import AdvantageConfig, ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig
 from worldr1.datatypes import RewardOutput
 from worldr1.models.ema import Ema
-from worldr1.rollout import sample
-from worldr1.schedule import euler_sigmas, step_weights
+from worldr1.rollout.sample import sample
+from worldr1.rollout.schedule import euler_sigmas, step_weights
 from worldr1.update import learning_rate, make_optimizer, policy_step
 from worldr1_kernels.sde_step.coefficients import step_coefficients
 

@@ -8,7 +8,7 @@ from worldr1 import selftest
 from worldr1.config import ModelConfig, ScheduleConfig, UpdateConfig
 from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
-from worldr1.sample_gradients import SampleGradients
+from worldr1.rollout.sample_gradients import SampleGradients
 from worldr1.selftest import run_self_tests
 
 

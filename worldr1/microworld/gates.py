@@ -25,8 +25,8 @@ from worldr1.microworld.captions import (
 from worldr1.microworld.dataset import held_out_clips
 from worldr1.microworld.scene import EVALUATION_SEEDS, render_clips, trajectory_of
 from worldr1.microworld.train_vae import measure_psnr
-from worldr1.rollout import generate
-from worldr1.schedule import euler_sigmas
+from worldr1.rollout.sample import generate
+from worldr1.rollout.schedule import euler_sigmas
 
 _LIMITS = {
     "vae_psnr_db": (27.0, float("inf")),

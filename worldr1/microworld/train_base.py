@@ -23,7 +23,7 @@ from worldr1.config import ScheduleConfig
 from worldr1.microworld.captions import EVENTS, MOTIONS, NUM_CONTENTS, Caption, all_captions, make_caption
 from worldr1.microworld.train_vae import LATENT_CHANNELS
 from worldr1.microworld.training import Muon, cosine, load_state, save_state
-from worldr1.schedule import NUM_TRAIN_TIMESTEPS
+from worldr1.rollout.schedule import NUM_TRAIN_TIMESTEPS
 
 _TRAINING_SHIFT = 3.0
 MAX_TOKENS = 24

@@ -52,8 +52,8 @@ def test_the_stock_pipeline_makes_the_video_that_our_sampler_makes(pipeline):
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     from worldr1.models.wan import load_policy
-    from worldr1.rollout import generate
-    from worldr1.schedule import euler_sigmas
+    from worldr1.rollout.sample import generate
+    from worldr1.rollout.schedule import euler_sigmas
 
     texts = [make_caption("push_in", 3).text, make_caption("orbit_left", 12).text]
     noise = torch.randn(2, 12, 3, 8, 8, generator=torch.Generator().manual_seed(0))

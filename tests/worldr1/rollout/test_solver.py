@@ -12,9 +12,9 @@ from mixture import Mixture, MixturePolicy, plane_batch
 
 from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig
 from worldr1.models.wan import load_policy
-from worldr1.rollout import generate, sample
-from worldr1.schedule import euler_sigmas, unipc_sigmas
-from worldr1.solver import OdeSolver
+from worldr1.rollout.sample import generate, sample
+from worldr1.rollout.schedule import euler_sigmas, unipc_sigmas
+from worldr1.rollout.solver import OdeSolver
 
 GAUSSIAN = Mixture(weights=(1.0,), means=((0.7, -0.4),), stds=(0.5,))
 

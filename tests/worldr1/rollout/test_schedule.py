@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from worldr1.config import ScheduleConfig
-from worldr1.schedule import euler_sigmas, rollout_sigmas, sde_window, step_weights, unipc_sigmas
+from worldr1.rollout.schedule import euler_sigmas, rollout_sigmas, sde_window, step_weights, unipc_sigmas
 from worldr1_kernels.sde_step import sde_step
 
 

@@ -13,8 +13,8 @@ from worldr1.camera.trajectory import build_trajectory
 from worldr1.config import MICRO_CAMERA, ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, VideoConfig
 from worldr1.datatypes import MotionToken, PromptBatch, Rollout
 from worldr1.models.wan import WanPolicy, load_policy
-from worldr1.rollout import batch_rows, generate, reference_velocity, sample, window_rows, window_step
-from worldr1.schedule import euler_sigmas
+from worldr1.rollout.sample import batch_rows, generate, reference_velocity, sample, window_rows, window_step
+from worldr1.rollout.schedule import euler_sigmas
 from worldr1_kernels.sde_step import sde_step
 
 PROMPTS = ["the camera pans left on a green floor", "a red ball"]

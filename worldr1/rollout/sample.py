@@ -13,9 +13,9 @@ from torch import Tensor
 from worldr1.config import TrainConfig
 from worldr1.datatypes import PromptBatch, Rollout
 from worldr1.models.base import VideoPolicy
-from worldr1.sample_gradients import SampleGradients
-from worldr1.schedule import step_weights
-from worldr1.solver import OdeSolver
+from worldr1.rollout.sample_gradients import SampleGradients
+from worldr1.rollout.schedule import step_weights
+from worldr1.rollout.solver import OdeSolver
 from worldr1_kernels.sde_step import SdeStepOutput, sde_step
 
 NEGATIVE_PROMPT = ""

@@ -19,9 +19,9 @@ from worldr1.datatypes import Rollout
 from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
 from worldr1.prompts.sampler import prompt_batch
-from worldr1.rollout import sample
-from worldr1.sample_gradients import SampleGradients
-from worldr1.schedule import euler_sigmas
+from worldr1.rollout.sample import sample
+from worldr1.rollout.sample_gradients import SampleGradients
+from worldr1.rollout.schedule import euler_sigmas
 from worldr1.update import Learner, make_optimizer, policy_step, sample_gradients
 
 PROMPTS = ["push in a red ball", "the camera pans left"]
