@@ -23,7 +23,7 @@ LAYERS = (
         "worldr1.camera_metrics",
     ),
     ("worldr1.models",),
-    ("worldr1.microworld.captions", "worldr1.microworld.scene", "worldr1.microworld.networks"),
+    ("worldr1.microworld.captions", "worldr1.microworld.scene"),
     ("worldr1.rollout", "worldr1.rewards"),
     ("worldr1.advantage", "worldr1.grpo"),
     (
@@ -31,6 +31,7 @@ LAYERS = (
         "worldr1.budget",
         "worldr1.compare",
         "worldr1.evaluate",
+        "worldr1.evaluation",
         "worldr1.generate",
         "worldr1.study",
         "worldr1.selftest",
@@ -123,7 +124,7 @@ def test_imports_go_down(name: str) -> None:
 
 def test_the_walk_sees_what_it_should() -> None:
     assert layer_of("worldr1.rewards.base") == layer_of("worldr1.rollout.sample") == 6
-    assert layer_of("worldr1.microworld.networks.geo") == 5
+    assert layer_of("worldr1.rewards.judges.micro_geo") == 6
     assert layer_of("worldr1.microworld.train_vae") == 9 and layer_of("worldr1.nothing") is None
     assert "worldr1.train" in imports("worldr1.cli") and "worldr1.train" not in imports(
         "worldr1.cli", at_import_only=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -31,6 +32,17 @@ class Evaluator(Protocol):
     def classify(self, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Video -> motion logits [N, len(MOTIONS)], and logits of "colour", "shape" and "floor", [N, k] each."""
         ...
+
+
+def load_evaluator(folder: Path, *, device: torch.device) -> Evaluator:
+    """Open an evaluator's folder, frozen and in evaluation mode.
+
+    Raises:
+      ValueError: no such folder, a damaged config.json, or another network than an evaluator.
+    """
+    from worldr1.evaluation.micro_evaluator import MicroEvaluator
+
+    return MicroEvaluator.from_pretrained(folder, device=device)
 
 
 @dataclass(frozen=True)

@@ -98,16 +98,16 @@ def study_of_run(config: StudyConfig) -> Study:
         settings, seed=config.seed, evaluation=replace(settings.evaluation, num_samples=config.num_samples)
     )
 
+    from worldr1.evaluate import load_evaluator
     from worldr1.models.wan import load_adapted_policy
     from worldr1.prompts.sampler import read_prompts
-    from worldr1.rewards.base import load_judge
     from worldr1.run import distributed
 
     world = distributed.init(settings.device)
     policy = load_adapted_policy(
         settings.model.path, config.run / "adapter", dtype=settings.model.dtype, device=world.device
     )
-    evaluator = load_judge(settings.evaluation.evaluator, role="evaluator", device=world.device)
+    evaluator = load_evaluator(settings.evaluation.evaluator, device=world.device)
     folder = config.output_dir or config.run / f"study_seed{config.seed}"
     result = run_study(
         policy, read_prompts(settings.eval_prompts), evaluator=evaluator, config=settings, world=world, folder=folder

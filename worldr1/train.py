@@ -41,7 +41,6 @@ from worldr1.models.wan import load_policy
 from worldr1.prompts.sampler import is_dynamic, prompt_batch, read_prompts
 from worldr1.report import write_report
 from worldr1.rewards import RewardStack, build_rewards
-from worldr1.rewards.base import load_judge
 from worldr1.rollout.sample import sample
 from worldr1.rollout.schedule import rollout_sigmas, sde_window
 from worldr1.run import checkpoint, distributed
@@ -115,7 +114,7 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     policy = load_policy(config.model, device=world.device, text_cache=_text_cache(config))
     policy.latent_shape(config.video)  # sizes that the model cannot make are found here
     rewards = build_rewards(config, device=world.device)
-    evaluator = load_judge(config.evaluation.evaluator, role="evaluator", device=world.device) if held_out else None
+    evaluator = evaluate.load_evaluator(config.evaluation.evaluator, device=world.device) if held_out else None
     params = policy.adapter_parameters()
     distributed.broadcast(params)
     learner = Learner(policy, make_optimizer(params, config.update), Ema(params, decay=config.update.ema_decay))

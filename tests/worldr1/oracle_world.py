@@ -12,8 +12,8 @@ from worldr1.camera.trajectory import build_trajectory
 from worldr1.config import MICRO_CAMERA
 from worldr1.datatypes import MotionToken, PromptBatch, Reconstruction
 from worldr1.microworld.captions import COLOURS, FLOORS, MOTIONS, SHAPES, Caption, make_caption
-from worldr1.microworld.networks import pixel_gaussians
 from worldr1.microworld.scene import Clips, render_clips
+from worldr1.rewards.judges.micro_geo import pixel_gaussians
 
 NUM_FRAMES = 9
 KNOWN_MOTIONS = [MOTIONS[i % 9] for i in range(18)]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from oracle_world import KNOWN_MOTIONS, KNOWN_PROMPTS
 
-from worldr1.evaluate import assess, held_out_psnr, labels_of
+from worldr1.config import EMBEDDED
+from worldr1.evaluate import assess, held_out_psnr, labels_of, load_evaluator
 from worldr1.microworld.captions import COLOURS, FLOORS, SHAPES, all_captions
 
 
@@ -50,3 +51,15 @@ def test_labels_are_read_from_the_words():
         labels_of(["Camera push in. A red blue ball stands on a wooden floor."])
     with pytest.raises(ValueError, match="exactly one motion, got 0"):
         labels_of(["A red ball stands on a wooden floor."])
+
+
+def test_an_evaluator_comes_from_its_folder_and_another_folder_is_refused(tmp_path):
+    device = torch.device("cpu")
+    assert type(load_evaluator(EMBEDDED / "microeval", device=device)).__name__ == "MicroEvaluator"
+    with pytest.raises(ValueError, match="must be MicroEvaluator, got 'MicroGeo'"):
+        load_evaluator(EMBEDDED / "microgeo", device=device)
+    with pytest.raises(ValueError, match="must hold config.json"):
+        load_evaluator(tmp_path, device=device)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json must be JSON"):
+        load_evaluator(tmp_path, device=device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worldr1.datatypes import GaussianScene
 from worldr1.microworld.judge_data import JudgeClips, wear
-from worldr1.microworld.networks import MicroGeo, pinhole, pixel_gaussians, poses_to_viewmats
+from worldr1.rewards.judges.micro_geo import MicroGeo, pinhole, pixel_gaussians, poses_to_viewmats
 from worldr1.rewards.meta_view import draw_offset, meta_camera
 from worldr1.rewards.reconstruct import render
 

@@ -63,8 +63,9 @@ def measure_gates(assets: Path, *, num_samples: int = 384, seed: int = 0) -> lis
     Returns:
       The gates in the order of a build: autoencoder, evaluator on decoded truth, base.
     """
-    from worldr1.microworld.networks import MicroEvaluator, rotation_error
+    from worldr1.evaluation.micro_evaluator import MicroEvaluator
     from worldr1.models.wan import load_policy
+    from worldr1.rewards.judges.micro_geo import rotation_error
 
     policy = load_policy(ModelConfig(path=Path(assets) / "microwan"), device="cpu")
     evaluator = MicroEvaluator.from_pretrained(Path(assets) / "microeval")

@@ -14,8 +14,8 @@ from worldr1.camera.trajectory import build_trajectory
 from worldr1.config import MICRO_CAMERA
 from worldr1.datatypes import MotionToken
 from worldr1.microworld.captions import COLOURS, EVENTS, FLOORS, MOTIONS, NUM_CONTENTS, SHAPES, make_caption
-from worldr1.microworld.networks import poses_to_viewmats
 from worldr1.microworld.scene import HELD_OUT_SEEDS, NUM_FRAMES, render_clips
+from worldr1.rewards.judges.micro_geo import poses_to_viewmats
 
 # A motion is tabulated at _POINTS places per unit of magnitude, up to _LONGEST times the requested extent.
 _POINTS, _LONGEST = 100, 1.3

@@ -7,20 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from worldr1.evaluation.micro_evaluator import MicroEvaluator
 from worldr1.microworld.captions import NUM_CONTENTS, make_caption
 from worldr1.microworld.corrupt import KINDS as CORRUPTIONS
 from worldr1.microworld.corrupt import broken_views
 from worldr1.microworld.degrade import KINDS, degrade, shift
 from worldr1.microworld.judge_data import JudgeClips, content_labels, held_out, held_out_frames
-from worldr1.microworld.networks import (
-    MicroAesthetic,
-    MicroCritic,
-    MicroEvaluator,
-    MicroGeo,
-    MicroPerceptual,
-    rotation_error,
-    viewmats_to_poses,
-)
+from worldr1.rewards.judges.micro_geo import MicroGeo, rotation_error, viewmats_to_poses
+from worldr1.rewards.judges.micro_images import MicroAesthetic, MicroCritic, MicroPerceptual
 
 _BATCH = 32
 

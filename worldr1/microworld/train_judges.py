@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from worldr1.evaluation.micro_evaluator import MicroEvaluator
 from worldr1.microworld.captions import NUM_CONTENTS, make_caption
 from worldr1.microworld.corrupt import critic_views
 from worldr1.microworld.degrade import KINDS, degrade, shift
@@ -25,16 +26,9 @@ from worldr1.microworld.measure_judges import (
     measure_geometry,
     measure_perceptual,
 )
-from worldr1.microworld.networks import (
-    MicroAesthetic,
-    MicroCritic,
-    MicroEvaluator,
-    MicroGeo,
-    MicroPerceptual,
-    bag_of_words,
-    viewmats_to_poses,
-)
 from worldr1.microworld.training import Muon, cosine
+from worldr1.rewards.judges.micro_geo import MicroGeo, viewmats_to_poses
+from worldr1.rewards.judges.micro_images import MicroAesthetic, MicroCritic, MicroPerceptual, bag_of_words
 
 Log = Callable[[str], None]
 

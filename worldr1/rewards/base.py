@@ -1,11 +1,9 @@
-"""What the terms share: the judges they ask, how a judge's folder is opened, and how a failure becomes a reason."""
+"""What the terms share: the judges they ask, and how a failure becomes a reason."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -45,61 +43,9 @@ class PerceptualDistance(Protocol):
         ...
 
 
-MICRO_JUDGES = {
-    "reconstructor": "MicroGeo",
-    "evaluator": "MicroEvaluator",
-    "critic": "MicroCritic",
-    "aesthetic": "MicroAesthetic",
-    "perceptual": "MicroPerceptual",
-}
-"""Role -> the architecture that the embedded folder of that role names in its config.json."""
-
 # A judge that fails on a video fails in one of these ways. Anything else (TypeError, AssertionError ...) is a mistake
 # of this program and is not hidden behind a mask.
 FAILURES = (RuntimeError, ValueError, ArithmeticError, OSError)
-
-
-def load_judge(folder: Path, *, role: str, device: torch.device) -> Any:
-    """Open the judge of one role from its folder; config.json names the architecture.
-
-    Args:
-      folder: Holds config.json with an "architecture", and the weights.
-      role: A key of MICRO_JUDGES.
-      device: Where it runs.
-    Returns:
-      The judge, frozen, in evaluation mode.
-    Raises:
-      ValueError: no such folder, no or unreadable config.json, an architecture that does not fill the role.
-    """
-    wanted = MICRO_JUDGES[role]
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"load_judge: the {role} must be a folder with a config.json, got {folder}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"load_judge: {path} must be JSON, got {error}") from error
-    config = config if isinstance(config, dict) else {}
-    if role == "critic" and config.get("model_type") == "qwen3_vl":
-        from worldr1.rewards.qwen import QwenCritic
-
-        return QwenCritic.from_pretrained(Path(folder), device=device)
-    found = config.get("architecture")
-    if found != wanted:
-        raise ValueError(
-            f'load_judge: the {role} in {folder} must have "architecture": {wanted!r} in config.json, got {found!r}; '
-            f"docs/rewards.md says how another model takes this place"
-        )
-    from worldr1.microworld import networks
-
-    classes: dict[str, type[networks.FolderNetwork]] = {
-        "MicroGeo": networks.MicroGeo,
-        "MicroEvaluator": networks.MicroEvaluator,
-        "MicroCritic": networks.MicroCritic,
-        "MicroAesthetic": networks.MicroAesthetic,
-        "MicroPerceptual": networks.MicroPerceptual,
-    }
-    return classes[wanted].from_pretrained(Path(folder), device=device)
 
 
 def video_faults(video: Tensor, finite: Tensor | None) -> dict[int, str]:

@@ -18,11 +18,11 @@ from worldr1.rewards.base import (
     Critic,
     PerceptualDistance,
     Reconstructor,
-    load_judge,
     score_rows,
     video_faults,
 )
 from worldr1.rewards.fidelity import fidelity_term
+from worldr1.rewards.judges.registry import load_judge
 from worldr1.rewards.meta_view import draw_offset, meta_camera, meta_view_term
 from worldr1.rewards.reconstruct import MAX_GAUSSIANS_PER_PIXEL, render, thin
 from worldr1.rewards.trajectory import median_depth, trajectory_term

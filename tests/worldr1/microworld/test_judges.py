@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from worldr1.config import EMBEDDED
+from worldr1.evaluation.micro_evaluator import MicroEvaluator
 from worldr1.microworld import degrade as frames
 from worldr1.microworld import train_judges
 from worldr1.microworld.captions import MOTIONS, all_captions, make_caption
@@ -22,20 +23,16 @@ from worldr1.microworld.measure_judges import (
     measure_geometry,
     measure_perceptual,
 )
-from worldr1.microworld.networks import (
-    MicroAesthetic,
-    MicroCritic,
-    MicroEvaluator,
+from worldr1.microworld.scene import HELD_OUT_SEEDS, render_clips
+from worldr1.rewards.judges.micro_geo import (
     MicroGeo,
-    MicroPerceptual,
-    bag_of_words,
     pinhole,
     pixel_gaussians,
     poses_to_viewmats,
     rotation_error,
     viewmats_to_poses,
 )
-from worldr1.microworld.scene import HELD_OUT_SEEDS, render_clips
+from worldr1.rewards.judges.micro_images import MicroAesthetic, MicroCritic, MicroPerceptual, bag_of_words
 from worldr1.rewards.trajectory import trajectory_term
 
 ALL = {

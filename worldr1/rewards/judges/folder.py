@@ -77,7 +77,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG_NAME
     if not path.is_file():
         raise ValueError(f"read_config: {folder} must hold {CONFIG_NAME}, got no such file; build the weights first")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"read_config: {path} must be JSON, got {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"read_config: {path} must hold a JSON object, got {type(config).__name__}")
     return config

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from worldr1.datatypes import Reconstruction
-from worldr1.microworld.networks.folder import FolderNetwork, check_video
-from worldr1.microworld.networks.geo import pinhole, pixel_gaussians, poses_to_viewmats
+from worldr1.rewards.judges.folder import FolderNetwork, check_video
+from worldr1.rewards.judges.micro_geo import pinhole, pixel_gaussians, poses_to_viewmats
 
 
 class _Bottleneck(nn.Module):

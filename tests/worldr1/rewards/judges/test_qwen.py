@@ -8,8 +8,8 @@ import torch
 
 from worldr1.config import RewardConfig, TrainConfig
 from worldr1.rewards import build_rewards
+from worldr1.rewards.judges.qwen import MAX_PROMPT_CHARS, QwenCritic
 from worldr1.rewards.meta_view import meta_view_term
-from worldr1.rewards.qwen import MAX_PROMPT_CHARS, QwenCritic
 
 CHAT = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from worldr1.config import PhaseConfig, RewardConfig, TrainConfig
-from worldr1.microworld.networks import MicroAesthetic, MicroCritic, MicroGeo, MicroPerceptual
 from worldr1.rewards import build_rewards
-from worldr1.rewards.base import load_judge
+from worldr1.rewards.judges.micro_geo import MicroGeo
+from worldr1.rewards.judges.micro_images import MicroAesthetic, MicroCritic, MicroPerceptual
+from worldr1.rewards.judges.registry import load_judge
 
 
 def test_embedded_judges_fill_their_roles_and_are_frozen():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from worldr1.microworld.networks.folder import FolderNetwork, Residual, check_images
+from worldr1.rewards.judges.folder import FolderNetwork, Residual, check_images
 
 VOCABULARY = ("red", "green", "blue", "yellow", "ball", "box", "checkered", "wooden")
 """The words of a prompt that MicroAesthetic reads."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from worldr1.datatypes import GaussianScene, Reconstruction
-from worldr1.microworld.networks.folder import FolderNetwork, Residual, check_video
+from worldr1.rewards.judges.folder import FolderNetwork, Residual, check_video
 
 
 class MicroGeo(FolderNetwork):

@@ -1,0 +1,1 @@
+"""What a run gained: measures of clips by an evaluator that no reward has seen, before against after."""
