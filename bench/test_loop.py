@@ -15,18 +15,18 @@ import torch
 
 from bench.report import Case, print_table, record
 from bench.timing import measure
-from worldr1.advantage import group_advantage
 from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig
 from worldr1.datatypes import RewardOutput
 from worldr1.flops import passes_per_sample
+from worldr1.learn.advantage import group_advantage
+from worldr1.learn.update import Learner, make_optimizer, policy_step, sample_gradients
 from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
 from worldr1.prompts.sampler import prompt_batch, read_prompts
 from worldr1.rewards import RewardStack, build_rewards
 from worldr1.rollout.sample import sample
 from worldr1.rollout.schedule import rollout_sigmas
-from worldr1.update import Learner, make_optimizer, policy_step, sample_gradients
 
 WINDOW = (2,)
 """The last of the micro run's three places: a prefix of two steps."""

@@ -25,16 +25,16 @@ from bench.ceilings import matmul_case, rate
 from bench.report import Case, print_table, record
 from bench.timing import Timing, turns
 from bench.wan_model import PROMPT, CompiledBlocks, RandomWan, Size, attention, build, captured, latent, size_of, within
-from worldr1.advantage import Advantage
 from worldr1.camera.noise import initial_noise
 from worldr1.config import Keep, TrainConfig
 from worldr1.flops import model_flops, passes_per_sample, recipes
+from worldr1.learn.advantage import Advantage
+from worldr1.learn.update import make_optimizer, policy_step, sample_gradients
 from worldr1.models.ema import Ema
 from worldr1.models.recompute import checkpoint_blocks
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout.sample import sample
 from worldr1.rollout.schedule import rollout_sigmas
-from worldr1.update import make_optimizer, policy_step, sample_gradients
 from worldr1_kernels import rasterize, trajectory_reward
 from worldr1_kernels.sde_step import sde_step
 from worldr1_kernels.testing import pixel_aligned_scene

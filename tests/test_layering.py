@@ -125,7 +125,7 @@ def test_imports_go_down(name: str) -> None:
 def test_the_walk_sees_what_it_should() -> None:
     assert layer_of("worldr1.rewards.base") == layer_of("worldr1.rollout.sample") == 6
     assert layer_of("worldr1.rewards.judges.micro_geo") == 6
-    assert layer_of("worldr1.microworld.train_vae") == 9 and layer_of("worldr1.nothing") is None
+    assert layer_of("worldr1.microworld.train_vae") == 8 and layer_of("worldr1.nothing") is None
     assert "worldr1.train" in imports("worldr1.cli") and "worldr1.train" not in imports(
         "worldr1.cli", at_import_only=True
     )

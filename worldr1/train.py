@@ -30,11 +30,22 @@ from typing import NamedTuple
 import torch
 
 from worldr1 import evaluate
-from worldr1.advantage import group_advantage
 from worldr1.budget import fit_micro_batch
 from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig
 from worldr1.flops import describe
+from worldr1.learn.advantage import group_advantage
+from worldr1.learn.selftest import run_self_tests
+from worldr1.learn.update import (
+    Learner,
+    NonFiniteGuard,
+    check_window,
+    learning_rate,
+    make_optimizer,
+    policy_step,
+    sample_gradients,
+    update_alarms,
+)
 from worldr1.models.ema import Ema
 from worldr1.models.text_cache import TextCache
 from worldr1.models.wan import load_policy
@@ -53,18 +64,7 @@ from worldr1.run.runtime import (
     set_threads,
     stop_on_signal,
 )
-from worldr1.selftest import run_self_tests
 from worldr1.study import run_study
-from worldr1.update import (
-    Learner,
-    NonFiniteGuard,
-    check_window,
-    learning_rate,
-    make_optimizer,
-    policy_step,
-    sample_gradients,
-    update_alarms,
-)
 
 COMPAT_NOTICE = (
     "schedule.compat: the official release's sampler. Its rollouts are deterministic, and scored by a Gaussian that "

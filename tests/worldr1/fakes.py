@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from worldr1.advantage import Advantage, group_advantage
 from worldr1.camera.noise import initial_noise
 from worldr1.config import NoiseConfig, RolloutConfig, TrainConfig, UpdateConfig, VideoConfig
 from worldr1.datatypes import PromptBatch, RewardOutput, Rollout
+from worldr1.learn.advantage import Advantage, group_advantage
+from worldr1.learn.update import Learner, learning_rate, make_optimizer, policy_step
 from worldr1.models.ema import Ema
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout.sample import sample
 from worldr1.rollout.schedule import euler_sigmas, sde_window
 from worldr1.run import distributed
-from worldr1.update import Learner, learning_rate, make_optimizer, policy_step
 
 PROMPTS = ["push in", "pull out", "pan left", "pan right", "tilt up", "orbit left"]
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from worldr1.budget import fit_micro_batch, peak_bytes, sample_bytes
 from worldr1.config import ModelConfig, RolloutConfig, TrainConfig, UpdateConfig
+from worldr1.learn.update import Learner, make_optimizer
 from worldr1.models.ema import Ema
 from worldr1.models.wan import WanPolicy, load_policy
 from worldr1.rollout.sample import window_rows, window_step
-from worldr1.update import Learner, make_optimizer
 
 CPU = torch.device("cpu")
 PROMPT = "push in"

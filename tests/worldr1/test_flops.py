@@ -9,16 +9,16 @@ import pytest
 import torch
 from fakes import brightness, fake_config
 
-from worldr1.advantage import group_advantage
 from worldr1.camera.noise import initial_noise
 from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, VideoConfig
 from worldr1.flops import WAN, describe, main, model_flops, passes_per_sample, recipe_flops, recipes, sample_flops
+from worldr1.learn.advantage import group_advantage
+from worldr1.learn.update import make_optimizer, policy_step, sample_gradients
 from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout.sample import sample
 from worldr1.rollout.schedule import rollout_sigmas, sde_window
-from worldr1.update import make_optimizer, policy_step, sample_gradients
 
 TINY = dict(
     patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=32,

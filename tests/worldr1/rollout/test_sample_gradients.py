@@ -12,17 +12,17 @@ import torch
 from fakes import FakePolicy, brightness, fake_config, fake_rollout
 from torch import Tensor, nn
 
-from worldr1.advantage import Advantage, group_advantage
 from worldr1.camera.noise import initial_noise
 from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig
 from worldr1.datatypes import Rollout
+from worldr1.learn.advantage import Advantage, group_advantage
+from worldr1.learn.update import Learner, make_optimizer, policy_step, sample_gradients
 from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout.sample import sample
 from worldr1.rollout.sample_gradients import SampleGradients
 from worldr1.rollout.schedule import euler_sigmas
-from worldr1.update import Learner, make_optimizer, policy_step, sample_gradients
 
 PROMPTS = ["push in a red ball", "the camera pans left"]
 STEPS = (1, 2)

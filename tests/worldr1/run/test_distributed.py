@@ -73,7 +73,7 @@ def three_iterations() -> dict:
 def different_adapters() -> str:
     from fakes import PROMPTS, FakePolicy, fake_config
 
-    from worldr1.selftest import run_self_tests
+    from worldr1.learn.selftest import run_self_tests
 
     try:
         run_self_tests(FakePolicy(seed=distributed.rank()), prompts=PROMPTS, config=fake_config())

@@ -18,13 +18,13 @@ from torch.distributions import Normal
 from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig, to_json
 from worldr1.datatypes import PromptBatch, Rollout
+from worldr1.learn.update import sample_gradients
 from worldr1.models.base import VideoPolicy
 from worldr1.models.ema import Ema
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout.sample import batch_rows, reference_velocity, sample, window_rows, window_step
 from worldr1.rollout.schedule import rollout_sigmas, sde_window, step_weights
 from worldr1.run import distributed
-from worldr1.update import sample_gradients
 
 NUM_WINDOWS = 64
 """Iterations whose window the ranks compare."""

@@ -8,13 +8,13 @@ import torch
 from fakes import brightness, fake_config, fake_learner, fake_rollout
 from mixture import Mixture, MixturePolicy, plane_batch
 
-from worldr1.advantage import group_advantage
 from worldr1.config import AdvantageConfig, ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig
 from worldr1.datatypes import RewardOutput
+from worldr1.learn.advantage import group_advantage
+from worldr1.learn.update import learning_rate, make_optimizer, policy_step
 from worldr1.models.ema import Ema
 from worldr1.rollout.sample import sample
 from worldr1.rollout.schedule import euler_sigmas, step_weights
-from worldr1.update import learning_rate, make_optimizer, policy_step
 from worldr1_kernels.sde_step.coefficients import step_coefficients
 
 SDE = [("flow", 0.7), ("linear", 0.7), ("dance", 0.3), ("cps", 0.8)]

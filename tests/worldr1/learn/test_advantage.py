@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from worldr1.advantage import group_advantage
 from worldr1.config import AdvantageConfig
 from worldr1.datatypes import RewardOutput
+from worldr1.learn.advantage import group_advantage
 
 
 def rewards(values, *, valid=None, **terms):

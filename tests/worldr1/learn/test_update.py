@@ -7,9 +7,9 @@ import torch
 from fakes import brightness, fake_config, fake_iteration, fake_learner, fake_rollout
 
 from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, UpdateConfig
+from worldr1.learn.update import NonFiniteGuard, check_window, learning_rate, policy_step, update_alarms
 from worldr1.rollout.sample import window_step
 from worldr1.rollout.schedule import step_weights
-from worldr1.update import NonFiniteGuard, check_window, learning_rate, policy_step, update_alarms
 
 
 def state_of(learner):

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from worldr1.grpo import guarded_log_ratio, step_loss
+from worldr1.learn.grpo import guarded_log_ratio, step_loss
 
 
 def loss_of(log_prob, log_prob_old, advantage, *, mask=None, kl=None, clip_range=0.1, kl_beta=0.0, scale=1.0):

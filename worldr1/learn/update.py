@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldr1.advantage import Advantage
 from worldr1.config import TrainConfig, UpdateConfig
 from worldr1.datatypes import PromptBatch, Rollout
-from worldr1.grpo import guarded_log_ratio, step_loss
+from worldr1.learn.advantage import Advantage
+from worldr1.learn.grpo import guarded_log_ratio, step_loss
 from worldr1.models.base import VideoPolicy
 from worldr1.models.ema import Ema
 from worldr1.rollout.sample import reference_velocity, window_rows, window_step

@@ -4,12 +4,12 @@ import pytest
 import torch
 from fakes import PROMPTS, FakePolicy, fake_config
 
-from worldr1 import selftest
 from worldr1.config import ModelConfig, ScheduleConfig, UpdateConfig
+from worldr1.learn import selftest
+from worldr1.learn.selftest import run_self_tests
 from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
 from worldr1.rollout.sample_gradients import SampleGradients
-from worldr1.selftest import run_self_tests
 
 
 @pytest.mark.parametrize("sde_type", ["flow", "linear", "dance", "cps"])

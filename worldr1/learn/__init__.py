@@ -1,0 +1,1 @@
+"""Rewards -> advantages -> a clipped optimizer step, and the identities that are checked before the first one."""
