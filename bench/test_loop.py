@@ -17,8 +17,8 @@ from bench.report import Case, print_table, record
 from bench.timing import measure
 from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig
+from worldr1.cost.flops import passes_per_sample
 from worldr1.datatypes import RewardOutput
-from worldr1.flops import passes_per_sample
 from worldr1.learn.advantage import group_advantage
 from worldr1.learn.update import Learner, make_optimizer, policy_step, sample_gradients
 from worldr1.models.ema import Ema

@@ -27,7 +27,7 @@ from bench.timing import Timing, turns
 from bench.wan_model import PROMPT, CompiledBlocks, RandomWan, Size, attention, build, captured, latent, size_of, within
 from worldr1.camera.noise import initial_noise
 from worldr1.config import Keep, TrainConfig
-from worldr1.flops import model_flops, passes_per_sample, recipes
+from worldr1.cost.flops import model_flops, passes_per_sample, recipes
 from worldr1.learn.advantage import Advantage
 from worldr1.learn.update import make_optimizer, policy_step, sample_gradients
 from worldr1.models.ema import Ema

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from worldr1.config import TrainConfig, VideoConfig
-from worldr1.flops import NUM_TEXT_TOKENS, WAN
+from worldr1.cost.flops import NUM_TEXT_TOKENS, WAN
 from worldr1.models.wan import WanPolicy
 from worldr1.presets import wan2_1_1_3b
 

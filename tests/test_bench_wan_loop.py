@@ -9,7 +9,7 @@ import torch
 from bench import report, wan_loop
 from bench.timing import Timing
 from bench.wan_model import TINY, build, size_of
-from worldr1.flops import passes_per_sample, recipes
+from worldr1.cost.flops import passes_per_sample, recipes
 
 
 def timing(ms):

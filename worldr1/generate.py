@@ -6,8 +6,6 @@ python -m worldr1.generate --prompt "Camera pan left. A red ball stands on a woo
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 import time
 import typing
@@ -20,6 +18,7 @@ if typing.TYPE_CHECKING:
     from torch import Tensor
 
 from worldr1.config import TrainConfig
+from worldr1.run.saved_config import read_run_config
 
 SMALLEST_SIDE = 256
 """Videos below this height are enlarged by a whole factor, so that players show pixels and not a blur."""
@@ -179,34 +178,6 @@ def resolve(config: GenerateConfig) -> TrainConfig:
         rollout=laid_over(settings.rollout, guidance_scale=config.guidance_scale),
         noise=laid_over(settings.noise, mode=config.noise),
     )
-
-
-def read_run_config(file: Path) -> TrainConfig:
-    """The settings that a run wrote to config.json.
-
-    Raises:
-      ValueError: not JSON, or names that this version does not know.
-    """
-    try:
-        return _from_json(TrainConfig, json.loads(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(f"generate: {file} must be the config.json of a run: {error}") from error
-
-
-def _from_json(cls: Any, values: dict[str, Any]) -> Any:
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(values.keys() - hints.keys())
-    if unknown:
-        raise TypeError(f"{cls.__name__} has no {', '.join(unknown)}")
-    out = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]):
-            out[name] = _from_json(hints[name], value)
-        elif hints[name] is Path:
-            out[name] = Path(value)
-        else:
-            out[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**out)
 
 
 def _batch(prompts: Sequence[str], settings: TrainConfig, *, device: str) -> Any:

@@ -87,7 +87,7 @@ def study_of_run(config: StudyConfig) -> Study:
     Raises:
       ValueError: no run in the folder, num_samples < 2, a negative seed.
     """
-    from worldr1.generate import read_run_config
+    from worldr1.run.saved_config import read_run_config
 
     if not (config.run / "config.json").is_file() or not (config.run / "adapter").is_dir():
         raise ValueError(f"study: run must be the folder of a finished run (config.json, adapter/), got {config.run}")

@@ -30,10 +30,10 @@ from typing import NamedTuple
 import torch
 
 from worldr1 import evaluate
-from worldr1.budget import fit_micro_batch
 from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig
-from worldr1.flops import describe
+from worldr1.cost.budget import fit_micro_batch
+from worldr1.cost.flops import describe
 from worldr1.learn.advantage import group_advantage
 from worldr1.learn.selftest import run_self_tests
 from worldr1.learn.update import (

@@ -14,6 +14,7 @@ from worldr1.config import ModelConfig, NoiseConfig, ScheduleConfig, TrainConfig
 from worldr1.models.wan import load_policy
 from worldr1.rollout.sample import generate
 from worldr1.rollout.schedule import euler_sigmas
+from worldr1.run.saved_config import read_run_config
 
 PROMPT = "the camera pans left on a green floor"
 
@@ -47,7 +48,7 @@ def test_config_json_reads_back_as_the_settings_of_the_run(tmp_path: Path) -> No
     config = replace(TrainConfig(), seed=5, schedule=ScheduleConfig(window_range=(1, 5)), output_dir=Path("x/y"))
     file = tmp_path / "config.json"
     file.write_text(json.dumps(to_json(config)))
-    assert command.read_run_config(file) == config
+    assert read_run_config(file) == config
 
 
 @pytest.mark.parametrize("text", ["{", '{"sed": 1}', '{"video": {"hight": 2}}'])
@@ -55,7 +56,7 @@ def test_a_broken_config_json_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "config.json"
     file.write_text(text)
     with pytest.raises(ValueError, match="config.json"):
-        command.read_run_config(file)
+        read_run_config(file)
 
 
 def test_adapter_video_is_that_of_the_sampler(run_folder: Path, tiny_wan: Path) -> None:
@@ -69,7 +70,7 @@ def test_adapter_video_is_that_of_the_sampler(run_folder: Path, tiny_wan: Path) 
     from worldr1.camera.noise import initial_noise
     from worldr1.models.wan import load_adapted_policy
 
-    settings = replace(command.read_run_config(run_folder / "config.json"), seed=4)
+    settings = replace(read_run_config(run_folder / "config.json"), seed=4)
     policy = load_adapted_policy(tiny_wan, run_folder / "adapter")
     assert policy.model.adapter_sigma_min == 0.6
     noise = initial_noise(command._batch([PROMPT], settings, device="cpu"), (4, 2, 4, 6), config=settings)
@@ -84,7 +85,7 @@ def test_compare_shows_base_left_and_adapter_right(run_folder: Path) -> None:
     both, alone, base = (run_folder / f"{n}.mp4" for n in ("both", "alone", "base"))
     assert command.main([*arguments, "--compare", "--output", str(both)]) == 0
     assert command.main([*arguments, "--output", str(alone)]) == 0
-    settings = command.read_run_config(run_folder / "config.json")
+    settings = read_run_config(run_folder / "config.json")
     rest = [
         "--height",
         "16",

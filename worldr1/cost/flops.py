@@ -1,17 +1,10 @@
-"""What a training sample costs: transformer passes counted from the settings, FLOPs measured on the meta device.
-
-python -m worldr1.flops              # Wan2.1-1.3B at 480x832x81, this package's recipes against the official release's
-python -m worldr1.flops --model 14b
-"""
+"""What a training sample costs: transformer passes counted from the settings, FLOPs measured on the meta device."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from worldr1.config import Keep, ModelConfig, TrainConfig, VideoConfig
 
@@ -184,44 +177,3 @@ def table(costs: Mapping[Keep, ModelFlops]) -> str:
         passes = f"{p.rollout:8.2f} {p.reference:6.2f} {p.forward:8.2f} {p.backward:9.2f}"
         lines.append(f"{name:50} {passes} {total[name] / 1e15:7.2f} {total[name] / total['official release']:7.1%}")
     return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class FlopsConfig:
-    """Print the cost of a training sample, by recipe, against the official release's."""
-
-    model: Literal["1.3b", "14b"] = "1.3b"
-    """Published Wan2.1-T2V transformer."""
-    transformer_config: Path | None = None
-    """A transformer/config.json to read in its place."""
-    height: int = 480
-    """Of the video, in pixels."""
-    width: int = 832
-    """Of the video, in pixels."""
-    num_frames: int = 81
-    """4 k + 1."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    import tyro
-
-    config = tyro.cli(FlopsConfig, args=None if argv is None else list(argv), prog="python -m worldr1.flops")
-    transformer = WAN[config.model]
-    if config.transformer_config is not None:
-        read = json.loads(config.transformer_config.read_text(encoding="utf-8"))
-        transformer = {k: v for k, v in read.items() if not k.startswith("_")}
-    video = VideoConfig(height=config.height, width=config.width, num_frames=config.num_frames)
-    costs = recipe_flops(transformer, video)
-    plain = costs["nothing"]
-    backward = ", ".join(f"{cost.backward / 1e12:,.0f} with {keep} kept" for keep, cost in costs.items())
-    print(
-        f"{plain.num_tokens:,} tokens; TFLOP of a forward {plain.forward / 1e12:,.0f}, of a backward {backward} "
-        f"(LoRA rank {recipes()['official release'].model.lora_rank}, gradient checkpointing)"
-    )
-    print(table(costs))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

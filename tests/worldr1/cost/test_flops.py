@@ -11,7 +11,8 @@ from fakes import brightness, fake_config
 
 from worldr1.camera.noise import initial_noise
 from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, VideoConfig
-from worldr1.flops import WAN, describe, main, model_flops, passes_per_sample, recipe_flops, recipes, sample_flops
+from worldr1.cost.__main__ import main
+from worldr1.cost.flops import WAN, describe, model_flops, passes_per_sample, recipe_flops, recipes, sample_flops
 from worldr1.learn.advantage import group_advantage
 from worldr1.learn.update import make_optimizer, policy_step, sample_gradients
 from worldr1.models.ema import Ema

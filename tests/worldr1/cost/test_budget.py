@@ -10,8 +10,8 @@ import torch
 from fakes import fake_config, fake_rollout
 from torch import Tensor
 
-from worldr1.budget import fit_micro_batch, peak_bytes, sample_bytes
 from worldr1.config import ModelConfig, RolloutConfig, TrainConfig, UpdateConfig
+from worldr1.cost.budget import fit_micro_batch, peak_bytes, sample_bytes
 from worldr1.learn.update import Learner, make_optimizer
 from worldr1.models.ema import Ema
 from worldr1.models.wan import WanPolicy, load_policy

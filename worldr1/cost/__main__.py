@@ -1,0 +1,58 @@
+"""The cost of a training sample, by recipe, against the official release's.
+
+python -m worldr1.cost              # Wan2.1-1.3B at 480x832x81
+python -m worldr1.cost --model 14b
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from worldr1.config import VideoConfig
+from worldr1.cost.flops import WAN, recipe_flops, recipes, table
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """Print the cost of a training sample, by recipe, against the official release's."""
+
+    model: Literal["1.3b", "14b"] = "1.3b"
+    """Published Wan2.1-T2V transformer."""
+    transformer_config: Path | None = None
+    """A transformer/config.json to read in its place."""
+    height: int = 480
+    """Of the video, in pixels."""
+    width: int = 832
+    """Of the video, in pixels."""
+    num_frames: int = 81
+    """4 k + 1."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    import tyro
+
+    config = tyro.cli(CostConfig, args=None if argv is None else list(argv), prog="python -m worldr1.cost")
+    transformer = WAN[config.model]
+    if config.transformer_config is not None:
+        read = json.loads(config.transformer_config.read_text(encoding="utf-8"))
+        transformer = {k: v for k, v in read.items() if not k.startswith("_")}
+    video = VideoConfig(height=config.height, width=config.width, num_frames=config.num_frames)
+    costs = recipe_flops(transformer, video)
+    plain = costs["nothing"]
+    backward = ", ".join(f"{cost.backward / 1e12:,.0f} with {keep} kept" for keep, cost in costs.items())
+    print(
+        f"{plain.num_tokens:,} tokens; TFLOP of a forward {plain.forward / 1e12:,.0f}, of a backward {backward} "
+        f"(LoRA rank {recipes()['official release'].model.lora_rank}, gradient checkpointing)"
+    )
+    print(table(costs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
