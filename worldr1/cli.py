@@ -14,8 +14,9 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from worldr1.config import TrainConfig, validate
 from worldr1.presets import PRESETS, REQUIRED, preset
@@ -23,10 +24,18 @@ from worldr1.presets import PRESETS, REQUIRED, preset
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+class Outcome(Protocol):
+    """What a run says of its end; train.Outcome has it."""
+
+    @property
+    def interrupted(self) -> bool: ...
+
+
+def main(train: Callable[[TrainConfig], Outcome], argv: Sequence[str] | None = None) -> int:
     """Parse the command line, train, and turn what went wrong into one message and an exit code.
 
     Args:
+      train: Called with the settings once they have been checked; it brings the heavy imports.
       argv: Without the program's name; None takes sys.argv.
     Returns:
       The exit code.
@@ -42,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rank == 0:
             print(error, file=sys.stderr)
         return EXIT_USAGE
-    from worldr1.train import train
-
     try:
         return EXIT_INTERRUPTED if train(config).interrupted else 0
     except KeyboardInterrupt:
@@ -55,6 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, OSError) as error:
         _report(error, config, rank=rank)
         return EXIT_FAILED
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Run the body of a smaller command: 0, or what went wrong in one line on stderr and 2 (wrong settings) or 1."""
+    try:
+        command()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    except (RuntimeError, OSError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    return 0
 
 
 def set_environment_defaults() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 if typing.TYPE_CHECKING:
     from torch import Tensor
 
+from worldr1.cli import exit_code
 from worldr1.config import TrainConfig
 from worldr1.run.saved_config import read_run_config
 
@@ -68,15 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import tyro
 
     config = tyro.cli(GenerateConfig, args=None if argv is None else list(argv), prog="python -m worldr1.generate")
-    try:
-        run(config)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (RuntimeError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: run(config))
 
 
 def run(config: GenerateConfig) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The before/after study: what ends a run, and a second look at its adapter with noise that no choice was made on.
+"""The before/after study of a finished run again: a second look at its adapter, with noise that no choice was made on.
 
 python -m worldr1.study --run runs/micro --seed 101 --num-samples 384
 """
@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from worldr1.cli import exit_code
+
 if typing.TYPE_CHECKING:
-    from worldr1.compare import Study
-    from worldr1.config import TrainConfig
-    from worldr1.evaluate import Evaluator
-    from worldr1.models.base import VideoPolicy
-    from worldr1.run.distributed import World
+    from worldr1.evaluation.compare import Study
 
 
 @dataclass(frozen=True)
@@ -33,56 +31,8 @@ class StudyConfig:
     """Where evaluation/study.json and evaluation/samples.npz go; default: RUN/study_seed<seed>."""
 
 
-def run_study(
-    policy: VideoPolicy, held_out: list[str], *, evaluator: Evaluator, config: TrainConfig, world: World, folder: Path
-) -> Study | None:
-    """Sample held-out prompts without and with the adapter, spread over the ranks; judge and write on rank 0.
-
-    Every rank must call this.
-
-    Args:
-      policy: The model with the adapter to judge.
-      held_out: Prompts, captions of the micro world.
-      evaluator: Independent of every reward.
-      config: seed, evaluation, video, camera, noise, schedule and rollout are read, and the control's name.
-      world: This rank among all.
-      folder: Gets evaluation/study.json and evaluation/samples.npz.
-    Returns:
-      Study on rank 0, None on the others.
-    """
-    from worldr1.camera.noise import initial_noise
-    from worldr1.compare import compare_clips, write_study
-    from worldr1.prompts.sampler import held_out_batch
-    from worldr1.rollout.sample import generate
-    from worldr1.rollout.schedule import evaluation_sigmas
-    from worldr1.run import distributed
-
-    batch = held_out_batch(held_out, config=config, rank=world.rank, world_size=world.size)
-    noise = initial_noise(batch, policy.latent_shape(config.video), config=config)
-    solver, num_steps = config.evaluation.solver, config.evaluation.num_steps or config.schedule.num_steps
-    sigmas = evaluation_sigmas(solver, num_steps, config.schedule.shift)
-    before, after = (
-        distributed.gather(
-            generate(
-                policy, batch.prompts, noise, sigmas=sigmas, solver=solver,
-                guidance_scale=config.rollout.guidance_scale, adapter=adapter, micro_batch=config.rollout.micro_batch,
-            )
-        )[: config.evaluation.num_samples]  # [n, F, 3, H, W]
-        for adapter in (False, True)
-    )  # fmt: skip
-    if not world.is_main:
-        return None
-    # All ranks' prompts again, without their padding.
-    whole = held_out_batch(held_out, config=config, rank=0, world_size=1)
-    result = compare_clips(
-        before, after, whole.prompts, whole.viewmats, evaluator=evaluator, control=config.reward.control
-    )
-    write_study(result, folder, videos_before=before, videos_after=after, viewmats_requested=whole.viewmats)
-    return result
-
-
 def study_of_run(config: StudyConfig) -> Study:
-    """Load a run's adapter and study it.
+    """Load a run's adapter, study it and print what was found.
 
     Raises:
       ValueError: no run in the folder, num_samples < 2, a negative seed.
@@ -98,7 +48,9 @@ def study_of_run(config: StudyConfig) -> Study:
         settings, seed=config.seed, evaluation=replace(settings.evaluation, num_samples=config.num_samples)
     )
 
-    from worldr1.evaluate import load_evaluator
+    from worldr1.evaluation.evaluate import load_evaluator
+    from worldr1.evaluation.study import run_study
+    from worldr1.microworld.captions import read_labels
     from worldr1.models.wan import load_adapted_policy
     from worldr1.prompts.sampler import read_prompts
     from worldr1.run import distributed
@@ -110,10 +62,16 @@ def study_of_run(config: StudyConfig) -> Study:
     evaluator = load_evaluator(settings.evaluation.evaluator, device=world.device)
     folder = config.output_dir or config.run / f"study_seed{config.seed}"
     result = run_study(
-        policy, read_prompts(settings.eval_prompts), evaluator=evaluator, config=settings, world=world, folder=folder
-    )
+        policy, read_prompts(settings.eval_prompts), read_labels=read_labels, evaluator=evaluator, config=settings,
+        world=world, folder=folder,
+    )  # fmt: skip
     assert result is not None  # one rank
     print(f"written to {folder / 'evaluation'}")
+    for name, m in result.measures.items():
+        print(f"{name:18} {m.before:9.4f} -> {m.after:9.4f}  {m.gain:+.4f} +- {m.stderr or 0.0:.4f}")
+    for gate in result.gates:
+        verdict = "passed" if gate.passed else "NOT PASSED"
+        print(f"{verdict:10} {gate.label}: {gate.value:.3f} (must be {gate.threshold})")
     return result
 
 
@@ -122,20 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import tyro
 
     config = tyro.cli(StudyConfig, args=None if argv is None else list(argv), prog="python -m worldr1.study")
-    try:
-        result = study_of_run(config)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (RuntimeError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    for name, m in result.measures.items():
-        print(f"{name:18} {m.before:9.4f} -> {m.after:9.4f}  {m.gain:+.4f} +- {m.stderr or 0.0:.4f}")
-    for gate in result.gates:
-        verdict = "passed" if gate.passed else "NOT PASSED"
-        print(f"{verdict:10} {gate.label}: {gate.value:.3f} (must be {gate.threshold})")
-    return 0
+    return exit_code(lambda: study_of_run(config))
 
 
 if __name__ == "__main__":

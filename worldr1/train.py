@@ -11,8 +11,8 @@ it as `torchrun --shutdown-timeout 600 ...`.
 
 if __name__ == "__main__":
     # Only what a script must do before anything else is imported. Its own folder comes first on sys.path and would let
-    # `metrics` or `report` hide other packages; the folder above, which holds the package, takes its place. The command
-    # line then imports this file again, as the module worldr1.train, after the settings have been checked.
+    # `models` or `report` hide other packages; the folder above, which holds the package, takes its place. This file is
+    # then imported again, as the module worldr1.train, once the command line has checked the settings.
     import sys
     from pathlib import Path
 
@@ -20,7 +20,12 @@ if __name__ == "__main__":
         sys.path[0] = str(Path(__file__).resolve().parent.parent)
     from worldr1.cli import main
 
-    sys.exit(main())
+    def start(config):
+        from worldr1.train import train
+
+        return train(config)
+
+    sys.exit(main(start))
 
 import time
 import webbrowser
@@ -29,11 +34,12 @@ from typing import NamedTuple
 
 import torch
 
-from worldr1 import evaluate
 from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig
 from worldr1.cost.budget import fit_micro_batch
 from worldr1.cost.flops import describe
+from worldr1.evaluation.evaluate import Evaluator, load_evaluator
+from worldr1.evaluation.study import run_study
 from worldr1.learn.advantage import group_advantage
 from worldr1.learn.selftest import run_self_tests
 from worldr1.learn.update import (
@@ -46,6 +52,7 @@ from worldr1.learn.update import (
     sample_gradients,
     update_alarms,
 )
+from worldr1.microworld.captions import read_labels
 from worldr1.models.ema import Ema
 from worldr1.models.text_cache import TextCache
 from worldr1.models.wan import load_policy
@@ -64,7 +71,6 @@ from worldr1.run.runtime import (
     set_threads,
     stop_on_signal,
 )
-from worldr1.study import run_study
 
 COMPAT_NOTICE = (
     "schedule.compat: the official release's sampler. Its rollouts are deterministic, and scored by a Gaussian that "
@@ -104,7 +110,7 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     prompts[True] = read_prompts(config.dynamic_prompts) if config.phase.dynamic_iterations else []
     held_out = read_prompts(config.eval_prompts) if config.evaluation.num_samples else []
     try:
-        evaluate.labels_of(held_out)  # now, not after hours of training
+        read_labels(held_out)  # now, not after hours of training
     except ValueError as error:
         raise ValueError(f"{config.eval_prompts}: {error}; --evaluation.num-samples 0 leaves the study out") from error
     check_window(config)
@@ -114,7 +120,7 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     policy = load_policy(config.model, device=world.device, text_cache=_text_cache(config))
     policy.latent_shape(config.video)  # sizes that the model cannot make are found here
     rewards = build_rewards(config, device=world.device)
-    evaluator = evaluate.load_evaluator(config.evaluation.evaluator, device=world.device) if held_out else None
+    evaluator = load_evaluator(config.evaluation.evaluator, device=world.device) if held_out else None
     params = policy.adapter_parameters()
     distributed.broadcast(params)
     learner = Learner(policy, make_optimizer(params, config.update), Ema(params, decay=config.update.ema_decay))
@@ -219,7 +225,7 @@ def _finish(
     config: TrainConfig,
     world: distributed.World,
     learner: Learner,
-    evaluator: evaluate.Evaluator | None,
+    evaluator: Evaluator | None,
     held_out: list[str],
     progress: Progress,
 ) -> Path | None:
@@ -231,7 +237,10 @@ def _finish(
             policy.save_lora(config.output_dir / "adapter")
         if evaluator is not None:
             with progress.stage("evaluation"):
-                run_study(policy, held_out, evaluator=evaluator, config=config, world=world, folder=config.output_dir)
+                run_study(
+                    policy, held_out, read_labels=read_labels, evaluator=evaluator, config=config, world=world,
+                    folder=config.output_dir,
+                )  # fmt: skip
     progress.close()
     if not world.is_main:
         return None

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,6 +9,10 @@ from worldr1 import cli
 from worldr1.config import TrainConfig
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+def never(config: TrainConfig) -> cli.Outcome:
+    raise AssertionError("training must not start")
 
 
 def test_no_flags_are_the_defaults():
@@ -48,7 +53,7 @@ def test_a_preset_without_its_paths_names_the_flags():
     ],
 )
 def test_wrong_values_name_the_nearest_and_exit_2(args, message, capsys):
-    assert cli.main(args) == 2
+    assert cli.main(never, args) == 2
     assert message in capsys.readouterr().err
 
 
@@ -58,16 +63,41 @@ def test_wrong_values_name_the_nearest_and_exit_2(args, message, capsys):
 )
 def test_wrong_flags_are_explained(args, message, capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main(args)
+        cli.main(never, args)
     assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_other_ranks_keep_quiet(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
-        cli.main(["--rollout.grup-size", "4"])
-    assert cli.main(["--preset", "x"]) == 2
+        cli.main(never, ["--rollout.grup-size", "4"])
+    assert cli.main(never, ["--preset", "x"]) == 2
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ValueError("wrong"), 2), (RuntimeError("broken"), 1), (OSError("full"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_how_training_ends_is_the_exit_code(error, code, tmp_path, capsys):
+    def fails(config: TrainConfig) -> cli.Outcome:
+        raise error
+
+    assert cli.main(fails, ["--output-dir", str(tmp_path)]) == code
+    said = capsys.readouterr().err
+    assert (str(error) or "stopped at once") in said and said.count("\n") <= 2
+    for interrupted, expected in ((True, 130), (False, 0)):
+        assert cli.main(lambda config, i=interrupted: SimpleNamespace(interrupted=i), []) == expected
+
+
+def test_smaller_commands_share_the_exit_codes(capsys):
+    def fail(error: Exception) -> None:
+        raise error
+
+    assert cli.exit_code(lambda: None) == 0
+    assert cli.exit_code(lambda: fail(ValueError("wrong"))) == 2
+    assert cli.exit_code(lambda: fail(RuntimeError("broken"))) == cli.exit_code(lambda: fail(OSError("full"))) == 1
+    assert capsys.readouterr().err == "wrong\nbroken\nfull\n"
 
 
 def test_help_documents_every_field_without_torch():

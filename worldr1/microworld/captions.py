@@ -7,7 +7,13 @@ cannot drift apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import torch
+
+from worldr1.camera.motion import parse_motion
+from worldr1.evaluation.labels import Labels
 
 MOTIONS = (
     "fixed",
@@ -126,3 +132,24 @@ def split_captions() -> tuple[list[Caption], list[Caption]]:
     held_out = [c for c in captions if (c.motion_index + c.content_index) % 3 == 2]
     train = [c for c in captions if (c.motion_index + c.content_index) % 3 != 2]
     return train, held_out
+
+
+def read_labels(prompts: Sequence[str]) -> Labels:
+    """What captions ask for: the motion as index in MOTIONS, "colour", "shape" and "floor" in COLOURS, SHAPES, FLOORS.
+
+    Raises:
+      ValueError: a prompt without exactly one camera motion of MOTIONS, one colour, one shape and one floor.
+    """
+    out: dict[str, list[int]] = {"motion": [], "colour": [], "shape": [], "floor": []}
+    for prompt in prompts:
+        kinds = [token.kind for token in parse_motion(prompt) if token.kind in MOTIONS]
+        words = set(prompt.lower().replace(".", " ").replace(",", " ").split())
+        found = {"motion": [MOTIONS.index(kind) for kind in kinds]}
+        for name, choices in (("colour", COLOURS), ("shape", SHAPES), ("floor", FLOORS)):
+            found[name] = [i for i, word in enumerate(choices) if word in words]
+        for name, hits in found.items():
+            if len(hits) != 1:
+                raise ValueError(f"read_labels: a prompt must name exactly one {name}, got {len(hits)} in {prompt!r}")
+            out[name].append(hits[0])
+    labels = {name: torch.tensor(values) for name, values in out.items()}
+    return Labels(MOTIONS, labels.pop("motion"), labels)

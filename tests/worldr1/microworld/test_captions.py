@@ -7,11 +7,15 @@ import pytest
 from worldr1.camera.motion import parse_motion
 from worldr1.config import EMBEDDED
 from worldr1.microworld.captions import (
+    COLOURS,
     EVENTS,
+    FLOORS,
     MOTIONS,
     NUM_CONTENTS,
+    SHAPES,
     all_captions,
     make_caption,
+    read_labels,
     split_captions,
 )
 
@@ -63,3 +67,16 @@ def test_prompt_files_are_the_split():
 def test_unknown_words_are_refused(arguments: tuple, keywords: dict):
     with pytest.raises(ValueError, match="make_caption: .* must be .* got"):
         make_caption(*arguments, **keywords)
+
+
+def test_labels_are_read_from_the_words():
+    captions = all_captions()
+    labels = read_labels([c.text for c in captions])
+    assert labels.motions == MOTIONS and labels.motion.tolist() == [c.motion_index for c in captions]
+    assert labels.contents["colour"].tolist() == [COLOURS.index(c.colour) for c in captions]
+    assert labels.contents["shape"].tolist() == [SHAPES.index(c.shape) for c in captions]
+    assert labels.contents["floor"].tolist() == [FLOORS.index(c.floor) for c in captions]
+    with pytest.raises(ValueError, match="exactly one colour, got 2"):
+        read_labels(["Camera push in. A red blue ball stands on a wooden floor."])
+    with pytest.raises(ValueError, match="exactly one motion, got 0"):
+        read_labels(["A red ball stands on a wooden floor."])

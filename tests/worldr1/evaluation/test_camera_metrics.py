@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracle_world import path_of
 
-from worldr1.camera_metrics import camera_control, least_distance_scale
+from worldr1.evaluation.camera_metrics import camera_control, least_distance_scale
 
 F64 = torch.float64
 

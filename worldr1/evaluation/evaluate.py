@@ -9,10 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worldr1.camera.motion import parse_motion
-from worldr1.camera_metrics import camera_control
 from worldr1.datatypes import GaussianScene, Reconstruction
-from worldr1.microworld.captions import COLOURS, FLOORS, MOTIONS, SHAPES
+from worldr1.evaluation.camera_metrics import camera_control
+from worldr1.evaluation.labels import Labels
 from worldr1.rewards.reconstruct import EPS2D_PX2
 from worldr1_kernels import rasterize, trajectory_error, trajectory_reward
 
@@ -30,7 +29,7 @@ class Evaluator(Protocol):
         ...
 
     def classify(self, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Video -> motion logits [N, len(MOTIONS)], and logits of "colour", "shape" and "floor", [N, k] each."""
+        """Video -> motion logits [N, motions], and the logits of each content head, [N, k]."""
         ...
 
 
@@ -51,7 +50,7 @@ class Assessment:
 
     finite: Tensor  # bool: the clip has no NaN or infinity
     obeyed: Tensor  # bool: the motion class found is the one asked for
-    content: Tensor  # bool: colour, shape and floor are those asked for
+    content: Tensor  # bool: every content head finds what is asked for
     rotation_deg: Tensor  # mean geodesic over frames 1 .. F-1 between recovered and requested poses
     rot_err: Tensor  # radians, summed over frames
     trans_err: Tensor  # NaN where the requested camera does not travel
@@ -66,47 +65,26 @@ class Assessment:
     viewmats: Tensor  # [N, F, 4, 4] recovered
 
 
-def labels_of(prompts: list[str]) -> dict[str, Tensor]:
-    """What micro-world captions ask for: "motion", "colour", "shape", "floor" -> index [N] in the lists of captions.py.
-
-    Raises:
-      ValueError: a prompt without exactly one camera motion of MOTIONS, one colour, one shape and one floor.
-    """
-    out: dict[str, list[int]] = {"motion": [], "colour": [], "shape": [], "floor": []}
-    for prompt in prompts:
-        kinds = [token.kind for token in parse_motion(prompt) if token.kind in MOTIONS]
-        words = set(prompt.lower().replace(".", " ").replace(",", " ").split())
-        found = {"motion": [MOTIONS.index(kind) for kind in kinds]}
-        for name, choices in (("colour", COLOURS), ("shape", SHAPES), ("floor", FLOORS)):
-            found[name] = [i for i, word in enumerate(choices) if word in words]
-        for name, hits in found.items():
-            if len(hits) != 1:
-                raise ValueError(f"labels_of: a prompt must name exactly one {name}, got {len(hits)} in {prompt!r}")
-            out[name].append(hits[0])
-    return {name: torch.tensor(values) for name, values in out.items()}
-
-
 @torch.no_grad()
-def assess(videos: Tensor, prompts: list[str], viewmats_requested: Tensor, *, evaluator: Evaluator) -> Assessment:
+def assess(videos: Tensor, labels: Labels, viewmats_requested: Tensor, *, evaluator: Evaluator) -> Assessment:
     """What the evaluator finds in N clips.
 
     Args:
       videos: Shape [N, F, 3, H, W] in [0, 1], F >= 3.
-      prompts: N micro-world captions.
+      labels: What the N prompts ask for.
       viewmats_requested: World-to-camera, shape [N, F, 4, 4].
       evaluator: Asked CLIPS_PER_CALL clips at a time.
     Returns:
       Assessment on the CPU.
     """
-    labels = labels_of(prompts)
     finite = torch.isfinite(videos).flatten(1).all(dim=1)  # [N]
     clean = torch.where(finite[:, None, None, None, None], videos, torch.full_like(videos, 0.5))
     parts: list[dict[str, Tensor]] = []
-    for start in range(0, len(prompts), CLIPS_PER_CALL):
+    for start in range(0, len(labels), CLIPS_PER_CALL):
         rows = slice(start, start + CLIPS_PER_CALL)
-        part = _assess_chunk(clean[rows], viewmats_requested[rows].to(clean), evaluator)
-        part["obeyed"] = part.pop("motion_class") == labels["motion"][rows]
-        content = [part.pop(f"{name}_class") == labels[name][rows] for name in ("colour", "shape", "floor")]
+        part = _assess_chunk(clean[rows], viewmats_requested[rows].to(clean), evaluator, heads=tuple(labels.contents))
+        part["obeyed"] = part.pop("motion_class") == labels.motion[rows]
+        content = [part.pop(f"{name}_class") == wanted[rows] for name, wanted in labels.contents.items()]
         part["content"] = torch.stack(content).all(dim=0)
         parts.append(part)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -116,7 +94,9 @@ def assess(videos: Tensor, prompts: list[str], viewmats_requested: Tensor, *, ev
     return Assessment(**joined)
 
 
-def _assess_chunk(video: Tensor, requested: Tensor, evaluator: Evaluator) -> dict[str, Tensor]:
+def _assess_chunk(
+    video: Tensor, requested: Tensor, evaluator: Evaluator, *, heads: tuple[str, ...]
+) -> dict[str, Tensor]:
     scene = evaluator.infer(video)
     motion, contents = evaluator.classify(video)
     error = trajectory_error(scene.viewmats, requested, scale="max_norm")
@@ -126,9 +106,7 @@ def _assess_chunk(video: Tensor, requested: Tensor, evaluator: Evaluator) -> dic
     luma = (video * video.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(2)  # [n, F, H, W]
     out = {
         "motion_class": motion.argmax(1),
-        "colour_class": contents["colour"].argmax(1),
-        "shape_class": contents["shape"].argmax(1),
-        "floor_class": contents["floor"].argmax(1),
+        **{f"{name}_class": contents[name].argmax(1) for name in heads},
         "rotation_deg": torch.rad2deg(error.rotation[:, 1:].mean(dim=1)),
         "rot_err": control.rot_err,
         "trans_err": control.trans_err,

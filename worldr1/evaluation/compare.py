@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldr1.evaluate import Assessment, Evaluator, assess, labels_of
-from worldr1.microworld.captions import MOTIONS
+from worldr1.evaluation.evaluate import Assessment, Evaluator, assess
+from worldr1.evaluation.labels import Labels
 
 
 class Gate(NamedTuple):
@@ -115,6 +115,7 @@ def compare_clips(
     prompts: list[str],
     viewmats_requested: Tensor,
     *,
+    labels: Labels,
     evaluator: Evaluator,
     control: str = "none",
 ) -> Study:
@@ -125,14 +126,15 @@ def compare_clips(
     Args:
       videos_before: Without the adapter, shape [N, F, 3, H, W] in [0, 1].
       videos_after: With it, same shape.
-      prompts: N micro-world captions; what they ask for is read from their words.
+      prompts: N texts, for the record.
       viewmats_requested: World-to-camera, shape [N, F, 4, 4].
+      labels: What the N prompts ask for.
       evaluator: Independent of every judge of the reward.
       control: RewardConfig.control of the run. The one gate of a control experiment is that nothing was gained or lost.
     Returns:
       Study.
     Raises:
-      ValueError: sizes that do not fit, fewer than 2 pairs, a prompt that is no micro-world caption.
+      ValueError: sizes that do not fit, or fewer than 2 pairs.
     """
     num = len(prompts)
     if videos_before.shape != videos_after.shape or videos_before.ndim != 5:
@@ -140,9 +142,10 @@ def compare_clips(
             f"compare_clips: videos_before and videos_after must share a shape [N, F, 3, H, W], "
             f"got {list(videos_before.shape)} and {list(videos_after.shape)}"
         )
-    if num < 2 or videos_before.shape[0] != num:
+    if num < 2 or videos_before.shape[0] != num or len(labels) != num:
         raise ValueError(
-            f"compare_clips: there must be as many prompts as videos, 2 or more, got {num} and {videos_before.shape[0]}"
+            f"compare_clips: there must be as many prompts as videos and labels, 2 or more, got {num}, "
+            f"{videos_before.shape[0]} and {len(labels)}"
         )
     if tuple(viewmats_requested.shape) != (num, videos_before.shape[1], 4, 4):
         raise ValueError(
@@ -150,13 +153,19 @@ def compare_clips(
             f"got {list(viewmats_requested.shape)}"
         )
     start = time.perf_counter()
-    before = assess(videos_before, prompts, viewmats_requested, evaluator=evaluator)
-    after = assess(videos_after, prompts, viewmats_requested, evaluator=evaluator)
-    return compare(before, after, prompts, control=control, seconds=time.perf_counter() - start)
+    before = assess(videos_before, labels, viewmats_requested, evaluator=evaluator)
+    after = assess(videos_after, labels, viewmats_requested, evaluator=evaluator)
+    return compare(before, after, prompts, labels, control=control, seconds=time.perf_counter() - start)
 
 
 def compare(
-    before: Assessment, after: Assessment, prompts: list[str], *, control: str = "none", seconds: float = math.nan
+    before: Assessment,
+    after: Assessment,
+    prompts: list[str],
+    labels: Labels,
+    *,
+    control: str = "none",
+    seconds: float = math.nan,
 ) -> Study:
     """The measures, the table by motion and the gates of two assessments of the same prompts."""
     measures = {"obedience": _measure(before.obeyed, after.obeyed), "content": _measure(before.content, after.content)}
@@ -165,10 +174,9 @@ def compare(
         measures[name] = _measure(*pair, unit=_UNITS.get(name, ""), better=_BETTER.get(name, "up"))
     right = before.obeyed & before.content
     broken = (right & ~(after.obeyed & after.content)).sum().item()
-    wanted = labels_of(prompts)["motion"]
     per_motion = {}
-    for k, motion in enumerate(MOTIONS):
-        rows = wanted == k
+    for k, motion in enumerate(labels.motions):
+        rows = labels.motion == k
         if rows.any():
             per_motion[motion] = _measure(before.obeyed[rows], after.obeyed[rows])
     share = broken / max(1, int(right.sum()))

@@ -9,14 +9,17 @@ import pytest
 import torch
 from oracle_world import KNOWN_MOTIONS, KNOWN_PROMPTS, WRONG_MOTION, path_of
 
-from worldr1.compare import DEFINITIONS, compare, compare_clips, to_json, write_study
-from worldr1.evaluate import Assessment
-from worldr1.microworld.captions import MOTIONS, make_caption
+from worldr1.evaluation.compare import DEFINITIONS, compare, compare_clips, to_json, write_study
+from worldr1.evaluation.evaluate import Assessment
+from worldr1.evaluation.labels import Labels
+from worldr1.microworld.captions import MOTIONS, make_caption, read_labels
 
 
 def test_truth_after_wrong_motions_passes_every_gate(known_clips):
     truth, wrong, oracle = known_clips
-    result = compare_clips(wrong.video, truth.video, KNOWN_PROMPTS, truth.viewmats, evaluator=oracle)
+    result = compare_clips(
+        wrong.video, truth.video, KNOWN_PROMPTS, truth.viewmats, labels=read_labels(KNOWN_PROMPTS), evaluator=oracle
+    )
     m = result.measures
     before = [float(motion not in WRONG_MOTION) for motion in KNOWN_MOTIONS]
     assert (m["obedience"].before, m["obedience"].after) == (pytest.approx(np.mean(before)), 1.0)
@@ -51,14 +54,16 @@ def test_a_clip_that_is_not_finite_counts_as_wrong(known_clips):
         def grey(v):
             return (v == 0.5).flatten(1).all(1)[:, None, None, None, None]
 
-    result = compare_clips(truth.video, video, KNOWN_PROMPTS, truth.viewmats, evaluator=Lenient())
+    result = compare_clips(
+        truth.video, video, KNOWN_PROMPTS, truth.viewmats, labels=read_labels(KNOWN_PROMPTS), evaluator=Lenient()
+    )
     assert result.measures["obedience"].after == pytest.approx(17 / 18)
     assert result.measures["broken"].after == pytest.approx(1 / 18)
     assert to_json(result)["num_not_finite"] == {"before": 0, "after": 1}
     assert not result.passed
 
 
-def synthetic(num: int = 180, **changes) -> tuple[Assessment, Assessment, list[str]]:
+def synthetic(num: int = 180, **changes) -> tuple[Assessment, Assessment, list[str], Labels]:
     """A before and an after that pass every gate; `changes` replaces fields of the after."""
     index = torch.arange(num)
     ones = torch.ones(num)
@@ -85,12 +90,13 @@ def synthetic(num: int = 180, **changes) -> tuple[Assessment, Assessment, list[s
         psnr_requested=before.psnr_requested + 1.5,
         **{name: change(before, index) for name, change in changes.items()},
     )
-    return before, after, [make_caption(MOTIONS[i % 9], i % 16).text for i in range(num)]
+    prompts = [make_caption(MOTIONS[i % 9], i % 16).text for i in range(num)]
+    return before, after, prompts, read_labels(prompts)
 
 
 def test_synthetic_success_passes():
-    before, after, prompts = synthetic()
-    result = compare(before, after, prompts)
+    before, after, prompts, labels = synthetic()
+    result = compare(before, after, prompts, labels)
     assert result.passed and len(result.gates) == 8, result.gates
     assert result.measures["obedience"].gain == pytest.approx(0.3)
 
@@ -109,29 +115,33 @@ def test_each_gate_fails_alone(gate: str, field: str, change):
 
 
 def test_gates_on_obedience():
-    before, after, prompts = synthetic()
+    before, after, prompts, labels = synthetic()
     index = torch.arange(180)
     small = replace(after, obeyed=(index % 2 == 0) | (index % 20 < 5))  # gain .15
-    assert [g.name for g in compare(before, small, prompts).gates if not g.passed] == ["obedience_gain"]
+    assert [g.name for g in compare(before, small, prompts, labels).gates if not g.passed] == ["obedience_gain"]
     # 6 of 90 broken is more than 5 %; pull_out loses 4 of 20.
     broken = replace(after, obeyed=after.obeyed & ~((index % 2 == 0) & (index % 30 == 0)))
-    assert "broken" in [g.name for g in compare(before, broken, prompts).gates if not g.passed]
+    assert "broken" in [g.name for g in compare(before, broken, prompts, labels).gates if not g.passed]
     motion = torch.tensor([i % 9 == 2 for i in range(180)])
     lost = replace(after, obeyed=torch.where(motion, before.obeyed & (index % 4 != 2), after.obeyed))
-    result = compare(before, lost, prompts)
+    result = compare(before, lost, prompts, labels)
     assert not {g.name: g.passed for g in result.gates}["per_motion"]
     assert result.per_motion["pull_out"].gain == pytest.approx(-0.25)
-    few = compare(*[replace(x, **{k: v[:12] for k, v in x.__dict__.items()}) for x in (before, after)], prompts[:12])
+    few = compare(
+        *[replace(x, **{k: v[:12] for k, v in x.__dict__.items()}) for x in (before, after)],
+        prompts[:12],
+        read_labels(prompts[:12]),
+    )
     assert "obedience_sigmas" in [g.name for g in few.gates if not g.passed]
 
 
 def test_a_control_must_neither_gain_nor_lose():
-    before, after, prompts = synthetic()
-    assert [(g.name, g.passed) for g in compare(before, after, prompts, control="permuted").gates] == [
+    before, after, prompts, labels = synthetic()
+    assert [(g.name, g.passed) for g in compare(before, after, prompts, labels, control="permuted").gates] == [
         ("control", False)
     ]
-    assert compare(before, before, prompts, control="random").passed
-    assert to_json(compare(before, before, prompts, control="random"))["control"] == "random"
+    assert compare(before, before, prompts, labels, control="random").passed
+    assert to_json(compare(before, before, prompts, labels, control="random"))["control"] == "random"
 
 
 def test_a_measure_that_is_not_a_number_passes_no_gate():
@@ -142,7 +152,9 @@ def test_a_measure_that_is_not_a_number_passes_no_gate():
 
 def test_files(known_clips, tmp_path):
     truth, wrong, oracle = known_clips
-    result = compare_clips(wrong.video, truth.video, KNOWN_PROMPTS, truth.viewmats, evaluator=oracle)
+    result = compare_clips(
+        wrong.video, truth.video, KNOWN_PROMPTS, truth.viewmats, labels=read_labels(KNOWN_PROMPTS), evaluator=oracle
+    )
     write_study(
         result, tmp_path, videos_before=wrong.video, videos_after=truth.video, viewmats_requested=truth.viewmats
     )
@@ -164,8 +176,29 @@ def test_files(known_clips, tmp_path):
 def test_sizes_that_do_not_fit_are_refused(known_clips):
     truth, _, oracle = known_clips
     with pytest.raises(ValueError, match="share a shape"):
-        compare_clips(truth.video[:4], truth.video, KNOWN_PROMPTS, truth.viewmats, evaluator=oracle)
+        compare_clips(
+            truth.video[:4],
+            truth.video,
+            KNOWN_PROMPTS,
+            truth.viewmats,
+            labels=read_labels(KNOWN_PROMPTS),
+            evaluator=oracle,
+        )
     with pytest.raises(ValueError, match="as many prompts as videos"):
-        compare_clips(truth.video, truth.video, KNOWN_PROMPTS[:4], truth.viewmats, evaluator=oracle)
+        compare_clips(
+            truth.video,
+            truth.video,
+            KNOWN_PROMPTS[:4],
+            truth.viewmats,
+            labels=read_labels(KNOWN_PROMPTS[:4]),
+            evaluator=oracle,
+        )
     with pytest.raises(ValueError, match="viewmats_requested must have shape"):
-        compare_clips(truth.video, truth.video, KNOWN_PROMPTS, truth.viewmats[:, :5], evaluator=oracle)
+        compare_clips(
+            truth.video,
+            truth.video,
+            KNOWN_PROMPTS,
+            truth.viewmats[:, :5],
+            labels=read_labels(KNOWN_PROMPTS),
+            evaluator=oracle,
+        )

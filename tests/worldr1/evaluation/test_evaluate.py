@@ -8,13 +8,13 @@ import torch
 from oracle_world import KNOWN_MOTIONS, KNOWN_PROMPTS
 
 from worldr1.config import EMBEDDED
-from worldr1.evaluate import assess, held_out_psnr, labels_of, load_evaluator
-from worldr1.microworld.captions import COLOURS, FLOORS, SHAPES, all_captions
+from worldr1.evaluation.evaluate import assess, held_out_psnr, load_evaluator
+from worldr1.microworld.captions import read_labels
 
 
 def test_rotation_and_translation_errors_of_a_known_camera(known_clips):
     truth, wrong, oracle = known_clips
-    found = assess(wrong.video, KNOWN_PROMPTS, truth.viewmats, evaluator=oracle)
+    found = assess(wrong.video, read_labels(KNOWN_PROMPTS), truth.viewmats, evaluator=oracle)
     pan = KNOWN_MOTIONS.index("pan_left")  # recovered: pan_right; the angle between them grows to 2 x 28 degrees
     expected = np.mean([2 * 28 * t / 8 for t in range(1, 9)])
     assert float(found.rotation_deg[pan]) == pytest.approx(expected, abs=0.01)
@@ -38,19 +38,6 @@ def test_held_out_psnr_prefers_the_truth_to_a_frozen_video_only_at_requested_pos
     constant = torch.full((1, 5, 3, 32, 32), 0.25)
     flat = held_out_psnr(constant, torch.full((1, 5, 32, 32), 4.0), torch.eye(4).expand(1, 5, 4, 4), K[:1, :5])
     assert flat.tolist() == pytest.approx([60.0])
-
-
-def test_labels_are_read_from_the_words():
-    captions = all_captions()
-    labels = labels_of([c.text for c in captions])
-    assert labels["motion"].tolist() == [c.motion_index for c in captions]
-    assert labels["colour"].tolist() == [COLOURS.index(c.colour) for c in captions]
-    assert labels["shape"].tolist() == [SHAPES.index(c.shape) for c in captions]
-    assert labels["floor"].tolist() == [FLOORS.index(c.floor) for c in captions]
-    with pytest.raises(ValueError, match="exactly one colour, got 2"):
-        labels_of(["Camera push in. A red blue ball stands on a wooden floor."])
-    with pytest.raises(ValueError, match="exactly one motion, got 0"):
-        labels_of(["A red ball stands on a wooden floor."])
 
 
 def test_an_evaluator_comes_from_its_folder_and_another_folder_is_refused(tmp_path):
