@@ -217,18 +217,19 @@ class UpdateConfig:
     """The rate decays linearly to this fraction at the last iteration."""
     updates_per_rollout: int = 2
     """Optimizer steps per rollout; with 1 the ratio is always 1 and the clip never acts."""
-    clip_range: float = 5e-4
-    """PPO clip of the ratio; small because log_prob is a mean over elements."""
+    clip_range: float = 2e-3
+    """PPO clip of the ratio. The log-ratio is centred and in units of the step's std, so that one value serves every
+    size: where each element of a draw moved by rho standard deviations, the ratio is exp(N(0, rho^2))."""
     surrogate: Literal["clip", "guard"] = "clip"
-    """`guard` (GRPO-Guard) centres the log-ratio, scales it by the step's std and divides the loss by |dt|; its
-    clip_range is about 2e-6."""
+    """`guard` (GRPO-Guard) multiplies the log-ratio by the step's std and divides the loss by |dt|; its clip_range is
+    about 1e-3."""
     deferred: bool = False
     """Backward pass inside the rollout, one gradient per sample, weighted when the rewards arrive: the first update of
     a rollout then needs no forward of its own."""
-    kl_beta: float = 0.04
-    """Weight of the KL to the adapter-off reference; 0 skips the reference forward."""
-    max_grad_norm: float = 1.0
-    """Gradient norm clip."""
+    kl_beta: float = 2.0
+    """Weight of the KL to the adapter-off reference, in nats an element; 0 skips the reference forward."""
+    max_grad_ratio: float = 5.0
+    """A gradient is cut to this many times the running norm of those before it (the root of AdamW's second moment)."""
     weight_decay: float = 0.0
     """AdamW weight decay."""
     ema_decay: float = 0.9
@@ -412,9 +413,9 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         f"model.checkpoint_keep must be nothing with update.deferred and a KL (two backward passes through one graph), "
         f"got {m.checkpoint_keep}",
     )
-    must(u.clip_range > 0, f"update.clip_range must be > 0, got {u.clip_range}")
+    must(0 < u.clip_range < 1, f"update.clip_range must be in (0, 1), got {u.clip_range}")
     must(u.kl_beta >= 0, f"update.kl_beta must be >= 0, got {u.kl_beta}")
-    must(u.max_grad_norm > 0, f"update.max_grad_norm must be > 0, got {u.max_grad_norm}")
+    must(u.max_grad_ratio > 0, f"update.max_grad_ratio must be > 0, got {u.max_grad_ratio}")
     must(0 <= u.ema_decay < 1, f"update.ema_decay must be in [0, 1), got {u.ema_decay}")
     w = c.reward
     weights = (w.weight_traj, w.weight_recon, w.weight_meta, w.weight_gen)

@@ -50,7 +50,6 @@ def wan2_1_1_3b() -> TrainConfig:
             learning_rate=1e-4,
             final_lr_fraction=1.0,
             updates_per_rollout=2,
-            clip_range=1e-3,
             kl_beta=0.0,
             ema_decay=0.99,
         ),

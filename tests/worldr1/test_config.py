@@ -41,7 +41,7 @@ def test_defaults_are_valid(good):
         ({"schedule": ScheduleConfig(window_size=9)}, "window_size must be in \\[1, 3\\]"),
         ({"schedule": ScheduleConfig(noise_level=float("nan"))}, "noise_level must be in"),
         ({"schedule": ScheduleConfig(window_interval=0)}, "window_interval must be >= 1, got 0"),
-        ({"update": UpdateConfig(clip_range=0.0)}, "clip_range must be > 0"),
+        ({"update": UpdateConfig(clip_range=0.0)}, r"clip_range must be in \(0, 1\)"),
         ({"rollout": RolloutConfig(share_first_step=True)}, "share_first_step needs rollout.share_initial_noise"),
         (
             {

@@ -18,29 +18,34 @@ class StepLoss(NamedTuple):
     max_deviation: Tensor  # scalar float64: largest |ratio - 1|
 
 
-def guarded_log_ratio(mean: Tensor, mean_old: Tensor, prev_sample: Tensor, *, std: Tensor) -> Tensor:
-    """Log-ratio of GRPO-Guard: centred, so that both signs of the advantage are clipped alike, and free of the std.
+def centred_log_ratio(mean: Tensor, mean_old: Tensor, prev_sample: Tensor, *, std: Tensor) -> Tensor:
+    """Log-ratio of a step's densities that means the same at every size: centred, and scaled by sqrt(D).
 
-        std (log_prob - log_prob_old + b),  b = mean_elements[(mean - mean_old)^2] / (2 std^2)
-          = mean_elements[(mean - mean_old) (prev_sample - mean_old)] / std
+        sqrt(D) (log_prob - log_prob_old + b),  b = mean_elements[(mean - mean_old)^2] / (2 std^2)
+          = sum_elements[(mean - mean_old) (prev_sample - mean_old)] / (std^2 sqrt(D))
 
-    The second form needs no difference of two close numbers.
+    With log_prob a mean over D elements the log-ratio of a policy that moved every element by rho standard deviations
+    spreads as rho / sqrt(D) about -rho^2 / 2: gradient, clip and their balance with the KL would depend on the size of
+    the video, and a large one would be clipped on one side alone. This one is N(0, rho^2) whatever D. The second form
+    needs no difference of two close numbers.
 
     Args:
-      mean: Of the step's Gaussian under the policy in training. Shape [n, ...]. Differentiable.
+      mean: Of the step's Gaussian under the policy in training. Shape [n, ...], D elements a sample. Differentiable.
       mean_old: Under the policy that sampled; a constant.
       prev_sample: What was drawn.
       std: Of the Gaussian, shape [n].
     Returns:
-      Shape [n]; 0 with gradient mean_elements[z d mean] where mean is mean_old and z the drawn noise.
-    Source: GRPO-Guard, arXiv 2510.22319.
+      Shape [n]; 0 with gradient sum_elements[z d mean] / (std sqrt(D)) where mean is mean_old and z the drawn noise:
+      sqrt(D) times that of log_prob.
+    Source: the centring is that of GRPO-Guard, arXiv 2510.22319; the scale is ours.
     """
-    return ((mean - mean_old) * (prev_sample - mean_old)).flatten(1).mean(1) / std
+    elements = mean[0].numel()
+    inner = ((mean - mean_old) * (prev_sample - mean_old)).flatten(1).sum(1)
+    return inner / (std.square() * elements**0.5)
 
 
 def step_loss(
-    log_prob: Tensor,
-    log_prob_old: Tensor,
+    log_ratio: Tensor,
     *,
     advantage: Tensor,
     mask: Tensor,
@@ -54,8 +59,7 @@ def step_loss(
         loss = scale * sum_masked-in [max(-A ratio, -A clip(ratio, 1 - e, 1 + e)) + kl_beta * kl]
 
     Args:
-      log_prob: Under the policy in training. Shape [n], nats (mean over elements). Differentiable.
-      log_prob_old: Under the policy that sampled. Shape [n].
+      log_ratio: Of the policy in training to the one that sampled. Shape [n]. Differentiable.
       advantage: Shape [n].
       mask: Shape [n] bool; False leaves the loss, its gradient and the sums.
       kl: To the reference policy, shape [n], nats; None without one. Differentiable.
@@ -66,7 +70,7 @@ def step_loss(
       StepLoss(loss, sums [6], max_deviation).
     Source: PPO, arXiv 1707.06347; Flow-GRPO, arXiv 2505.05470.
     """
-    surrogate = grpo_loss(log_prob, log_prob_old, advantage, clip_range=clip_range, valid=mask)
+    surrogate = grpo_loss(log_ratio, torch.zeros_like(log_ratio), advantage, clip_range=clip_range, valid=mask)
     count = mask.sum()
     total = surrogate.loss * count  # grpo_loss gives the mean
     kl_sum = torch.where(mask, kl, 0.0).sum() if kl is not None else torch.zeros_like(total)

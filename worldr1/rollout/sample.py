@@ -324,6 +324,8 @@ def _draw(
             if reference is not None:
                 gradients.references[index, rows.start] = reference
             scored = _score(velocity, uncond, rollout, index, rows, config, velocity_ref=reference)
+            if config.update.updates_per_rollout > 1:
+                gradients.means[index, rows.start] = scored.prev_sample_mean.detach()
             weight = step_weights(rollout.sigmas, rollout.steps, config.schedule).weights[index]
             gradients.add(scored.log_prob, scored.kl, rows=rows, index=index, weight=weight)
     return out.prev_sample, out.log_prob

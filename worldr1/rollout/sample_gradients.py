@@ -37,6 +37,7 @@ class SampleGradients:
         self.kl = torch.zeros_like(self.log_prob) if with_kl else None
         self.kl_values = torch.zeros(num_samples, num_steps, device=like.device)  # nats
         self.references: dict[tuple[int, int], Tensor] = {}  # (step, first row) -> velocity of the base
+        self.means: dict[tuple[int, int], Tensor] = {}  # likewise: mean of the step's Gaussian
         self._columns: dict[int, slice] = {}
         start = 0
         for p in self.params:

@@ -107,35 +107,41 @@ def evaluation_sigmas(solver: str, num_steps: int, shift: float) -> tuple[float,
 class StepWeights(NamedTuple):
     """Of the trained steps, one each."""
 
-    weights: tuple[float, ...]  # mean 1
+    weights: tuple[float, ...]  # mean 1 over the steps that may be drawn
     lambdas: tuple[float, ...]
 
 
 def step_weights(sigmas: tuple[float, ...], steps: tuple[int, ...], schedule: ScheduleConfig) -> StepWeights:
-    """Weight of each trained step in the loss: 1 / lambda, normalised to mean 1.
+    """Weight of each trained step in the loss: 1 / lambda, normalised to mean 1 over `window_range`.
 
         lambda = |d mean / d v| / s  =  sqrt(|dt|) (1 / std + std (1 - sigma) / (2 sigma))  for flow, linear and dance
 
-    The gradient of log_prob with respect to the velocity has size lambda / sqrt(elements), which differs by up to 10
-    times over a grid.
+    The gradient of the log-ratio with respect to the velocity has size lambda, which differs by up to 10 times over a
+    grid. The mean is taken over all steps that may be drawn, not over the window of one iteration: a window of one step
+    would otherwise always weigh 1.
 
     Args:
       sigmas: The grid, T + 1 values.
       steps: Indices of the trained steps.
-      schedule: sde_type and noise_level.
+      schedule: sde_type, noise_level and window_range.
     Returns:
       StepWeights(weights, lambdas), one of each per step.
     Raises:
       ValueError: no steps, an index outside [0, T - 1], or a step without a density.
     """
+    if schedule.window_range[1] > len(sigmas) - 1:
+        raise ValueError(
+            f"step_weights: window_range must lie in the grid of {len(sigmas) - 1} steps, got {schedule.window_range}"
+        )
     if not steps or min(steps) < 0 or max(steps) > len(sigmas) - 2:
         raise ValueError(f"step_weights: steps must be indices in [0, {len(sigmas) - 2}], got {steps}")
-    inverse = []
-    for i in steps:
+    inverse = {}
+    for i in {*range(*schedule.window_range), *steps}:
         c = step_coefficients(
             "step_weights", schedule.sde_type, sigmas[i], sigmas[i + 1],
             noise_level=schedule.noise_level, sigma_max=sigmas[1],
         )  # fmt: skip
-        inverse.append(c.std / abs(c.coef_velocity))
-    mean = sum(inverse) / len(inverse)
-    return StepWeights(tuple(w / mean for w in inverse), tuple(1.0 / w for w in inverse))
+        inverse[i] = c.std / abs(c.coef_velocity)
+    usual = [inverse[i] for i in range(*schedule.window_range)]
+    mean = sum(usual) / len(usual)
+    return StepWeights(tuple(inverse[i] / mean for i in steps), tuple(1.0 / inverse[i] for i in steps))

@@ -7,8 +7,9 @@ seed write the same bytes. Its keys:
     reward, reward_stderr, reward_std     mean over valid samples, its standard error (taken as independent), spread
     terms: {name: {mean, stderr, std, weight}}     each reward term: traj, recon, meta, gen
     valid_fraction, dropped_groups, group_std, advantage_abs
-    ratio_mean, ratio_max_deviation, ratio_first_deviation (of the first update: 0 unless rollout and training disagree)
-    clip_fraction, approx_kl, kl, grad_norm, num_updates, skipped_updates, nonfinite_updates
+    ratio_mean, ratio_max_deviation, ratio_first_deviation (sqrt(elements) x |log_prob - rollout's|
+    before the first update: 0 unless rollout and training disagree)
+    clip_fraction, approx_kl, kl, grad_norm, num_updates, skipped_updates, nonfinite_updates, cut_gradients
     steps: {t: {weight, clip_fraction, kl, ratio, lambda, grad_norm}}     by stochastic step t of the grid
     alarms                                sentences, empty when all is well
 A value that does not exist (the mean of no samples) is null.

@@ -17,15 +17,16 @@ def state_of(learner):
 
 
 def test_gradient_is_that_of_the_formula():
-    config = fake_config(update=UpdateConfig(learning_rate=1.0, updates_per_rollout=1, kl_beta=0.0, max_grad_norm=1e9))
+    config = fake_config(update=UpdateConfig(learning_rate=1.0, updates_per_rollout=1, kl_beta=0.0))
     learner = fake_learner(config)
     _, rollout, advantage = fake_rollout(learner, config)
-    # At ratio 1: d/dtheta of - mean_{n, s} w_s A_n log_prob_ns.
+    # At ratio 1: d/dtheta of - mean_{n, s} w_s A_n sqrt(elements) log_prob_ns.
     weights = step_weights(rollout.sigmas, rollout.steps, config.schedule).weights
     total = torch.zeros(())
     for s, weight in enumerate(weights):
         log_prob = window_step(learner.policy, rollout, index=s, rows=slice(0, 16), config=config).log_prob
-        total = total - weight * (advantage.advantage * log_prob).mean() / len(weights)
+        log_ratio = math.sqrt(rollout.samples[0, 0].numel()) * log_prob
+        total = total - weight * (advantage.advantage * log_ratio).mean() / len(weights)
     expected = torch.autograd.grad(total, learner.ema.params[1:])  # A has no gradient at B = 0
     taken = []
     learner.optimizer.register_step_pre_hook(
@@ -70,13 +71,13 @@ def test_micro_batches_do_not_change_the_gradient():
 
 def test_kl_pulls_towards_the_base():
     moved = {}
-    for beta in (0.0, 30.0):
+    for beta in (0.0, 200.0):
         config = fake_config(update=UpdateConfig(learning_rate=1e-2, kl_beta=beta), max_iterations=10)
         learner = fake_learner(config)
         kls = [fake_iteration(learner, config, iteration=i)["kl"] for i in range(10)]
         moved[beta] = float(learner.policy.bias.detach().norm())
         assert math.isnan(kls[-1]) if beta == 0 else kls[-1] > 0
-    assert moved[30.0] < 0.5 * moved[0.0]
+    assert moved[200.0] < 0.5 * moved[0.0]
 
 
 def test_no_active_sample_no_update():
@@ -175,8 +176,8 @@ def test_a_window_without_adapter_is_refused():
 
 
 def test_guard_gradient_at_the_start_and_clip_after_it():
-    """At ratio 1 the gradient of -A exp(mean_elements[z d mean]) / |dt|; later updates have a mean to compare with."""
-    update = UpdateConfig(learning_rate=1e-2, kl_beta=0.0, surrogate="guard", clip_range=2e-6, max_grad_norm=1e9)
+    """At ratio 1 the gradient of -A sum[z d mean] / (|dt| sqrt(elements)); later updates compare with its mean."""
+    update = UpdateConfig(learning_rate=1e-2, kl_beta=0.0, surrogate="guard", clip_range=2e-5)
     config = fake_config(update=update, schedule=ScheduleConfig(window_size=2))
     learner = fake_learner(config)
     _, rollout, advantage = fake_rollout(learner, config)
@@ -185,7 +186,7 @@ def test_guard_gradient_at_the_start_and_clip_after_it():
         out = window_step(learner.policy, rollout, index=s, rows=slice(0, 16), config=config)
         z = (rollout.prev_samples[s] - out.prev_sample_mean.detach()) / out.std[0]
         dt = rollout.sigmas[step] - rollout.sigmas[step + 1]
-        moved = (z * out.prev_sample_mean).flatten(1).mean(1)
+        moved = (z * out.prev_sample_mean).flatten(1).sum(1) / math.sqrt(z[0].numel())
         total = total - (advantage.advantage * moved).mean() / (2 * dt)
     expected = torch.autograd.grad(total, learner.ema.params[1:])
     taken = []
@@ -196,7 +197,7 @@ def test_guard_gradient_at_the_start_and_clip_after_it():
     for got, want in zip(taken[0][1:], expected, strict=True):
         assert torch.allclose(got, want, rtol=1e-3, atol=1e-6)
     assert figures["ratio_first_deviation"] == 0 and figures["num_updates"] == 2
-    assert 0.2 < figures["clip_fraction"] <= 0.5 and figures["ratio_max_deviation"] > 2e-6
+    assert 0.2 < figures["clip_fraction"] <= 0.5 and figures["ratio_max_deviation"] > 2e-5
 
 
 def test_guard_raises_the_reward():
@@ -223,7 +224,8 @@ def test_figures_by_step():
     other, norms = fake_learner(config), []
     for s in range(2):
         out = window_step(other.policy, rollout, index=s, rows=slice(0, 16), config=config)
-        loss = -weights[s] * (advantage.advantage * out.log_prob).mean() / 2
+        log_ratio = math.sqrt(rollout.samples[0, 0].numel()) * out.log_prob
+        loss = -weights[s] * (advantage.advantage * log_ratio).mean() / 2
         norms.append(math.sqrt(sum(float(g.square().sum()) for g in torch.autograd.grad(loss, other.ema.params[1:]))))
     assert [s["grad_norm"] for s in steps] == pytest.approx(norms, rel=1e-3)
     one = fake_config(update=UpdateConfig(updates_per_rollout=1))
@@ -237,6 +239,6 @@ def test_alarm_when_rollout_and_training_disagree():
     _, rollout, advantage = fake_rollout(learner, config)
     assert update_alarms(policy_step(*learner, rollout, advantage, config=config, lr=1e-2)) == ()
     learner = fake_learner(config)
-    drifted = dataclasses.replace(rollout, log_prob=rollout.log_prob + 3e-4)
+    drifted = dataclasses.replace(rollout, log_prob=rollout.log_prob + 3e-3 / math.sqrt(rollout.samples[0, 0].numel()))
     alarms = update_alarms(policy_step(*learner, drifted, advantage, config=config, lr=1e-2))
-    assert len(alarms) == 1 and "log-prob drift" in alarms[0] and "3.0e-04" in alarms[0]
+    assert len(alarms) == 1 and "log-prob drift" in alarms[0] and "3.0e-03" in alarms[0]

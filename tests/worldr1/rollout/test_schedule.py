@@ -93,7 +93,7 @@ def test_window_never_holds_the_last_step_and_must_fit(window_range: tuple[int, 
 @pytest.mark.parametrize("sde_type", ["flow", "linear", "dance", "cps"])
 def test_weights_equalise_the_gradient_of_log_prob(sde_type: str) -> None:
     """1 / lambda makes the gradient with respect to the velocity equally large at each step, whatever the SDE."""
-    schedule = ScheduleConfig(num_steps=20, shift=3.0, sde_type=sde_type, noise_level=0.7)
+    schedule = ScheduleConfig(num_steps=20, shift=3.0, sde_type=sde_type, noise_level=0.7, window_range=(0, 19))
     sigmas, steps = euler_sigmas(20, 3.0), (0, 3, 9, 18)
     weights, lambdas = step_weights(sigmas, steps, schedule)
     norms = []
@@ -107,13 +107,15 @@ def test_weights_equalise_the_gradient_of_log_prob(sde_type: str) -> None:
         scored = sde_step(velocity, sample, sigmas[step], sigmas[step + 1], prev_sample=drawn, **kwargs)
         scored.log_prob.sum().backward()
         norms.append(float(velocity.grad.norm()) * weight)
-    assert math.isclose(sum(weights) / len(weights), 1.0, rel_tol=1e-12)
+    everywhere = step_weights(sigmas, tuple(range(19)), schedule).weights
+    assert math.isclose(sum(everywhere) / 19, 1.0, rel_tol=1e-12)
+    assert list(weights) == [everywhere[i] for i in steps]  # whatever else is in the window
     assert max(norms) / min(norms) < 1.03
     assert max(n / w / x for n, w, x in zip(norms, weights, lambdas, strict=True)) < 1.03 / math.sqrt(50000)
 
 
 def test_weights_follow_the_written_formula() -> None:
-    sigmas, schedule = euler_sigmas(8, 2.0), ScheduleConfig()
+    sigmas, schedule = euler_sigmas(8, 2.0), ScheduleConfig(window_range=(0, 4))
     inverse = []
     for i in (0, 1, 2, 3):
         sigma, dt = sigmas[i], sigmas[i] - sigmas[i + 1]
@@ -124,9 +126,13 @@ def test_weights_follow_the_written_formula() -> None:
     got = step_weights(sigmas, (0, 1, 2, 3), schedule)
     assert got.weights == pytest.approx(expected, rel=1e-12)
     assert got.lambdas == pytest.approx([1 / w for w in inverse], rel=1e-12)
+    alone = [step_weights(sigmas, (i,), schedule).weights[0] for i in range(4)]
+    assert alone == list(got.weights)  # a window of one step is not always worth 1
 
 
 def test_weights_refuse_steps_outside_the_grid() -> None:
     for steps in ((), (8,), (-1,)):
         with pytest.raises(ValueError, match="step_weights"):
             step_weights(euler_sigmas(8, 2.0), steps, ScheduleConfig())
+    with pytest.raises(ValueError, match=r"window_range must lie in the grid of 4 steps, got \(0, 5\)"):
+        step_weights(euler_sigmas(4, 2.0), (0,), ScheduleConfig(window_range=(0, 5)))
