@@ -52,7 +52,7 @@ def test_the_preset_holds_the_releases_figures_and_only_its_name_gives_it(capsys
     config = preset("compat")
     s, r, u = config.schedule, config.rollout, config.update
     assert (s.compat, s.num_steps, s.window_size, s.window_range) == (True, 50, 24, (0, 24))
-    assert (r.group_size, u.clip_range, u.kl_beta, u.learning_rate) == (2, 1e-3, 0.004, 1e-4)
+    assert (r.group_size, u.kl_beta, u.learning_rate, u.updates_per_rollout) == (2, 5.8, 1e-4, 1)
     assert [name for name in PRESETS if preset(name).schedule.compat] == ["compat"]
     assert not parse([]).schedule.compat and parse(["--preset", "compat"]).schedule.compat
     assert parse(["--preset", "compat", "--seed", "3"]).schedule == s

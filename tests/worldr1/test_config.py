@@ -9,7 +9,9 @@ import pytest
 
 from worldr1 import config as config_module
 from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, to_json, validate
+from worldr1.learn.update import check_window
 from worldr1.presets import PRESETS, REQUIRED, preset
+from worldr1.rollout.schedule import rollout_sigmas
 
 
 @pytest.fixture
@@ -105,7 +107,12 @@ def test_presets():
         assert isinstance(preset(name), TrainConfig)
     wan = preset("wan2.1-1.3b")
     assert (wan.schedule.num_steps, wan.schedule.shift, wan.rollout.group_size) == (20, 3.0, 8)
-    assert (wan.video.height, wan.video.width, wan.video.num_frames) == (480, 832, 81)
+    assert (wan.video.height, wan.video.width, wan.video.num_frames) == (480, 832, 49)
+    for name in ("wan2.1-1.3b", "wan2.1-14b"):  # the adapter acts on exactly the steps that may be trained
+        config = preset(name)
+        sigmas, last = rollout_sigmas(config.schedule), config.schedule.window_range[1]
+        assert sigmas[last - 1] >= config.model.adapter_sigma_min > sigmas[last]
+        check_window(config)
     assert wan.model.path == REQUIRED and wan.model.lora_alpha == 2 * wan.model.lora_rank == 64
 
 

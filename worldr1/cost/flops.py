@@ -139,17 +139,16 @@ def recipes() -> dict[str, TrainConfig]:
             update=replace(base.update, updates_per_rollout=updates, deferred=deferred),
         )
 
-    full = replace(ours, update=replace(ours.update, kl_beta=0.004))
-    plain = replace(ours, rollout=replace(ours.rollout, guidance_scale=1.0))
+    plain = replace(ours, rollout=replace(ours.rollout, guidance_scale=1.0), update=replace(ours.update, kl_beta=0.0))
     return {
         "official release": compat(),
         "preset wan2.1-1.3b": ours,
-        "CFG, KL, 2 updates": vary(full),
-        "CFG, KL, 2 updates, attention kept": vary(full, keep="attention"),
-        "CFG, KL, 2 updates, shared prefix": vary(full, share=1),
-        "CFG, KL, 2 updates, shared first step": vary(full, share=2),
-        "CFG, KL, 1 update": vary(full, updates=1),
-        "CFG, KL, 1 update, shared first step": vary(full, updates=1, share=2),
+        "CFG, KL, 2 updates": vary(ours),
+        "CFG, KL, 2 updates, attention kept": vary(ours, keep="attention"),
+        "CFG, KL, 2 updates, shared prefix": vary(ours, share=1),
+        "CFG, KL, 2 updates, shared first step": vary(ours, share=2),
+        "CFG, KL, 1 update": vary(ours, updates=1),
+        "CFG, KL, 1 update, shared first step": vary(ours, updates=1, share=2),
         "no CFG, no KL, 2 updates": vary(plain),
         "no CFG, no KL, 2 updates, deferred, products kept": vary(plain, deferred=True, keep="products"),
         "no CFG, no KL, 2 updates, shared prefix": vary(plain, share=1),

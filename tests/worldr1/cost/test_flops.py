@@ -130,6 +130,8 @@ def test_shares_of_the_official_recipe_on_wan() -> None:
     assert share["no CFG, no KL, 2 updates, shared first step"] <= 0.09 < share["no CFG, no KL, 2 updates"]
     assert share["no CFG, no KL, 2 updates, deferred, products kept"] <= 0.09
     assert share["CFG, KL, 1 update"] <= 0.22 and share["no CFG, no KL, 1 update"] <= 0.09
+    assert rows["preset wan2.1-1.3b"].rollout.guidance_scale > 1 and rows["preset wan2.1-1.3b"].update.kl_beta > 0
+    assert share["preset wan2.1-1.3b"] <= 0.15
     # By hand: 50 steps of 2 passes, 24 trained steps of 2 passes with their reference and backward passes.
     assert whole == pytest.approx((100 + 48 + 48) * model.forward + 48 * model.backward, rel=1e-12)
     # 20 steps, of which 4 on average before a window of 2 in [0, 10): with its first step, 5 are taken once for 8.
