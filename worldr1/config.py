@@ -188,7 +188,7 @@ class RewardConfig:
     num_aesthetic_frames: int = 8
     """R_gen is the mean over the first K frames."""
     max_invalid_fraction: float = 0.5
-    """Stop with an error when a larger share of an iteration's samples has no valid reward."""
+    """Stop with an error when a larger share of an iteration's samples, of all ranks, has no valid reward."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from worldr1.rewards.judges.registry import load_judge
 from worldr1.rewards.meta_view import draw_offset, meta_camera, meta_view_term
 from worldr1.rewards.reconstruct import MAX_GAUSSIANS_PER_PIXEL, render, thin
 from worldr1.rewards.trajectory import median_depth, trajectory_term
+from worldr1.run import distributed
 
 PIXELS_PER_CALL = 1 << 19
 """Video pixels that go through the judges in one call: 56 clips of 9x32x32, one of 81x480x832. Bounds the memory."""
@@ -63,7 +64,7 @@ class RewardStack:
     def score(
         self, batch: PromptBatch, video: Tensor, *, finite: Tensor | None = None, dynamic: Tensor | None = None
     ) -> RewardOutput:
-        """The reward of every sample, each term beside it.
+        """The reward of every sample, each term beside it. Every rank must call this: all count the invalid together.
 
         The score of a sample depends on its own video, its own prompt and (seed, first sample id of its group), not on
         what else is in the batch. In the dynamic phase the reward of a sample is R_gen alone, with weight 1.
@@ -80,7 +81,8 @@ class RewardStack:
           experiment the terms are already permuted, or replaced by one term "random".
         Raises:
           ValueError: a shape that does not fit the batch.
-          RuntimeError: more than max_invalid_fraction of the samples are invalid; the reasons are counted.
+          RuntimeError: more than max_invalid_fraction of the samples of all ranks are invalid; the reasons are
+            counted. Raised on every rank.
         """
         num = batch.num_samples
         frames = batch.viewmats.shape[1]
@@ -270,10 +272,17 @@ def randomised(output: RewardOutput, batch: PromptBatch, *, seed: int) -> Reward
 
 
 def _check_share(num: int, reasons: dict[int, str], *, limit: float) -> None:
-    if len(reasons) > limit * num:
-        counted = Counter(reasons.values()).most_common(5)
-        spelled = "; ".join(f"{count} x {reason}" for reason, count in counted)
+    """RuntimeError, on every rank, where more than `limit` of the samples of all ranks are invalid.
+
+    A rank counted alone would stop the run for its few samples: the share of 8 says little about that of 384.
+    """
+    counts = distributed.gather_objects((num, Counter(reasons.values())))  # the same list on every rank
+    total = sum(count for count, _ in counts)
+    together = sum((why for _, why in counts), Counter())
+    invalid = together.total()
+    if invalid > limit * total:
+        spelled = "; ".join(f"{count} x {reason}" for reason, count in together.most_common(5))
         raise RuntimeError(
             f"RewardStack.score: at most {limit:.0%} of the samples may be invalid (reward.max_invalid_fraction), "
-            f"got {len(reasons)} of {num}: {spelled}"
+            f"got {invalid} of {total}: {spelled}"
         )
