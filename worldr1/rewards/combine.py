@@ -68,6 +68,8 @@ class RewardStack:
 
         The score of a sample depends on its own video, its own prompt and (seed, first sample id of its group), not on
         what else is in the batch. In the dynamic phase the reward of a sample is R_gen alone, with weight 1.
+        Where batch.asked is False no camera is known that S_traj could be measured against: it is NaN, and the reward
+        is the weighted sum of the other terms.
 
         Args:
           batch: P prompts of G samples each, groups contiguous.
@@ -94,18 +96,25 @@ class RewardStack:
         for name, mask in (("finite", finite), ("dynamic", dynamic)):
             if mask is not None and tuple(mask.shape) != (num,):
                 raise ValueError(f"RewardStack.score: {name} must have shape [{num}], got {list(mask.shape)}")
+        if batch.asked is not None and tuple(batch.asked.shape) != (len(batch.prompts),):
+            raise ValueError(
+                f"RewardStack.score: batch.asked must have shape [{len(batch.prompts)}], one value a prompt, "
+                f"got {list(batch.asked.shape)}"
+            )
         mask = torch.full((num,), batch.dynamic) if dynamic is None else dynamic.cpu()
+        asked = torch.ones(num, dtype=torch.bool) if batch.asked is None else batch.repeat(batch.asked.cpu())
         weights = self._weights(mask)
         nan = torch.full((num,), torch.nan, device=video.device)
         values = {name: nan.clone() for name in weights}
         reasons = video_faults(video, finite)
 
-        rows = [i for i in range(num) if i not in reasons and not mask[i]]
-        if any(name in weights for name in SPATIAL_TERMS):
-            azimuth, elevation = self._offsets(batch)
-            for chunk in self._chunks(rows, video):
+        offsets = self._offsets(batch)
+        for with_traj in (True, False):
+            names = {name for name in SPATIAL_TERMS if name in weights and (with_traj or name != "traj")}
+            rows = [i for i in range(num) if i not in reasons and not mask[i] and bool(asked[i]) == with_traj]
+            for chunk in self._chunks(rows, video) if names else ():
                 score_rows(
-                    lambda r: self._spatial(batch, video, r, azimuth=azimuth, elevation=elevation),
+                    lambda r, names=names: self._spatial(batch, video, r, names=names, offsets=offsets),
                     chunk,
                     values=values,
                     reasons=reasons,
@@ -114,7 +123,7 @@ class RewardStack:
             rows = [i for i in range(num) if i not in reasons]
             for chunk in self._chunks(rows, video):
                 score_rows(lambda r: self._gen(batch, video, r), chunk, values=values, reasons=reasons)
-        return self._combine(batch, values, weights=weights, dynamic=mask.to(video.device), reasons=reasons)
+        return self._combine(batch, values, weights=weights, dynamic=mask, asked=asked, reasons=reasons)
 
     def _weights(self, dynamic: Tensor) -> dict[str, float]:
         """The terms to compute and their weights outside the dynamic phase."""
@@ -138,25 +147,25 @@ class RewardStack:
         return azimuth, elevation
 
     def _spatial(
-        self, batch: PromptBatch, video: Tensor, rows: list[int], *, azimuth: Tensor, elevation: Tensor
+        self, batch: PromptBatch, video: Tensor, rows: list[int], *, names: set[str], offsets: tuple[Tensor, Tensor]
     ) -> dict[str, Tensor]:
-        """S_traj, S_recon, S_meta of `rows`: one reconstruction, one call of the rasterizer."""
-        c = self.config
+        """Those of S_traj, S_recon, S_meta in `names`, of `rows`: one reconstruction, one call of the rasterizer."""
         assert self.reconstructor is not None, "a spatial term has a weight but there is no reconstructor"
         clips = video[rows]  # [n, F, 3, H, W]
         height, width = clips.shape[-2:]
         prompts = [batch.prompts[i // batch.group_size] for i in rows]
         scenes = self.reconstructor.infer(clips)
         scores: dict[str, Tensor] = {}
-        if c.weight_traj > 0:
+        if "traj" in names:
             scores["traj"] = trajectory_term(
                 scenes, batch.repeat(batch.viewmats)[rows], metric=self.config.metric_paths
             )
         cameras, lenses = [], []
-        if c.weight_recon > 0:
+        if "recon" in names:
             cameras, lenses = [scenes.viewmats], [scenes.Ks]
-        if c.weight_meta > 0:
+        if "meta" in names:
             device = scenes.viewmats.device
+            azimuth, elevation = offsets
             novel = meta_camera(
                 scenes.viewmats,
                 median_depth=median_depth(scenes),
@@ -168,10 +177,10 @@ class RewardStack:
         if cameras:
             gaussians = thin(scenes.gaussians, max_gaussians=int(MAX_GAUSSIANS_PER_PIXEL * height * width))
             pictures = render(gaussians, torch.cat(cameras, 1), torch.cat(lenses, 1), height=height, width=width)
-            if c.weight_recon > 0:
+            if "recon" in names:
                 assert self.perceptual is not None, "weight_recon > 0 but there is no perceptual distance"
                 scores["recon"] = fidelity_term(pictures[:, : clips.shape[1]], clips, self.perceptual)
-            if c.weight_meta > 0:
+            if "meta" in names:
                 assert self.critic is not None, "weight_meta > 0 but there is no critic"
                 scores["meta"] = meta_view_term(pictures[:, -1], prompts, self.critic)
         return scores
@@ -189,17 +198,20 @@ class RewardStack:
         *,
         weights: dict[str, float],
         dynamic: Tensor,
+        asked: Tensor,
         reasons: dict[int, str],
     ) -> RewardOutput:
         num = batch.num_samples
-        device = dynamic.device
+        device = next(iter(values.values())).device
+        dynamic, asked = dynamic.to(device), asked.to(device)
         valid = torch.ones(num, dtype=torch.bool, device=device)
         valid[list(reasons)] = False
         _check_share(num, reasons, limit=self.config.max_invalid_fraction)
         total = torch.zeros(num, device=device)
         for name, weight in weights.items():
             if name in SPATIAL_TERMS:
-                total = total + torch.where(dynamic, torch.zeros_like(total), weight * values[name])
+                absent = dynamic | ~asked if name == "traj" else dynamic
+                total = total + torch.where(absent, torch.zeros_like(total), weight * values[name])
             else:
                 total = total + torch.where(dynamic, values[name], weight * values[name])
         nan = torch.full_like(total, torch.nan)
