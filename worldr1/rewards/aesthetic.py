@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from worldr1.rewards.base import AestheticJudge
@@ -10,16 +12,32 @@ SCALE = 10.0
 """R_gen = clip(mean score / SCALE, -1, 1). Ours: the article gives no scaling."""
 
 
-def aesthetic_term(video: Tensor, prompts: list[str], judge: AestheticJudge, *, num_frames: int) -> Tensor:
-    """R_gen = clip(mean over the first K frames of the score / 10, -1, 1).
+def frames_to_judge(num_frames: int, *, k: int, which: Literal["first", "spread"]) -> list[int]:
+    """Indices of the K frames of a clip of F that R_gen looks at, rising; all of them where F <= K.
 
     Args:
-      video: Shape [N, F, 3, H, W] in [0, 1].
+      num_frames: F.
+      k: K >= 1.
+      which: "first" 0 ... K-1; "spread" the nearest to i (F-1) / (K-1), so that the first and the last are among them,
+        and for K = 1 the middle one.
+    """
+    if which == "first" or k >= num_frames:
+        return list(range(min(k, num_frames)))
+    if k == 1:
+        return [num_frames // 2]
+    # Rounded in whole numbers; the spacing is above 1, so that no frame comes twice.
+    return [(2 * i * (num_frames - 1) + k - 1) // (2 * (k - 1)) for i in range(k)]
+
+
+def aesthetic_term(frames: Tensor, prompts: list[str], judge: AestheticJudge) -> Tensor:
+    """R_gen = clip(mean over K frames of the score / 10, -1, 1).
+
+    Args:
+      frames: Those of `frames_to_judge`, shape [N, K, 3, H, W] in [0, 1].
       prompts: N prompts.
       judge: Scores single frames.
-      num_frames: K; a shorter video gives all it has.
     Returns:
       [N] in [-1, 1].
     """
-    scores = judge.score(video[:, :num_frames], prompts).float()  # [N, K]
+    scores = judge.score(frames, prompts).float()  # [N, K]
     return (scores.mean(dim=1) / SCALE).clamp(-1.0, 1.0)

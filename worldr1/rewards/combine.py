@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from worldr1.config import RewardConfig, TrainConfig
 from worldr1.datatypes import PromptBatch, RewardOutput
-from worldr1.rewards.aesthetic import aesthetic_term
+from worldr1.rewards.aesthetic import aesthetic_term, frames_to_judge
 from worldr1.rewards.base import (
     AestheticJudge,
     Critic,
@@ -40,7 +41,7 @@ _CONTROL_SALT = 0x434F4E54  # keeps the draws of the control experiments apart f
 class RewardStack:
     """Scores the videos of a batch: weight_traj S_traj + weight_recon S_recon + weight_meta S_meta + weight_gen R_gen.
 
-    A judge may be None where its term has weight 0.
+    A judge may be None where its term has weight 0. The judges are on `device`; None: wherever the videos are.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class RewardStack:
         critic: Critic | None,
         aesthetic: AestheticJudge | None,
         perceptual: PerceptualDistance | None,
+        device: torch.device | None = None,
     ) -> None:
         self.config = config
+        self.device = device
         self.seed = seed
         self.reconstructor = reconstructor
         self.critic = critic
@@ -73,13 +76,14 @@ class RewardStack:
 
         Args:
           batch: P prompts of G samples each, groups contiguous.
-          video: Shape [N, F, 3, H, W] in [0, 1].
+          video: Shape [N, F, 3, H, W], floating point in [0, 1] or uint8 in 0 ... 255, on any device. It goes to the
+            judges PIXELS_PER_CALL pixels at a time, one clip at least; only such a chunk is ever copied or converted.
           finite: From the rollout, shape [N] bool: False marks a sample whose latents were not finite.
           dynamic: Overrides batch.dynamic sample by sample, shape [N] bool. In a batch of both kinds the spatial terms
             of its dynamic samples are NaN.
         Returns:
           RewardOutput(reward [N], NaN where invalid; valid [N]; breakdown: "traj", "recon", "meta", "gen" -> [N], only
-          those with a weight > 0 in this phase; weights; reasons). float32, on the device of `video`. In a control
+          those with a weight > 0 in this phase; weights; reasons). float32, on the device of the judges. In a control
           experiment the terms are already permuted, or replaced by one term "random".
         Raises:
           ValueError: a shape that does not fit the batch.
@@ -93,6 +97,8 @@ class RewardStack:
                 f"RewardStack.score: video must have shape [{num}, {frames}, 3, H, W] like the batch, "
                 f"got {list(video.shape)}"
             )
+        if not (video.is_floating_point() or video.dtype == torch.uint8):
+            raise ValueError(f"RewardStack.score: video must be floating point or uint8, got {video.dtype}")
         for name, mask in (("finite", finite), ("dynamic", dynamic)):
             if mask is not None and tuple(mask.shape) != (num,):
                 raise ValueError(f"RewardStack.score: {name} must have shape [{num}], got {list(mask.shape)}")
@@ -104,7 +110,7 @@ class RewardStack:
         mask = torch.full((num,), batch.dynamic) if dynamic is None else dynamic.cpu()
         asked = torch.ones(num, dtype=torch.bool) if batch.asked is None else batch.repeat(batch.asked.cpu())
         weights = self._weights(mask)
-        nan = torch.full((num,), torch.nan, device=video.device)
+        nan = torch.full((num,), torch.nan, device=self.device or video.device)
         values = {name: nan.clone() for name in weights}
         reasons = video_faults(video, finite)
 
@@ -113,12 +119,8 @@ class RewardStack:
             names = {name for name in SPATIAL_TERMS if name in weights and (with_traj or name != "traj")}
             rows = [i for i in range(num) if i not in reasons and not mask[i] and bool(asked[i]) == with_traj]
             for chunk in self._chunks(rows, video) if names else ():
-                score_rows(
-                    lambda r, names=names: self._spatial(batch, video, r, names=names, offsets=offsets),
-                    chunk,
-                    values=values,
-                    reasons=reasons,
-                )
+                term = partial(self._spatial, batch, video, names=names, offsets=offsets)
+                score_rows(term, chunk, values=values, reasons=reasons)
         if "gen" in weights:
             rows = [i for i in range(num) if i not in reasons]
             for chunk in self._chunks(rows, video):
@@ -139,6 +141,14 @@ class RewardStack:
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
 
+    def _clips(self, video: Tensor, rows: list[int], frames: list[int]) -> Tensor:
+        """These frames of these videos, [n, k, 3, H, W] float32 in [0, 1], where the judges are."""
+        chosen = torch.stack(
+            [video[i, t] for i in rows for t in frames]
+        )  # of views: one copy, in the video's own dtype
+        clips = chosen.to(self.device or video.device).unflatten(0, (len(rows), len(frames)))
+        return clips.float().div_(255.0) if clips.dtype == torch.uint8 else clips.float()
+
     def _offsets(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:
         """Azimuth and elevation of the novel camera, [N] each, equal inside a group."""
         first = batch.sample_ids[:: batch.group_size].tolist()
@@ -151,7 +161,7 @@ class RewardStack:
     ) -> dict[str, Tensor]:
         """Those of S_traj, S_recon, S_meta in `names`, of `rows`: one reconstruction, one call of the rasterizer."""
         assert self.reconstructor is not None, "a spatial term has a weight but there is no reconstructor"
-        clips = video[rows]  # [n, F, 3, H, W]
+        clips = self._clips(video, rows, list(range(video.shape[1])))  # [n, F, 3, H, W]
         height, width = clips.shape[-2:]
         prompts = [batch.prompts[i // batch.group_size] for i in rows]
         scenes = self.reconstructor.infer(clips)
@@ -188,8 +198,9 @@ class RewardStack:
     def _gen(self, batch: PromptBatch, video: Tensor, rows: list[int]) -> dict[str, Tensor]:
         assert self.aesthetic is not None, "R_gen is asked for but there is no aesthetic judge"
         prompts = [batch.prompts[i // batch.group_size] for i in rows]
-        frames = self.config.num_aesthetic_frames
-        return {"gen": aesthetic_term(video[rows], prompts, self.aesthetic, num_frames=frames)}
+        c = self.config
+        frames = frames_to_judge(video.shape[1], k=c.num_aesthetic_frames, which=c.aesthetic_frames)
+        return {"gen": aesthetic_term(self._clips(video, rows, frames), prompts, self.aesthetic)}
 
     def _combine(
         self,
@@ -254,6 +265,7 @@ def build_rewards(config: TrainConfig, *, device: torch.device | str) -> RewardS
         critic=judge(reward.weight_meta > 0, "critic", reward.critic),
         aesthetic=judge(gen, "aesthetic", reward.aesthetic),
         perceptual=judge(reward.weight_recon > 0, "perceptual", reward.perceptual),
+        device=device,
     )
 
 
@@ -290,7 +302,7 @@ def _check_share(num: int, reasons: dict[int, str], *, limit: float) -> None:
     """
     counts = distributed.gather_objects((num, Counter(reasons.values())))  # the same list on every rank
     total = sum(count for count, _ in counts)
-    together = sum((why for _, why in counts), Counter())
+    together: Counter[str] = sum((why for _, why in counts), Counter())
     invalid = together.total()
     if invalid > limit * total:
         spelled = "; ".join(f"{count} x {reason}" for reason, count in together.most_common(5))

@@ -52,8 +52,10 @@ def render(scene: GaussianScene, viewmats: Tensor, Ks: Tensor, *, height: int, w
       width: W in pixels.
     Returns:
       [N, C, 3, H, W] in [0, 1], black where nothing is.
+    Raises:
+      RuntimeError: the rasterizer had no room for all Gaussians of a view, which is NaN then.
     """
-    colors, _, _ = rasterize(
+    colors, _, meta = rasterize(
         scene.means,
         scene.quats,
         scene.scales,
@@ -65,4 +67,10 @@ def render(scene: GaussianScene, viewmats: Tensor, Ks: Tensor, *, height: int, w
         height,
         eps2d=EPS2D_PX2,
     )  # [N, C, H, W, 3]
+    # Without numbers in it: the samples of a run that fail alike are to be counted as one reason.
+    if bool((meta["num_overflow"] > 0).any()):
+        raise RuntimeError(
+            "render: the rasterizer must have room for the (tile, Gaussian) pairs of every view, had no room for some; "
+            "the Gaussians are too wide or too many"
+        )
     return colors.movedim(-1, 2).clamp(0.0, 1.0)
