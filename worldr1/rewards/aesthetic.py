@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from worldr1.rewards.base import AestheticJudge
+from worldr1.rewards.base import AestheticJudge, evenly
 
 SCALE = 10.0
 """R_gen = clip(mean score / SCALE, -1, 1). Ours: the article gives no scaling."""
@@ -18,15 +18,10 @@ def frames_to_judge(num_frames: int, *, k: int, which: Literal["first", "spread"
     Args:
       num_frames: F.
       k: K >= 1.
-      which: "first" 0 ... K-1; "spread" the nearest to i (F-1) / (K-1), so that the first and the last are among them,
-        and for K = 1 the middle one.
+      which: "first" 0 ... K-1; "spread" evenly over the clip, its first and its last among them, and for K = 1 the
+        middle one.
     """
-    if which == "first" or k >= num_frames:
-        return list(range(min(k, num_frames)))
-    if k == 1:
-        return [num_frames // 2]
-    # Rounded in whole numbers; the spacing is above 1, so that no frame comes twice.
-    return [(2 * i * (num_frames - 1) + k - 1) // (2 * (k - 1)) for i in range(k)]
+    return list(range(min(k, num_frames))) if which == "first" else evenly(num_frames, k)
 
 
 def aesthetic_term(frames: Tensor, prompts: list[str], judge: AestheticJudge) -> Tensor:

@@ -15,7 +15,8 @@ class Reconstructor(Protocol):
     """Lifts videos to 3D."""
 
     def infer(self, video: Tensor) -> Reconstruction:
-        """Video [N, F, 3, H, W] in [0, 1] -> Reconstruction of N scenes."""
+        """Video [N, F, 3, H, W] in [0, 1] -> Reconstruction of N scenes. Gaussians of pixels come frame by frame, the
+        same number each: where there are too many, whole frames are left out."""
         ...
 
 
@@ -46,6 +47,17 @@ class PerceptualDistance(Protocol):
 # A judge that fails on a video fails in one of these ways. Anything else (TypeError, AssertionError ...) is a mistake
 # of this program and is not hidden behind a mask.
 FAILURES = (RuntimeError, ValueError, ArithmeticError, OSError)
+
+
+def evenly(num_frames: int, k: int) -> list[int]:
+    """K of F frames, rising: the nearest to i (F - 1) / (K - 1), first and last among them; the middle for K = 1; all
+    where F <= K."""
+    if k >= num_frames:
+        return list(range(num_frames))
+    if k == 1:
+        return [num_frames // 2]
+    # Rounded in whole numbers; the spacing is above 1, so that no frame comes twice.
+    return [(2 * i * (num_frames - 1) + k - 1) // (2 * (k - 1)) for i in range(k)]
 
 
 def video_faults(video: Tensor, finite: Tensor | None) -> dict[int, str]:

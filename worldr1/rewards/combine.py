@@ -143,9 +143,8 @@ class RewardStack:
 
     def _clips(self, video: Tensor, rows: list[int], frames: list[int]) -> Tensor:
         """These frames of these videos, [n, k, 3, H, W] float32 in [0, 1], where the judges are."""
-        chosen = torch.stack(
-            [video[i, t] for i in rows for t in frames]
-        )  # of views: one copy, in the video's own dtype
+        # Of views: one copy, in the video's own dtype.
+        chosen = torch.stack([video[i, t] for i in rows for t in frames])
         clips = chosen.to(self.device or video.device).unflatten(0, (len(rows), len(frames)))
         return clips.float().div_(255.0) if clips.dtype == torch.uint8 else clips.float()
 
@@ -185,7 +184,8 @@ class RewardStack:
             cameras.append(novel[:, None])
             lenses.append(scenes.Ks[:, :1])
         if cameras:
-            gaussians = thin(scenes.gaussians, max_gaussians=int(MAX_GAUSSIANS_PER_PIXEL * height * width))
+            room = int(MAX_GAUSSIANS_PER_PIXEL * height * width)
+            gaussians = thin(scenes.gaussians, max_gaussians=room, num_frames=clips.shape[1])
             pictures = render(gaussians, torch.cat(cameras, 1), torch.cat(lenses, 1), height=height, width=width)
             if "recon" in names:
                 assert self.perceptual is not None, "weight_recon > 0 but there is no perceptual distance"

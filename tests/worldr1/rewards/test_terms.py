@@ -22,7 +22,7 @@ from worldr1.rewards import fidelity, reconstruct
 from worldr1.rewards.aesthetic import aesthetic_term, frames_to_judge
 from worldr1.rewards.fidelity import fidelity_term
 from worldr1.rewards.meta_view import draw_offset, meta_camera, meta_view_term
-from worldr1.rewards.reconstruct import render, thin
+from worldr1.rewards.reconstruct import render
 from worldr1.rewards.trajectory import median_depth, trajectory_term
 
 MOVING = [m for m in MOTIONS if m != "fixed"]
@@ -115,18 +115,6 @@ def test_fidelity_is_one_minus_the_mean_distance_and_never_negative():
     assert fidelity_term(shifted, video, MeanDifference()) == pytest.approx(torch.full((2,), 1 - 3 * 0.03), abs=1e-5)
     assert fidelity_term(video + 0.5, video, MeanDifference()).tolist() == [0.0, 0.0]
     assert fidelity_term(video, video, MeanDifference()).tolist() == [1.0, 1.0]
-
-
-def test_thinning_keeps_the_same_gaussians_for_every_batch_and_their_total_area():
-    generator = torch.Generator().manual_seed(0)
-    scene = GaussianScene(*(torch.rand(3, 100, *d, generator=generator) for d in ((3,), (4,), (3,), (), (3,))))
-    thinned = thin(scene, max_gaussians=25)
-    alone = thin(GaussianScene(*(x[1:2] for x in scene.__dict__.values())), max_gaussians=25)
-    assert torch.equal(thinned.means[1:2], alone.means) and torch.equal(thinned.opacities[1:2], alone.opacities)
-    assert thinned.means.shape == (3, 25, 3)
-    kept = (scene.means[0, :, None] == thinned.means[0, None]).all(-1).nonzero()[:, 0]
-    assert torch.allclose(thinned.scales[0], 2.0 * scene.scales[0, kept])
-    assert thin(scene, max_gaussians=100) is scene
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
