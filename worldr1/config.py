@@ -186,9 +186,11 @@ class RewardConfig:
     perceptual: Path = EMBEDDED / "microperceptual"
     """Folder of the perceptual distance."""
     num_aesthetic_frames: int = 8
-    """R_gen is the mean over the first K frames."""
+    """K: R_gen is the mean over K frames of a clip."""
+    aesthetic_frames: Literal["first", "spread"] = "first"
+    """Which K frames: the first of the clip, as in the article, or evenly over it, its first and last among them."""
     max_invalid_fraction: float = 0.5
-    """Stop with an error when a larger share of an iteration's samples has no valid reward."""
+    """Stop with an error when a larger share of an iteration's samples, of all ranks, has no valid reward."""
 
 
 @dataclass(frozen=True)
@@ -420,6 +422,7 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
     w = c.reward
     weights = (w.weight_traj, w.weight_recon, w.weight_meta, w.weight_gen)
     must(min(weights) >= 0 and max(weights) > 0, f"reward weights must be >= 0 and not all 0, got {weights}")
+    must(w.num_aesthetic_frames >= 1, f"reward.num_aesthetic_frames must be >= 1, got {w.num_aesthetic_frames}")
     must(c.phase.main_iterations >= 1, f"phase.main_iterations must be >= 1, got {c.phase.main_iterations}")
     must(c.phase.dynamic_iterations >= 0, f"phase.dynamic_iterations must be >= 0, got {c.phase.dynamic_iterations}")
     must(c.evaluation.num_samples >= 0, f"evaluation.num_samples must be >= 0, got {c.evaluation.num_samples}")

@@ -28,6 +28,7 @@ class PromptBatch:
     viewmats: Tensor  # [P, F, 4, 4] world-to-camera, requested, float32
     sample_ids: Tensor  # [N] int64, unique over ranks and iterations: keys of every random draw
     dynamic: bool  # True in the dynamic phase
+    asked: Tensor | None = None  # [P] bool: it asks for a camera motion, or for rest, that was read; None: all do
 
     @property
     def num_samples(self) -> int:
@@ -79,7 +80,10 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class RewardOutput:
-    """Rewards of N samples. A term that could not be computed is invalid with a reason, never a number."""
+    """Rewards of N samples. A term that could not be computed is invalid with a reason, never a number.
+
+    A NaN in a term of a valid sample says that the term does not apply to it; whole groups have it or lack it.
+    """
 
     reward: Tensor  # [N] weighted sum of the terms; NaN where invalid
     valid: Tensor  # [N] bool

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from worldr1 import config as config_module
-from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, to_json, validate
+from worldr1.config import (
+    ModelConfig,
+    RewardConfig,
+    RolloutConfig,
+    ScheduleConfig,
+    TrainConfig,
+    UpdateConfig,
+    to_json,
+    validate,
+)
 from worldr1.learn.update import check_window
 from worldr1.presets import PRESETS, REQUIRED, preset
 from worldr1.rollout.schedule import rollout_sigmas
@@ -61,6 +70,7 @@ def test_defaults_are_valid(good):
             "update.deferred must be off with the guard surrogate",
         ),
         ({"update": UpdateConfig(ema_decay=1.0)}, "ema_decay must be in"),
+        ({"reward": RewardConfig(num_aesthetic_frames=0)}, "num_aesthetic_frames must be >= 1, got 0"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )

@@ -46,7 +46,8 @@ def group_advantage(rewards: RewardOutput, *, group_size: int, config: Advantage
 
     With `normalize_each` off, or where there is no breakdown, the summed reward is the only term. Invalid samples are
     masked out of every mean and deviation; a group with fewer than 2 valid samples or a reward std below 1e-6 is
-    dropped.
+    dropped. A term that is NaN for all valid samples of a group does not apply to it (S_traj where no camera is known):
+    both sums of that group run over its other terms, and it has no part in the deviation of that term.
 
     Args:
       rewards: Rewards of this rank's samples, groups contiguous. Shape [N].
@@ -64,21 +65,24 @@ def group_advantage(rewards: RewardOutput, *, group_size: int, config: Advantage
     weights = {k: w for k, w in rewards.weights.items() if w > 0 and k in rewards.breakdown}
     terms = {k: (rewards.breakdown[k], w) for k, w in weights.items()} if config.normalize_each else {}
     terms = terms or {"reward": (rewards.reward, 1.0)}
-    valid = rewards.valid & torch.isfinite(rewards.reward)
-    for values, _ in terms.values():
-        valid = valid & torch.isfinite(values)
     # Statistics are computed on all ranks from the same gathered numbers in the same order, so that they are equal bit
     # for bit whatever the number of ranks.
-    valid_all = distributed.gather(valid).view(-1, group_size)  # [groups, G]
+    valid_all = distributed.gather(rewards.valid & torch.isfinite(rewards.reward)).view(-1, group_size)  # [groups, G]
     reward_all = distributed.gather(rewards.reward.double()).view(-1, group_size)
+    terms_all = {k: (distributed.gather(values.double()).view(-1, group_size), w) for k, (values, w) in terms.items()}
+    applies = {k: (valid_all & values.isfinite()).any(1, keepdim=True) for k, (values, _) in terms_all.items()}
+    for k, (values, _) in terms_all.items():
+        valid_all = valid_all & (values.isfinite() | ~applies[k])
     group_std = _masked_std(reward_all, valid_all)  # [groups]
     kept = torch.nan_to_num(group_std) >= DEAD_GROUP_STD
+    kept = kept & torch.stack(list(applies.values())).any(0)[:, 0]
     mask_all = valid_all & kept[:, None]
     total = torch.zeros_like(reward_all)
-    for values, weight in terms.values():
-        values_all = distributed.gather(values.double()).view(-1, group_size)
-        total += weight * _normalised(values_all, mask_all, per_group=config.std == "group")
-    total /= math.sqrt(sum(w * w for _, w in terms.values()))
+    squares = torch.zeros_like(reward_all[:, :1])  # [groups, 1]
+    for k, (values, weight) in terms_all.items():
+        total += weight * _normalised(values, mask_all & applies[k], per_group=config.std == "group")
+        squares += weight * weight * applies[k].double()
+    total /= torch.where(kept[:, None], squares, 1.0).sqrt()
     total = total.clamp(-config.clip, config.clip)
     rank = distributed.rank()
     mine = slice(rank * n // group_size, (rank + 1) * n // group_size)

@@ -15,7 +15,8 @@ class Reconstructor(Protocol):
     """Lifts videos to 3D."""
 
     def infer(self, video: Tensor) -> Reconstruction:
-        """Video [N, F, 3, H, W] in [0, 1] -> Reconstruction of N scenes."""
+        """Video [N, F, 3, H, W] in [0, 1] -> Reconstruction of N scenes. Gaussians of pixels come frame by frame, the
+        same number each: where there are too many, whole frames are left out."""
         ...
 
 
@@ -48,12 +49,25 @@ class PerceptualDistance(Protocol):
 FAILURES = (RuntimeError, ValueError, ArithmeticError, OSError)
 
 
+def evenly(num_frames: int, k: int) -> list[int]:
+    """K of F frames, rising: the nearest to i (F - 1) / (K - 1), first and last among them; the middle for K = 1; all
+    where F <= K."""
+    if k >= num_frames:
+        return list(range(num_frames))
+    if k == 1:
+        return [num_frames // 2]
+    # Rounded in whole numbers; the spacing is above 1, so that no frame comes twice.
+    return [(2 * i * (num_frames - 1) + k - 1) // (2 * (k - 1)) for i in range(k)]
+
+
 def video_faults(video: Tensor, finite: Tensor | None) -> dict[int, str]:
     """Sample index -> why its video [N, F, 3, H, W] cannot be judged; finite [N] bool is the rollout's own finding."""
     faults: dict[int, str] = {}
-    whole = torch.isfinite(video).flatten(1).all(dim=1)  # [N]
-    for i in torch.nonzero(~whole).flatten().tolist():
-        faults[i] = "the video is not finite"
+    if video.is_floating_point():
+        for i, clip in enumerate(video):
+            # The extremes of a clip are NaN or infinite where one of its values is; isfinite would copy it three times.
+            if not bool(torch.stack(torch.aminmax(clip)).isfinite().all()):
+                faults[i] = "the video is not finite"
     if finite is not None:
         for i in torch.nonzero(~finite).flatten().tolist():
             faults[i] = "a latent of the rollout is not finite"

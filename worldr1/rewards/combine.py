@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from worldr1.config import RewardConfig, TrainConfig
 from worldr1.datatypes import PromptBatch, RewardOutput
-from worldr1.rewards.aesthetic import aesthetic_term
+from worldr1.rewards.aesthetic import aesthetic_term, frames_to_judge
 from worldr1.rewards.base import (
     AestheticJudge,
     Critic,
@@ -26,6 +27,7 @@ from worldr1.rewards.judges.registry import load_judge
 from worldr1.rewards.meta_view import draw_offset, meta_camera, meta_view_term
 from worldr1.rewards.reconstruct import MAX_GAUSSIANS_PER_PIXEL, render, thin
 from worldr1.rewards.trajectory import median_depth, trajectory_term
+from worldr1.run import distributed
 
 PIXELS_PER_CALL = 1 << 19
 """Video pixels that go through the judges in one call: 56 clips of 9x32x32, one of 81x480x832. Bounds the memory."""
@@ -39,7 +41,7 @@ _CONTROL_SALT = 0x434F4E54  # keeps the draws of the control experiments apart f
 class RewardStack:
     """Scores the videos of a batch: weight_traj S_traj + weight_recon S_recon + weight_meta S_meta + weight_gen R_gen.
 
-    A judge may be None where its term has weight 0.
+    A judge may be None where its term has weight 0. The judges are on `device`; None: wherever the videos are.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class RewardStack:
         critic: Critic | None,
         aesthetic: AestheticJudge | None,
         perceptual: PerceptualDistance | None,
+        device: torch.device | None = None,
     ) -> None:
         self.config = config
+        self.device = device
         self.seed = seed
         self.reconstructor = reconstructor
         self.critic = critic
@@ -63,24 +67,28 @@ class RewardStack:
     def score(
         self, batch: PromptBatch, video: Tensor, *, finite: Tensor | None = None, dynamic: Tensor | None = None
     ) -> RewardOutput:
-        """The reward of every sample, each term beside it.
+        """The reward of every sample, each term beside it. Every rank must call this: all count the invalid together.
 
         The score of a sample depends on its own video, its own prompt and (seed, first sample id of its group), not on
         what else is in the batch. In the dynamic phase the reward of a sample is R_gen alone, with weight 1.
+        Where batch.asked is False no camera is known that S_traj could be measured against: it is NaN, and the reward
+        is the weighted sum of the other terms.
 
         Args:
           batch: P prompts of G samples each, groups contiguous.
-          video: Shape [N, F, 3, H, W] in [0, 1].
+          video: Shape [N, F, 3, H, W], floating point in [0, 1] or uint8 in 0 ... 255, on any device. It goes to the
+            judges PIXELS_PER_CALL pixels at a time, one clip at least; only such a chunk is ever copied or converted.
           finite: From the rollout, shape [N] bool: False marks a sample whose latents were not finite.
           dynamic: Overrides batch.dynamic sample by sample, shape [N] bool. In a batch of both kinds the spatial terms
             of its dynamic samples are NaN.
         Returns:
           RewardOutput(reward [N], NaN where invalid; valid [N]; breakdown: "traj", "recon", "meta", "gen" -> [N], only
-          those with a weight > 0 in this phase; weights; reasons). float32, on the device of `video`. In a control
+          those with a weight > 0 in this phase; weights; reasons). float32, on the device of the judges. In a control
           experiment the terms are already permuted, or replaced by one term "random".
         Raises:
           ValueError: a shape that does not fit the batch.
-          RuntimeError: more than max_invalid_fraction of the samples are invalid; the reasons are counted.
+          RuntimeError: more than max_invalid_fraction of the samples of all ranks are invalid; the reasons are
+            counted. Raised on every rank.
         """
         num = batch.num_samples
         frames = batch.viewmats.shape[1]
@@ -89,30 +97,35 @@ class RewardStack:
                 f"RewardStack.score: video must have shape [{num}, {frames}, 3, H, W] like the batch, "
                 f"got {list(video.shape)}"
             )
+        if not (video.is_floating_point() or video.dtype == torch.uint8):
+            raise ValueError(f"RewardStack.score: video must be floating point or uint8, got {video.dtype}")
         for name, mask in (("finite", finite), ("dynamic", dynamic)):
             if mask is not None and tuple(mask.shape) != (num,):
                 raise ValueError(f"RewardStack.score: {name} must have shape [{num}], got {list(mask.shape)}")
+        if batch.asked is not None and tuple(batch.asked.shape) != (len(batch.prompts),):
+            raise ValueError(
+                f"RewardStack.score: batch.asked must have shape [{len(batch.prompts)}], one value a prompt, "
+                f"got {list(batch.asked.shape)}"
+            )
         mask = torch.full((num,), batch.dynamic) if dynamic is None else dynamic.cpu()
+        asked = torch.ones(num, dtype=torch.bool) if batch.asked is None else batch.repeat(batch.asked.cpu())
         weights = self._weights(mask)
-        nan = torch.full((num,), torch.nan, device=video.device)
+        nan = torch.full((num,), torch.nan, device=self.device or video.device)
         values = {name: nan.clone() for name in weights}
         reasons = video_faults(video, finite)
 
-        rows = [i for i in range(num) if i not in reasons and not mask[i]]
-        if any(name in weights for name in SPATIAL_TERMS):
-            azimuth, elevation = self._offsets(batch)
-            for chunk in self._chunks(rows, video):
-                score_rows(
-                    lambda r: self._spatial(batch, video, r, azimuth=azimuth, elevation=elevation),
-                    chunk,
-                    values=values,
-                    reasons=reasons,
-                )
+        offsets = self._offsets(batch)
+        for with_traj in (True, False):
+            names = {name for name in SPATIAL_TERMS if name in weights and (with_traj or name != "traj")}
+            rows = [i for i in range(num) if i not in reasons and not mask[i] and bool(asked[i]) == with_traj]
+            for chunk in self._chunks(rows, video) if names else ():
+                term = partial(self._spatial, batch, video, names=names, offsets=offsets)
+                score_rows(term, chunk, values=values, reasons=reasons)
         if "gen" in weights:
             rows = [i for i in range(num) if i not in reasons]
             for chunk in self._chunks(rows, video):
                 score_rows(lambda r: self._gen(batch, video, r), chunk, values=values, reasons=reasons)
-        return self._combine(batch, values, weights=weights, dynamic=mask.to(video.device), reasons=reasons)
+        return self._combine(batch, values, weights=weights, dynamic=mask, asked=asked, reasons=reasons)
 
     def _weights(self, dynamic: Tensor) -> dict[str, float]:
         """The terms to compute and their weights outside the dynamic phase."""
@@ -128,6 +141,13 @@ class RewardStack:
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
 
+    def _clips(self, video: Tensor, rows: list[int], frames: list[int]) -> Tensor:
+        """These frames of these videos, [n, k, 3, H, W] float32 in [0, 1], where the judges are."""
+        # Of views: one copy, in the video's own dtype.
+        chosen = torch.stack([video[i, t] for i in rows for t in frames])
+        clips = chosen.to(self.device or video.device).unflatten(0, (len(rows), len(frames)))
+        return clips.float().div_(255.0) if clips.dtype == torch.uint8 else clips.float()
+
     def _offsets(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:
         """Azimuth and elevation of the novel camera, [N] each, equal inside a group."""
         first = batch.sample_ids[:: batch.group_size].tolist()
@@ -136,25 +156,25 @@ class RewardStack:
         return azimuth, elevation
 
     def _spatial(
-        self, batch: PromptBatch, video: Tensor, rows: list[int], *, azimuth: Tensor, elevation: Tensor
+        self, batch: PromptBatch, video: Tensor, rows: list[int], *, names: set[str], offsets: tuple[Tensor, Tensor]
     ) -> dict[str, Tensor]:
-        """S_traj, S_recon, S_meta of `rows`: one reconstruction, one call of the rasterizer."""
-        c = self.config
+        """Those of S_traj, S_recon, S_meta in `names`, of `rows`: one reconstruction, one call of the rasterizer."""
         assert self.reconstructor is not None, "a spatial term has a weight but there is no reconstructor"
-        clips = video[rows]  # [n, F, 3, H, W]
+        clips = self._clips(video, rows, list(range(video.shape[1])))  # [n, F, 3, H, W]
         height, width = clips.shape[-2:]
         prompts = [batch.prompts[i // batch.group_size] for i in rows]
         scenes = self.reconstructor.infer(clips)
         scores: dict[str, Tensor] = {}
-        if c.weight_traj > 0:
+        if "traj" in names:
             scores["traj"] = trajectory_term(
                 scenes, batch.repeat(batch.viewmats)[rows], metric=self.config.metric_paths
             )
         cameras, lenses = [], []
-        if c.weight_recon > 0:
+        if "recon" in names:
             cameras, lenses = [scenes.viewmats], [scenes.Ks]
-        if c.weight_meta > 0:
+        if "meta" in names:
             device = scenes.viewmats.device
+            azimuth, elevation = offsets
             novel = meta_camera(
                 scenes.viewmats,
                 median_depth=median_depth(scenes),
@@ -164,12 +184,13 @@ class RewardStack:
             cameras.append(novel[:, None])
             lenses.append(scenes.Ks[:, :1])
         if cameras:
-            gaussians = thin(scenes.gaussians, max_gaussians=int(MAX_GAUSSIANS_PER_PIXEL * height * width))
+            room = int(MAX_GAUSSIANS_PER_PIXEL * height * width)
+            gaussians = thin(scenes.gaussians, max_gaussians=room, num_frames=clips.shape[1])
             pictures = render(gaussians, torch.cat(cameras, 1), torch.cat(lenses, 1), height=height, width=width)
-            if c.weight_recon > 0:
+            if "recon" in names:
                 assert self.perceptual is not None, "weight_recon > 0 but there is no perceptual distance"
                 scores["recon"] = fidelity_term(pictures[:, : clips.shape[1]], clips, self.perceptual)
-            if c.weight_meta > 0:
+            if "meta" in names:
                 assert self.critic is not None, "weight_meta > 0 but there is no critic"
                 scores["meta"] = meta_view_term(pictures[:, -1], prompts, self.critic)
         return scores
@@ -177,8 +198,9 @@ class RewardStack:
     def _gen(self, batch: PromptBatch, video: Tensor, rows: list[int]) -> dict[str, Tensor]:
         assert self.aesthetic is not None, "R_gen is asked for but there is no aesthetic judge"
         prompts = [batch.prompts[i // batch.group_size] for i in rows]
-        frames = self.config.num_aesthetic_frames
-        return {"gen": aesthetic_term(video[rows], prompts, self.aesthetic, num_frames=frames)}
+        c = self.config
+        frames = frames_to_judge(video.shape[1], k=c.num_aesthetic_frames, which=c.aesthetic_frames)
+        return {"gen": aesthetic_term(self._clips(video, rows, frames), prompts, self.aesthetic)}
 
     def _combine(
         self,
@@ -187,17 +209,20 @@ class RewardStack:
         *,
         weights: dict[str, float],
         dynamic: Tensor,
+        asked: Tensor,
         reasons: dict[int, str],
     ) -> RewardOutput:
         num = batch.num_samples
-        device = dynamic.device
+        device = next(iter(values.values())).device
+        dynamic, asked = dynamic.to(device), asked.to(device)
         valid = torch.ones(num, dtype=torch.bool, device=device)
         valid[list(reasons)] = False
         _check_share(num, reasons, limit=self.config.max_invalid_fraction)
         total = torch.zeros(num, device=device)
         for name, weight in weights.items():
             if name in SPATIAL_TERMS:
-                total = total + torch.where(dynamic, torch.zeros_like(total), weight * values[name])
+                absent = dynamic | ~asked if name == "traj" else dynamic
+                total = total + torch.where(absent, torch.zeros_like(total), weight * values[name])
             else:
                 total = total + torch.where(dynamic, values[name], weight * values[name])
         nan = torch.full_like(total, torch.nan)
@@ -240,6 +265,7 @@ def build_rewards(config: TrainConfig, *, device: torch.device | str) -> RewardS
         critic=judge(reward.weight_meta > 0, "critic", reward.critic),
         aesthetic=judge(gen, "aesthetic", reward.aesthetic),
         perceptual=judge(reward.weight_recon > 0, "perceptual", reward.perceptual),
+        device=device,
     )
 
 
@@ -270,10 +296,17 @@ def randomised(output: RewardOutput, batch: PromptBatch, *, seed: int) -> Reward
 
 
 def _check_share(num: int, reasons: dict[int, str], *, limit: float) -> None:
-    if len(reasons) > limit * num:
-        counted = Counter(reasons.values()).most_common(5)
-        spelled = "; ".join(f"{count} x {reason}" for reason, count in counted)
+    """RuntimeError, on every rank, where more than `limit` of the samples of all ranks are invalid.
+
+    A rank counted alone would stop the run for its few samples: the share of 8 says little about that of 384.
+    """
+    counts = distributed.gather_objects((num, Counter(reasons.values())))  # the same list on every rank
+    total = sum(count for count, _ in counts)
+    together: Counter[str] = sum((why for _, why in counts), Counter())
+    invalid = together.total()
+    if invalid > limit * total:
+        spelled = "; ".join(f"{count} x {reason}" for reason, count in together.most_common(5))
         raise RuntimeError(
             f"RewardStack.score: at most {limit:.0%} of the samples may be invalid (reward.max_invalid_fraction), "
-            f"got {len(reasons)} of {num}: {spelled}"
+            f"got {invalid} of {total}: {spelled}"
         )

@@ -104,3 +104,62 @@ def test_advantages_of_a_group_sum_to_zero():
 def test_size_must_be_whole_groups():
     with pytest.raises(ValueError, match="multiple of group_size 3, got 4"):
         group_advantage(rewards([1.0, 2.0, 3.0, 4.0]), group_size=3, config=AdvantageConfig())
+
+
+NAN = math.nan
+OTHERS = {"recon": ([0.2, 0.6, 0.5, 0.9, 0.1, 0.3], 1.0), "gen": ([0.3, 0.1, 0.2, -0.4, 0.6, 0.2], 0.5)}
+TRAJ = [0.9, 0.2, 0.4]
+
+
+def two_groups(traj):
+    """A group that has S_traj, one whose camera nobody knows; `traj` are the six values, weight 2."""
+    terms = {"traj": (traj, 2.0), **OTHERS}
+    total = sum(torch.tensor(v).nan_to_num(0.0) * w for v, w in terms.values())
+    return rewards(total.tolist(), **terms)
+
+
+def rows_of(output, rows, *, without=()):
+    """The same output for some rows and terms alone."""
+    names = [k for k in output.breakdown if k not in without]
+    return RewardOutput(
+        reward=output.reward[rows], valid=output.valid[rows],
+        breakdown={k: output.breakdown[k][rows] for k in names}, weights={k: output.weights[k] for k in names},
+    )  # fmt: skip
+
+
+def test_a_term_that_does_not_apply_to_a_group_is_left_out_there():
+    config = AdvantageConfig(std="group")
+    both = two_groups([*TRAJ, NAN, NAN, NAN])
+    got = group_advantage(both, group_size=3, config=config)
+    asked, unasked = slice(0, 3), slice(3, 6)
+    assert got.mask.all() and got.num_active == 6
+    alone = group_advantage(rows_of(both, asked), group_size=3, config=config)
+    assert torch.equal(got.advantage[asked], alone.advantage)
+    others = group_advantage(rows_of(both, unasked, without=["traj"]), group_size=3, config=config)
+    assert torch.equal(got.advantage[unasked], others.advantage), "weights of the terms that are there"
+
+
+def test_its_deviation_is_over_the_groups_that_have_it():
+    both = two_groups([*TRAJ, NAN, NAN, NAN])
+    got = group_advantage(both, group_size=3, config=AdvantageConfig(std="global"))
+    expected = torch.zeros(6, dtype=torch.float64)
+    squares = torch.tensor([2.0**2] * 3 + [0.0] * 3, dtype=torch.float64)
+    traj = torch.tensor(TRAJ, dtype=torch.float64)
+    expected[:3] += 2.0 * (traj - traj.mean()) / (traj.std(correction=0) + 1e-4)
+    for values, weight in OTHERS.values():
+        v = torch.tensor(values, dtype=torch.float64)
+        expected += weight * (v - v.view(2, 3).mean(1).repeat_interleave(3)) / (v.std(correction=0) + 1e-4)
+        squares += weight**2
+    assert torch.allclose(got.advantage.double(), expected / squares.sqrt(), atol=1e-6)
+
+
+def test_one_sample_without_a_term_that_its_group_has_is_masked():
+    got = group_advantage(two_groups([*TRAJ, NAN, 0.5, 0.1]), group_size=3, config=AdvantageConfig())
+    assert got.mask.tolist() == [True, True, True, False, True, True]
+
+
+def test_a_group_to_which_no_term_applies_is_dropped():
+    both = rewards([0.1, 0.2, 0.3, 0.4], traj=([0.1, 0.2, NAN, NAN], 1.0))
+    got = group_advantage(both, group_size=2, config=AdvantageConfig())
+    assert got.mask.tolist() == [True, True, False, False] and got.num_dropped_groups == 1
+    assert bool(got.advantage.isfinite().all())

@@ -168,6 +168,37 @@ def test_dynamic_samples_of_a_mixed_batch_have_no_spatial_terms(world):
     assert bool(out.breakdown["traj"][:5].isnan().all())
 
 
+def test_a_prompt_whose_camera_was_not_read_has_no_camera_term(world):
+    batch, video, oracle = world
+    plain = stack_of(oracle, weight_traj=2.0, weight_gen=0.5).score(batch, video)
+    oracle.calls.clear()
+    asked = torch.tensor([True, False, True])
+    out = stack_of(oracle, weight_traj=2.0, weight_gen=0.5).score(replace(batch, asked=asked), video)
+    assert sorted(oracle.calls) == [5, 10], "each clip is lifted once"
+    assert bool(out.valid.all()) and not out.reasons and out.weights == plain.weights
+    rows = batch.repeat(asked)
+    assert torch.equal(out.breakdown["traj"].isnan(), ~rows)
+    assert torch.allclose(out.breakdown["traj"][rows], plain.breakdown["traj"][rows], atol=1e-5)
+    for name in ("recon", "meta", "gen"):
+        assert torch.allclose(out.breakdown[name], plain.breakdown[name], atol=1e-5), name
+    b = out.breakdown
+    assert torch.allclose(out.reward[rows], plain.reward[rows], atol=1e-5)
+    assert torch.allclose(out.reward[~rows], (b["recon"] + b["meta"] + 0.5 * b["gen"])[~rows], atol=1e-6)
+    moved = stack_of(oracle, control="permuted").score(replace(batch, asked=asked), video)
+    assert torch.equal(moved.breakdown["traj"].isnan(), ~rows) and bool(moved.valid.all())
+    with pytest.raises(ValueError, match=r"batch.asked must have shape \[3\], one value a prompt, got \[15\]"):
+        stack_of(oracle).score(replace(batch, asked=rows), video)
+
+
+def test_a_clip_whose_camera_was_not_read_is_lifted_only_where_another_term_needs_it(world):
+    batch, video, oracle = world
+    stack = stack_of(oracle, weight_recon=0.0, weight_meta=0.0)
+    oracle.calls.clear()
+    out = stack.score(replace(batch, asked=torch.tensor([False, False, True])), video)
+    assert oracle.calls == [5] and bool(out.valid.all())
+    assert torch.allclose(out.reward[:10], out.breakdown["gen"][:10])
+
+
 def test_a_term_of_weight_zero_is_not_asked(world):
     batch, video, oracle = world
     stack = RewardStack(

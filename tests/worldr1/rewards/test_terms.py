@@ -15,12 +15,14 @@ from oracle_world import (
     path_of,
 )
 
+from worldr1.cost.budget import peak_bytes
 from worldr1.datatypes import GaussianScene, Reconstruction
 from worldr1.microworld.captions import MOTIONS
-from worldr1.rewards.aesthetic import aesthetic_term
+from worldr1.rewards import fidelity, reconstruct
+from worldr1.rewards.aesthetic import aesthetic_term, frames_to_judge
 from worldr1.rewards.fidelity import fidelity_term
 from worldr1.rewards.meta_view import draw_offset, meta_camera, meta_view_term
-from worldr1.rewards.reconstruct import render, thin
+from worldr1.rewards.reconstruct import render
 from worldr1.rewards.trajectory import median_depth, trajectory_term
 
 MOVING = [m for m in MOTIONS if m != "fixed"]
@@ -115,18 +117,6 @@ def test_fidelity_is_one_minus_the_mean_distance_and_never_negative():
     assert fidelity_term(video, video, MeanDifference()).tolist() == [1.0, 1.0]
 
 
-def test_thinning_keeps_the_same_gaussians_for_every_batch_and_their_total_area():
-    generator = torch.Generator().manual_seed(0)
-    scene = GaussianScene(*(torch.rand(3, 100, *d, generator=generator) for d in ((3,), (4,), (3,), (), (3,))))
-    thinned = thin(scene, max_gaussians=25)
-    alone = thin(GaussianScene(*(x[1:2] for x in scene.__dict__.values())), max_gaussians=25)
-    assert torch.equal(thinned.means[1:2], alone.means) and torch.equal(thinned.opacities[1:2], alone.opacities)
-    assert thinned.means.shape == (3, 25, 3)
-    kept = (scene.means[0, :, None] == thinned.means[0, None]).all(-1).nonzero()[:, 0]
-    assert torch.allclose(thinned.scales[0], 2.0 * scene.scales[0, kept])
-    assert thin(scene, max_gaussians=100) is scene
-
-
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_novel_camera_stands_behind_the_path_and_looks_at_the_scene(motion: str):
     path = path_of(motion)[None]
@@ -173,9 +163,63 @@ def test_meta_view_is_the_expected_digit_over_nine():
     assert meta_view_term(torch.ones(1, 3, 8, 8), ["a"], CoverageCritic()).tolist() == [1.0]
 
 
-def test_aesthetic_is_the_clipped_mean_over_the_first_frames():
+def test_aesthetic_is_the_clipped_mean_over_the_frames():
     video = torch.zeros(2, 5, 3, 4, 4)
     video[0, :2] = 0.5  # scores 5, 5, -5
     video[1] = 1.0  # scores 15 each: clipped
-    score = aesthetic_term(video, ["a", "b"], Brightness(), num_frames=3)
+    score = aesthetic_term(video[:, :3], ["a", "b"], Brightness())
     assert score.tolist() == pytest.approx([(5 + 5 - 5) / 3 / 10, 1.0])
+
+
+def test_which_frames_are_judged():
+    assert frames_to_judge(81, k=8, which="first") == list(range(8))
+    assert frames_to_judge(81, k=8, which="spread") == [0, 11, 23, 34, 46, 57, 69, 80]
+    assert frames_to_judge(81, k=1, which="spread") == [40] and frames_to_judge(81, k=2, which="spread") == [0, 80]
+    assert frames_to_judge(9, k=1, which="first") == [0] and frames_to_judge(9, k=8, which="first") == list(range(8))
+    for frames in range(1, 30):
+        for k in range(1, 35):
+            spread = frames_to_judge(frames, k=k, which="spread")
+            assert len(spread) == min(k, frames) == len(set(spread)) and spread == sorted(spread)
+            assert k == 1 or frames == 1 or (spread[0] == 0 and spread[-1] == frames - 1)
+            assert frames_to_judge(frames, k=k, which="first") == list(range(min(k, frames)))
+
+
+class WideNetwork:
+    """A distance that holds 64 numbers of each pixel, as a network would; counts the images of each call."""
+
+    def __init__(self):
+        self.calls: list[int] = []
+
+    def distance(self, a, b):
+        self.calls.append(len(a))
+        gains = torch.linspace(0.5, 1.5, 64)[:, None, None]
+        return ((a - b).abs().mean(1, keepdim=True) * gains).flatten(1).mean(1)
+
+
+def test_fidelity_in_pieces_is_that_of_one_call_with_bounded_memory(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    video = torch.rand(2, 13, 3, 16, 24, generator=generator)
+    renders = (video + 0.1 * torch.rand(video.shape, generator=generator)).clamp(0, 1)
+    whole, pieces = WideNetwork(), WideNetwork()
+    expected = fidelity_term(renders, video, whole)
+    assert whole.calls == [26]
+    monkeypatch.setattr(fidelity, "PIXELS_PER_DISTANCE", 4 * 16 * 24 + 5)
+    assert torch.equal(fidelity_term(renders, video, pieces), expected)
+    assert pieces.calls == [4, 4, 4, 4, 4, 4, 2]
+    cpu = torch.device("cpu")
+    short = peak_bytes(lambda: fidelity_term(renders[:, :2], video[:, :2], pieces), cpu)
+    long = peak_bytes(lambda: fidelity_term(renders[:1], video[:1], pieces), cpu)
+    assert 4 * 64 * 4 * 16 * 24 < long < 1.1 * short, "13 frames hold what 4 hold"
+    monkeypatch.setattr(fidelity, "PIXELS_PER_DISTANCE", 1)
+    assert torch.equal(fidelity_term(renders, video, pieces), expected)  # a frame at a time is the least
+
+
+def test_a_view_without_room_is_an_error_that_says_so(monkeypatch):
+    def crowded(means, quats, scales, opacities, colors, viewmats, Ks, width, height, *, eps2d):
+        picture = torch.full((1, 2, height, width, 3), torch.nan)
+        return picture, picture[..., :1], {"num_overflow": torch.tensor([[0, 7]])}
+
+    monkeypatch.setattr(reconstruct, "rasterize", crowded)
+    empty = scenes_at(torch.eye(4).expand(1, 2, 4, 4))
+    with pytest.raises(RuntimeError, match=r"render: the rasterizer must have room .* the Gaussians are too wide"):
+        render(empty.gaussians, empty.viewmats, empty.Ks, height=4, width=4)
