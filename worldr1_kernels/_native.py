@@ -5,6 +5,8 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from torch import Tensor
+
 _BUILD_HINT = "build it with `pip install -e .` (needs a C++17 compiler)"
 
 
@@ -74,3 +76,8 @@ def cuda() -> Any:
     if module is None:
         raise RuntimeError(f"worldr1_kernels: {reason}")
     return module
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where the data of `tensor` begin, as the modules take it; 0, their null, without a tensor or without elements."""
+    return 0 if tensor is None else tensor.data_ptr()

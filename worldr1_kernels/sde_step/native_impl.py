@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from worldr1_kernels import _native
+from worldr1_kernels._native import address
 from worldr1_kernels.sde_step.arguments import Draw, Score
 from worldr1_kernels.sde_step.coefficients import step_constants
 
@@ -20,10 +21,6 @@ def _velocity(tensor: Tensor | None) -> Tensor | None:
     if tensor is None or tensor.dtype == torch.bfloat16:
         return None if tensor is None else tensor.contiguous()
     return _wide(tensor)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _typed(tensor: Tensor | None) -> tuple[int, bool]:
@@ -63,7 +60,7 @@ def sample_step(given: Draw, *, level: str = "") -> tuple[Tensor, Tensor, Tensor
     kl = _kl_like(x, r)
     _run(
         "draw", level, given, given.guidance_scale, x,
-        velocity=_typed(v), velocity_uncond=_typed(u), velocity_ref=_typed(r), noise=_address(z),
+        velocity=_typed(v), velocity_uncond=_typed(u), velocity_ref=_typed(r), noise=address(z),
         sample_ids=ids.data_ptr(), prev_sample=prev_sample.data_ptr(), mean=mean.data_ptr(),
         log_prob=log_prob.data_ptr(), kl=0 if r is None else kl.data_ptr(), seed=given.seed, step=given.step,
     )  # fmt: skip
@@ -98,7 +95,7 @@ def log_prob_backward(
     _run(
         "backward", level, given, 1.0 if u is None else given.guidance_scale, x,
         velocity=_typed(v), velocity_uncond=_typed(u), velocity_ref=_typed(r), prev_sample=prev.data_ptr(),
-        grad_mean=_address(gm), grad_log_prob=_address(gl), grad_kl=_address(gk), grad_velocity=_typed(grad),
+        grad_mean=address(gm), grad_log_prob=address(gl), grad_kl=address(gk), grad_velocity=_typed(grad),
         grad_velocity_uncond=_typed(None if u is None else grad_uncond),
     )  # fmt: skip
     uncond_dtype = velocity.dtype if velocity_uncond is None else velocity_uncond.dtype
