@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldr1_kernels import _native
 from worldr1_kernels._library import define_op
 from worldr1_kernels.rasterize import cuda_impl, native_impl
 from worldr1_kernels.rasterize.arguments import EXPECTED_DEPTH, BackwardInputs, Inputs, Settings
@@ -21,15 +20,6 @@ _SETTINGS = (
     "int depth_mode, bool antialiased, float max_alpha, float compensation_floor"
 )
 _NUM_INPUTS, _NUM_SETTINGS = len(Inputs._fields), len(Settings._fields)
-
-
-def native_unavailable(device: torch.device) -> str | None:
-    """None when the compiled rasterizer can run on `device`, else the reason."""
-    if device.type == "cuda":
-        return _native.cuda_unavailable()
-    if device.type != "cpu":
-        return f"the native backend has no kernel for device {device.type}"
-    return _native.cpu_unavailable()
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:

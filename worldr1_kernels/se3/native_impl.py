@@ -15,15 +15,6 @@ WORK_PER_THREAD = 4096
 """Frames below which a second CPU thread costs more to wake than it saves."""
 
 
-def unavailable(device: torch.device) -> str | None:
-    """None when the compiled module for `device` can run, else the reason."""
-    if device.type == "cpu":
-        return _native.cpu_unavailable()
-    if device.type == "cuda":
-        return _native.cuda_unavailable()
-    return f"the native backend has no kernel for device {device.type}"
-
-
 def _module(tensor: Tensor) -> Any:
     return _native.cuda() if tensor.is_cuda else _native.cpu()
 
