@@ -1,6 +1,6 @@
 """What the launchers of the compiled rasterizers share: the C++ one, the CUDA one and the CUDA one in its interpreter.
 
-Names are those that the bindings in csrc/ read. Only addresses cross: whoever calls holds the tensors.
+Names are those that csrc/common/rasterize_bindings.h reads. Only addresses cross: whoever calls holds the tensors.
 """
 
 from typing import Any
