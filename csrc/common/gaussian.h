@@ -18,13 +18,6 @@ constexpr float kLog2E = 1.4426950408889634f;
 WR_HD float min_of(float a, float b) { return a < b ? a : b; }
 WR_HD float max_of(float a, float b) { return a > b ? a : b; }
 WR_HD float keep_where(bool mask, float a) { return mask ? a : 0.0f; }
-WR_HD float sqrt_of(float a) {
-#if defined(__CUDACC__)
-  return sqrtf(a);
-#else
-  return __builtin_sqrtf(a);
-#endif
-}
 
 template <class V>
 struct Covariance3 {
