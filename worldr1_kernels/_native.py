@@ -5,6 +5,9 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 _BUILD_HINT = "build it with `pip install -e .` (needs a C++17 compiler)"
 
 
@@ -74,3 +77,17 @@ def cuda() -> Any:
     if module is None:
         raise RuntimeError(f"worldr1_kernels: {reason}")
     return module
+
+
+def unavailable(device: torch.device) -> str | None:
+    """None when the compiled module for `device` can run, else the reason: for families with C++ and CUDA code."""
+    if device.type == "cpu":
+        return cpu_unavailable()
+    if device.type == "cuda":
+        return cuda_unavailable()
+    return f"the native backend has no kernel for device {device.type}"
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where the data of `tensor` begin, as the modules take it; 0, their null, without a tensor or without elements."""
+    return 0 if tensor is None else tensor.data_ptr()

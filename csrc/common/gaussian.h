@@ -18,13 +18,6 @@ constexpr float kLog2E = 1.4426950408889634f;
 WR_HD float min_of(float a, float b) { return a < b ? a : b; }
 WR_HD float max_of(float a, float b) { return a > b ? a : b; }
 WR_HD float keep_where(bool mask, float a) { return mask ? a : 0.0f; }
-WR_HD float sqrt_of(float a) {
-#if defined(__CUDACC__)
-  return sqrtf(a);
-#else
-  return __builtin_sqrtf(a);
-#endif
-}
 
 template <class V>
 struct Covariance3 {
@@ -78,8 +71,20 @@ struct Splat {
   V det_ratio;                   // det before the blur / det: antialiasing compensation squared
 };
 
+// What project() computes on its way, and its backward again. Unpacked by position: the order counts.
 template <class V>
-WR_HD Splat<V> project(V x, V y, V z, const Covariance3<V>& s, const Camera& c, float eps2d) {
+struct Projection {
+  V zc, inverse_z, u, v;     // camera z and its inverse, x/z, y/z
+  V uc, vc;                  // u, v clamped
+  V jx, jy;                  // fx/z, fy/z
+  V d0, d1, d2, e0, e1, e2;  // rows of R: the first less uc times the third, the second less vc times the third
+  V a0, a1, a2, b0, b1, b2;  // rows of J R, where J = [[fx/z, 0, -fx u/z], [0, fy/z, -fy v/z]]
+  V p0, p1, p2, q0, q1, q2;  // s a, s b
+  V raw_xx, cov_xy, raw_yy;  // pixels^2, before the blur
+};
+
+template <class V>
+WR_HD Projection<V> projection(V x, V y, V z, const Covariance3<V>& s, const Camera& c) {
   const V xc = c.r[0] * x + c.r[1] * y + c.r[2] * z + c.t[0];
   const V yc = c.r[3] * x + c.r[4] * y + c.r[5] * z + c.t[1];
   const V zc = c.r[6] * x + c.r[7] * y + c.r[8] * z + c.t[2];
@@ -87,10 +92,11 @@ WR_HD Splat<V> project(V x, V y, V z, const Covariance3<V>& s, const Camera& c, 
   const V u = xc * inverse_z, v = yc * inverse_z;
   const V uc = min_of(max_of(u, c.u_min), c.u_max);
   const V vc = min_of(max_of(v, c.v_min), c.v_max);
-  // Rows of J R, where J = [[fx/z, 0, -fx u/z], [0, fy/z, -fy v/z]].
   const V jx = c.fx * inverse_z, jy = c.fy * inverse_z;
-  const V a0 = jx * (c.r[0] - uc * c.r[6]), a1 = jx * (c.r[1] - uc * c.r[7]), a2 = jx * (c.r[2] - uc * c.r[8]);
-  const V b0 = jy * (c.r[3] - vc * c.r[6]), b1 = jy * (c.r[4] - vc * c.r[7]), b2 = jy * (c.r[5] - vc * c.r[8]);
+  const V d0 = c.r[0] - uc * c.r[6], d1 = c.r[1] - uc * c.r[7], d2 = c.r[2] - uc * c.r[8];
+  const V e0 = c.r[3] - vc * c.r[6], e1 = c.r[4] - vc * c.r[7], e2 = c.r[5] - vc * c.r[8];
+  const V a0 = jx * d0, a1 = jx * d1, a2 = jx * d2;
+  const V b0 = jy * e0, b1 = jy * e1, b2 = jy * e2;
   const V p0 = s.xx * a0 + s.xy * a1 + s.xz * a2;
   const V p1 = s.xy * a0 + s.yy * a1 + s.yz * a2;
   const V p2 = s.xz * a0 + s.yz * a1 + s.zz * a2;
@@ -100,10 +106,17 @@ WR_HD Splat<V> project(V x, V y, V z, const Covariance3<V>& s, const Camera& c, 
   const V raw_xx = a0 * p0 + a1 * p1 + a2 * p2;
   const V cov_xy = b0 * p0 + b1 * p1 + b2 * p2;
   const V raw_yy = b0 * q0 + b1 * q1 + b2 * q2;
-  const V cov_xx = raw_xx + eps2d, cov_yy = raw_yy + eps2d;
-  const V det = cov_xx * cov_yy - cov_xy * cov_xy;
-  const V det_raw = raw_xx * raw_yy - cov_xy * cov_xy;
-  return {zc, c.fx * u + c.cx, c.fy * v + c.cy, cov_xx, cov_xy, cov_yy, det, det_raw / det};
+  return {zc, inverse_z, u, v, uc, vc, jx, jy, d0, d1, d2, e0, e1, e2, a0, a1, a2, b0, b1, b2, p0, p1, p2, q0, q1, q2,
+          raw_xx, cov_xy, raw_yy};
+}
+
+template <class V>
+WR_HD Splat<V> project(V x, V y, V z, const Covariance3<V>& s, const Camera& c, float eps2d) {
+  const Projection<V> f = projection(x, y, z, s, c);
+  const V cov_xx = f.raw_xx + eps2d, cov_yy = f.raw_yy + eps2d;
+  const V det = cov_xx * cov_yy - f.cov_xy * f.cov_xy;
+  const V det_raw = f.raw_xx * f.raw_yy - f.cov_xy * f.cov_xy;
+  return {f.zc, c.fx * f.u + c.cx, c.fy * f.v + c.cy, cov_xx, f.cov_xy, cov_yy, det, det_raw / det};
 }
 
 // Antialiasing compensation. gsplat 1.6 keeps it above .005, 1.5 lets it reach 0.

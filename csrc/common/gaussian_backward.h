@@ -36,28 +36,8 @@ template <class V>
 WR_HD GaussianGradient<V> project_backward(V x, V y, V z, const Covariance3<V>& s, V opacity, const Camera& c, float eps2d,
                                            bool antialiased, float floor, const SplatMoments<V>& m, V v_depth,
                                            bool split_mean, CameraGradient<V>& v_camera) {
-  // Forward again, by the names of project().
-  const V xc = c.r[0] * x + c.r[1] * y + c.r[2] * z + c.t[0];
-  const V yc = c.r[3] * x + c.r[4] * y + c.r[5] * z + c.t[1];
-  const V zc = c.r[6] * x + c.r[7] * y + c.r[8] * z + c.t[2];
-  const V inverse_z = 1.0f / zc;
-  const V u = xc * inverse_z, v = yc * inverse_z;
-  const V uc = min_of(max_of(u, c.u_min), c.u_max);
-  const V vc = min_of(max_of(v, c.v_min), c.v_max);
-  const V jx = c.fx * inverse_z, jy = c.fy * inverse_z;
-  const V d0 = c.r[0] - uc * c.r[6], d1 = c.r[1] - uc * c.r[7], d2 = c.r[2] - uc * c.r[8];
-  const V e0 = c.r[3] - vc * c.r[6], e1 = c.r[4] - vc * c.r[7], e2 = c.r[5] - vc * c.r[8];
-  const V a0 = jx * d0, a1 = jx * d1, a2 = jx * d2;
-  const V b0 = jy * e0, b1 = jy * e1, b2 = jy * e2;
-  const V p0 = s.xx * a0 + s.xy * a1 + s.xz * a2;
-  const V p1 = s.xy * a0 + s.yy * a1 + s.yz * a2;
-  const V p2 = s.xz * a0 + s.yz * a1 + s.zz * a2;
-  const V q0 = s.xx * b0 + s.xy * b1 + s.xz * b2;
-  const V q1 = s.xy * b0 + s.yy * b1 + s.yz * b2;
-  const V q2 = s.xz * b0 + s.yz * b1 + s.zz * b2;
-  const V raw_xx = a0 * p0 + a1 * p1 + a2 * p2;
-  const V cov_xy = b0 * p0 + b1 * p1 + b2 * p2;
-  const V raw_yy = b0 * q0 + b1 * q1 + b2 * q2;
+  const auto [zc, inverse_z, u, v, uc, vc, jx, jy, d0, d1, d2, e0, e1, e2, a0, a1, a2, b0, b1, b2, p0, p1, p2, q0, q1, q2,
+              raw_xx, cov_xy, raw_yy] = projection(x, y, z, s, c);
   const V cov_xx = raw_xx + eps2d, cov_yy = raw_yy + eps2d;
   const V inverse_det = 1.0f / (cov_xx * cov_yy - cov_xy * cov_xy);
 

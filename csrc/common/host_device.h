@@ -6,3 +6,17 @@
 #else
 #define WR_HD inline __attribute__((always_inline))
 #endif
+
+namespace worldr1 {
+namespace {
+
+WR_HD float sqrt_of(float a) {
+#if defined(__CUDACC__)
+  return sqrtf(a);
+#else
+  return __builtin_sqrtf(a);
+#endif
+}
+
+}  // namespace
+}  // namespace worldr1

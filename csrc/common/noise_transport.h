@@ -43,13 +43,6 @@ struct DrawKey {
 
 namespace {
 
-WR_HD float sqrt_of(float a) {
-#if defined(__CUDACC__)
-  return sqrtf(a);
-#else
-  return __builtin_sqrtf(a);
-#endif
-}
 WR_HD double sqrt_of(double a) { return sqrt(a); }
 
 WR_HD int32_t bits_of(float a) {

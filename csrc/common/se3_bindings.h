@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <string>
 
+#include "pointer.h"
 #include "se3_args.h"
 
 namespace worldr1 {
@@ -19,6 +20,18 @@ void set_place(Args& args, bool is_double, int num_threads, const std::string& l
   args.num_threads = num_threads;
   args.level = level.c_str();
   args.stream = pointer<void>(stream);
+}
+
+inline void set_trajectories(TrajectoryArgs& args, uintptr_t pred, uintptr_t target, uintptr_t depth, int64_t num,
+                             int64_t frames, uintptr_t grad_pred, uintptr_t grad_target, uintptr_t scratch) {
+  args.pred = pointer<void>(pred);
+  args.target = pointer<void>(target);
+  args.depth = pointer<void>(depth);
+  args.num = num;
+  args.frames = frames;
+  args.grad_pred = pointer<void>(grad_pred);
+  args.grad_target = pointer<void>(grad_target);
+  args.scratch = pointer<double>(scratch);
 }
 
 template <class Run>
@@ -32,14 +45,7 @@ void bind_se3_functions(pybind11::module_& m) {
          int mode, const Fields& fields, uintptr_t grad_pred, uintptr_t grad_target, uintptr_t scratch, bool is_double,
          int num_threads, const std::string& level, uintptr_t stream) {
         ErrorArgs args{};
-        args.pred = pointer<void>(pred);
-        args.target = pointer<void>(target);
-        args.depth = pointer<void>(depth);
-        args.num = num;
-        args.frames = frames;
-        args.grad_pred = pointer<void>(grad_pred);
-        args.grad_target = pointer<void>(grad_target);
-        args.scratch = pointer<double>(scratch);
+        set_trajectories(args, pred, target, depth, num, frames, grad_pred, grad_target, scratch);
         args.relative = relative;
         args.mode = mode;
         for (int k = 0; k < kErrorFields; ++k) {
@@ -61,14 +67,7 @@ void bind_se3_functions(pybind11::module_& m) {
          double k_r, bool metric, uintptr_t reward, uintptr_t grad_pred, uintptr_t grad_target, uintptr_t scratch,
          bool is_double, int num_threads, const std::string& level, uintptr_t stream) {
         RewardArgs args{};
-        args.pred = pointer<void>(pred);
-        args.target = pointer<void>(target);
-        args.depth = pointer<void>(depth);
-        args.num = num;
-        args.frames = frames;
-        args.grad_pred = pointer<void>(grad_pred);
-        args.grad_target = pointer<void>(grad_target);
-        args.scratch = pointer<double>(scratch);
+        set_trajectories(args, pred, target, depth, num, frames, grad_pred, grad_target, scratch);
         args.k_t = k_t;
         args.k_r = k_r;
         args.metric = metric;

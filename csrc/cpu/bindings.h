@@ -4,14 +4,9 @@
 
 #include <pybind11/pybind11.h>
 
-#include <cstdint>
+#include "../common/pointer.h"
 
 namespace worldr1 {
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 void bind_noise_transport(pybind11::module_& m);
 void bind_rasterize(pybind11::module_& m);

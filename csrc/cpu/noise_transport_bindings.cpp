@@ -1,7 +1,6 @@
-#include <array>
-#include <string>
+#include "../common/noise_transport_bindings.h"
 
-#include <pybind11/stl.h>
+#include <string>
 
 #include "bindings.h"
 #include "noise_transport.h"
@@ -29,15 +28,7 @@ py::memoryview view(std::vector<T>& list) {
   return py::memoryview::from_memory(list.data(), (py::ssize_t)(list.size() * sizeof(T)));
 }
 
-// Addresses in the order of TransportLists.
-TransportLists lists_of(const std::array<uintptr_t, 11>& a) {
-  return {pointer<const int32_t>(a[0]), pointer<const int32_t>(a[1]), pointer<const int32_t>(a[2]),
-          pointer<const int64_t>(a[3]), pointer<const int32_t>(a[4]), pointer<const uint8_t>(a[5]),
-          pointer<const int32_t>(a[6]), pointer<const int32_t>(a[7]), pointer<const int64_t>(a[8]),
-          pointer<const int32_t>(a[9]), pointer<const double>(a[10])};
-}
-
-void run_transport(uintptr_t noise, uintptr_t out, uintptr_t sample_ids, const std::array<uintptr_t, 11>& lists,
+void run_transport(uintptr_t noise, uintptr_t out, uintptr_t sample_ids, const ListAddresses& lists,
                    uintptr_t slots, uintptr_t offsets, int64_t num_slots, int64_t plan_stride, int64_t batch,
                    int64_t channels, int64_t height, int64_t width, int64_t num_frames, int64_t capture, int reduce,
                    uint64_t seed, int num_threads, bool is_double, bool scalar, const std::string& level) {

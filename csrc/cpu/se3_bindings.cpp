@@ -1,6 +1,6 @@
-#include "bindings.h"
-//
 #include "../common/se3_bindings.h"
+
+#include "bindings.h"
 #include "se3.h"
 
 namespace worldr1 {

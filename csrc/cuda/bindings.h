@@ -4,16 +4,12 @@
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 
-#include <cstdint>
 #include <stdexcept>
 #include <string>
 
-namespace worldr1 {
+#include "../common/pointer.h"
 
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
+namespace worldr1 {
 
 // Throws std::runtime_error("<op>: <message of CUDA>") unless status is cudaSuccess.
 inline void check_cuda(const char* op, int status) {

@@ -1,6 +1,4 @@
-#include <pybind11/stl.h>
-
-#include <array>
+#include "../common/noise_transport_bindings.h"
 
 #include "bindings.h"
 #include "noise_transport.h"
@@ -11,15 +9,11 @@ namespace worldr1 {
 namespace {
 
 void noise_transport(uintptr_t noise, uintptr_t out, uintptr_t state, uintptr_t sample_ids,
-                     const std::array<uintptr_t, 11>& a, uintptr_t slots, uintptr_t offsets, int64_t num_slots,
+                     const ListAddresses& lists, uintptr_t slots, uintptr_t offsets, int64_t num_slots,
                      int64_t plan_stride, int64_t batch, int64_t channels, int64_t height, int64_t width,
                      int64_t num_frames, int64_t capture, int reduce, uint64_t seed, uintptr_t stream) {
-  const TransportLists lists = {pointer<const int32_t>(a[0]), pointer<const int32_t>(a[1]), pointer<const int32_t>(a[2]),
-                                pointer<const int64_t>(a[3]), pointer<const int32_t>(a[4]), pointer<const uint8_t>(a[5]),
-                                pointer<const int32_t>(a[6]), pointer<const int32_t>(a[7]), pointer<const int64_t>(a[8]),
-                                pointer<const int32_t>(a[9]), pointer<const double>(a[10])};
   const TransportCudaArgs args = {pointer<const float>(noise), pointer<float>(out), pointer<Quad<float>>(state),
-                                  pointer<const int64_t>(sample_ids), lists, pointer<const int32_t>(slots),
+                                  pointer<const int64_t>(sample_ids), lists_of(lists), pointer<const int32_t>(slots),
                                   pointer<const int64_t>(offsets), num_slots, plan_stride, batch, channels, height, width,
                                   num_frames, capture, reduce, seed};
   check_cuda("noise_transport", launch_noise_transport(args, pointer<void>(stream)));

@@ -194,6 +194,27 @@ int replay_passes(const Chunk& c, const ChunkGradients& d, void* stream) {
   return 0;
 }
 
+// Builds the lists of one chunk of views after the other, and has `use`(scene, first view, chunk, gradients) run on each.
+template <class Use>
+int over_chunks(const Args& args, const Plan& plan, void* workspace, size_t bytes, void* stream, Use use) {
+  Chunk chunk{};
+  ChunkGradients gradients{};
+  Arena arena(workspace);
+  take_workspace(plan, arena, chunk, gradients);
+  chunk.temp = static_cast<char*>(workspace) + arena.used();
+  chunk.temp_bytes = bytes - arena.used();
+  for (int64_t scene = 0; scene < args.num_scenes; ++scene) {
+    for (int64_t first = 0; first < args.num_views; first += plan.views_per_chunk) {
+      set_views(args, scene, first, std::min(plan.views_per_chunk, args.num_views - first), plan, chunk);
+      if (first == 0 || args.colors_per_view) WR_TRY(validate(chunk, stream));
+      WR_TRY(project_and_sort(chunk, stream));
+      WR_TRY(build_tile_lists(chunk, stream));
+      WR_TRY(use(scene, first, chunk, gradients));
+    }
+  }
+  return 0;
+}
+
 }  // namespace
 
 Plan make_plan(int64_t num_gaussians, int64_t num_views, int64_t width, int64_t height, double pairs_per_gaussian,
@@ -235,45 +256,20 @@ std::vector<std::pair<size_t, size_t>> workspace_gaps(const Plan& plan) {
 }
 
 int rasterize(const Args& args, const Plan& plan, void* workspace, size_t bytes, void* stream) {
-  Chunk chunk{};
-  ChunkGradients gradients{};
-  Arena arena(workspace);
-  take_workspace(plan, arena, chunk, gradients);
-  chunk.temp = static_cast<char*>(workspace) + arena.used();
-  chunk.temp_bytes = bytes - arena.used();
-  for (int64_t scene = 0; scene < args.num_scenes; ++scene) {
-    for (int64_t first = 0; first < args.num_views; first += plan.views_per_chunk) {
-      set_views(args, scene, first, std::min(plan.views_per_chunk, args.num_views - first), plan, chunk);
-      if (first == 0 || args.colors_per_view) WR_TRY(validate(chunk, stream));
-      WR_TRY(project_and_sort(chunk, stream));
-      WR_TRY(build_tile_lists(chunk, stream));
-      WR_TRY(blend_passes(chunk, stream));
-    }
-  }
-  return 0;
+  return over_chunks(args, plan, workspace, bytes, stream, [&](int64_t, int64_t, const Chunk& chunk, ChunkGradients&) {
+    return blend_passes(chunk, stream);
+  });
 }
 
 int rasterize_backward(const Args& args, const BackwardArgs& grads, const Plan& plan, void* workspace, size_t bytes,
                        void* stream) {
-  Chunk chunk{};
-  ChunkGradients gradients{};
-  Arena arena(workspace);
-  take_workspace(plan, arena, chunk, gradients);
-  chunk.temp = static_cast<char*>(workspace) + arena.used();
-  chunk.temp_bytes = bytes - arena.used();
-  for (int64_t scene = 0; scene < args.num_scenes; ++scene) {
-    for (int64_t first = 0; first < args.num_views; first += plan.views_per_chunk) {
-      set_views(args, scene, first, std::min(plan.views_per_chunk, args.num_views - first), plan, chunk);
-      set_gradients(args, grads, scene, first, gradients);
-      if (first == 0 || args.colors_per_view) WR_TRY(validate(chunk, stream));
-      WR_TRY(project_and_sort(chunk, stream));
-      WR_TRY(build_tile_lists(chunk, stream));
-      WR_TRY(replay_passes(chunk, gradients, stream));
-      WR_TRY(project_gradients(chunk, gradients, stream));
-      WR_TRY(camera_gradients(chunk, gradients, stream));
-    }
-  }
-  return 0;
+  return over_chunks(args, plan, workspace, bytes, stream,
+                     [&](int64_t scene, int64_t first, const Chunk& chunk, ChunkGradients& gradients) {
+                       set_gradients(args, grads, scene, first, gradients);
+                       WR_TRY(replay_passes(chunk, gradients, stream));
+                       WR_TRY(project_gradients(chunk, gradients, stream));
+                       return camera_gradients(chunk, gradients, stream);
+                     });
 }
 
 #undef WR_TRY

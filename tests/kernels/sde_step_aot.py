@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from worldr1_kernels.sde_step import triton_impl, triton_kernels
+from worldr1_kernels.sde_step.arguments import Draw, Score
 
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 
@@ -85,7 +86,8 @@ for case, dtype, shape in (
     Recorder.case = case
     v, x, g, ids = torch.zeros(shape, dtype=dtype), torch.zeros(shape), torch.ones(shape[0]), torch.arange(shape[0])
     for seed, step in ((1, 1), (2**62 + 5, 2**32 - 1)):
-        triton_impl.sample_step(v, x, None, None, None, ids, *scalars, seed, step)
-    triton_impl.log_prob(v, x, x, v, v, *scalars)
-    triton_impl.log_prob_backward(None, g, None, v, x, x, None, None, *scalars)
-    triton_impl.log_prob_backward(x, g, g, v, x, x, v, v, *scalars)
+        triton_impl.sample_step(Draw(v, x, None, None, None, ids, *scalars, seed, step))
+    plain, guided = Score(v, x, x, None, None, *scalars), Score(v, x, x, v, v, *scalars)
+    triton_impl.log_prob(guided)
+    triton_impl.log_prob_backward(None, g, None, plain)
+    triton_impl.log_prob_backward(x, g, g, guided)

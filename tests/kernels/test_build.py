@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from worldr1_kernels import _native, build
 
@@ -104,6 +105,14 @@ def test_installed_modules_answer() -> None:
         assert "not built" in reason or "there is no device" in reason
         with pytest.raises(RuntimeError, match="worldr1_kernels: "):
             _native.cuda()
+
+
+def test_an_address_is_null_where_there_are_no_elements() -> None:
+    tensor = torch.zeros(4, 3)
+    assert _native.address(tensor) == tensor.data_ptr() != 0
+    assert _native.address(tensor[2:]) == tensor.data_ptr() + 2 * 3 * tensor.element_size()
+    for empty in (None, torch.empty(0), tensor[2:2], tensor[:, :0].contiguous()):
+        assert _native.address(empty) == 0
 
 
 def test_sources_include_no_torch_header() -> None:

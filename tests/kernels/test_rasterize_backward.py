@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worldr1_kernels import rasterization, rasterize
 from worldr1_kernels._native import cpu as native_module
-from worldr1_kernels.rasterize.arguments import Inputs, Settings
+from worldr1_kernels.rasterize.arguments import BackwardInputs, Inputs, Settings
 from worldr1_kernels.rasterize.native_impl import rasterize_backward_native, rasterize_native
 from worldr1_kernels.rasterize.ops import rasterize_backward_op, rasterize_op
 from worldr1_kernels.rasterize.reference import rasterize_reference
@@ -105,9 +105,8 @@ def test_every_instruction_set(level: str) -> None:
     *_, transmittance, last = rasterize_native(inputs, settings, for_backward=True, level=level)
     generator = torch.Generator().manual_seed(0)
     grad_colors = torch.randn(1, 2, 17, 24, 4, generator=generator)
-    actual = rasterize_backward_native(
-        inputs, settings, None, transmittance, last, grad_colors, None, level=level
-    )  # fmt: skip
+    images = BackwardInputs(None, transmittance, last, grad_colors, None)
+    actual = rasterize_backward_native(inputs, settings, images, level=level)
     leaves = Inputs(*(None if t is None else t.double().requires_grad_() for t in inputs))  # type: ignore[arg-type]
     given = [t for t in leaves if t is not None]
     out = rasterize_reference(leaves, settings)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldr1_kernels import rasterize
+from worldr1_kernels import _native, rasterize
 from worldr1_kernels.testing import gaussian_scene
 
 NAN, INF = float("nan"), float("inf")
@@ -214,6 +214,12 @@ def _call(seed: int) -> str:
         assert gradient.shape == tensors[leaf].shape
         return "differentiated"
     return "rendered"
+
+
+@pytest.mark.parametrize("name", ["rasterize_forward", "rasterize_backward", "rasterize_tiled"])
+def test_a_launcher_that_leaves_an_argument_out_is_told_which(name: str) -> None:
+    with pytest.raises(RuntimeError, match="rasterize: missing argument means"):
+        getattr(_native.cpu(), name)(num_scenes=1)
 
 
 def _count(seeds: range) -> dict[str, int]:

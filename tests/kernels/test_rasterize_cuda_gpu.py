@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from worldr1_kernels import rasterize
-from worldr1_kernels.rasterize.arguments import EXPECTED_DEPTH, MEDIAN_DEPTH, NO_DEPTH, WEIGHTED_DEPTH, Inputs, Settings
+from worldr1_kernels.rasterize.arguments import (
+    EXPECTED_DEPTH,
+    MEDIAN_DEPTH,
+    NO_DEPTH,
+    WEIGHTED_DEPTH,
+    BackwardInputs,
+    Inputs,
+    Settings,
+)
 from worldr1_kernels.rasterize.cuda_impl import rasterize_backward_cuda, rasterize_cuda, rasterize_emulated
 from worldr1_kernels.rasterize.native_impl import rasterize_backward_native, rasterize_native
 from worldr1_kernels.rasterize.reference import rasterize_reference
@@ -108,11 +116,10 @@ def test_gradients_match_the_cpu_and_are_bit_equal_twice(num: int, views: int, d
     output = rasterize_cuda(on_device, settings, for_backward=True)
     native = rasterize_native(inputs, settings, for_backward=True)
     grads = normal(native[0].shape, 1), normal(native[1].shape, 2)
-    images = (output.render_colors, output.transmittance, output.last)
-    first, second = (
-        rasterize_backward_cuda(on_device, settings, *images, *(g.cuda() for g in grads)) for _ in range(2)
-    )
-    expected = rasterize_backward_native(inputs, settings, native[0], native[3], native[4], *grads)
+    images = BackwardInputs(output.render_colors, output.transmittance, output.last, *(g.cuda() for g in grads))
+    first, second = (rasterize_backward_cuda(on_device, settings, images) for _ in range(2))
+    images = BackwardInputs(native[0], native[3], native[4], *grads)
+    expected = rasterize_backward_native(inputs, settings, images)
     for one, other, reference in zip(first, second, expected, strict=True):
         assert torch.equal(one, other)
         assert float((one.cpu() - reference).norm()) <= 1e-3 * float(reference.norm())

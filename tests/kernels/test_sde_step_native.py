@@ -7,6 +7,7 @@ from torch import Tensor
 from worldr1_kernels import _dispatch, _native
 from worldr1_kernels._dispatch import resolve_backend
 from worldr1_kernels.sde_step import native_impl, reference, sde_step
+from worldr1_kernels.sde_step.arguments import Draw, Score
 from worldr1_kernels.sde_step.ops import FLOAT64_PROBES, PROBES
 from worldr1_kernels.testing import normal
 
@@ -19,9 +20,10 @@ def everything(shape: tuple[int, ...], dtype: torch.dtype, level: str) -> list[T
     x, p, g = (normal(shape, seed) for seed in range(3, 6))
     weight = normal((shape[0],), 6)
     ids = torch.arange(shape[0])
-    drawn = native_impl.sample_step(v, x, u, r, None, ids, *SCALARS, 11, 5, level=level)
-    scored = native_impl.log_prob(v, x, p, u, r, *SCALARS, level=level)
-    back = native_impl.log_prob_backward(g, weight, weight, v, x, p, u, r, *SCALARS, level=level)
+    given = Score(v, x, p, u, r, *SCALARS)
+    drawn = native_impl.sample_step(Draw(v, x, u, r, None, ids, *SCALARS, 11, 5), level=level)
+    scored = native_impl.log_prob(given, level=level)
+    back = native_impl.log_prob_backward(g, weight, weight, given, level=level)
     return [*drawn, *scored, *back]
 
 
@@ -50,8 +52,8 @@ def test_threads_and_rows_do_not_move_a_bit() -> None:
     for got, expected in zip(together, alone, strict=True):
         assert torch.equal(got, expected)
     v, x, p = (normal(shape, seed) for seed in range(3))
-    whole = native_impl.log_prob(v, x, p, None, None, *SCALARS)[1]
-    row = native_impl.log_prob(v[2:], x[2:], p[2:], None, None, *SCALARS)[1]
+    whole = native_impl.log_prob(Score(v, x, p, None, None, *SCALARS))[1]
+    row = native_impl.log_prob(Score(v[2:], x[2:], p[2:], None, None, *SCALARS))[1]
     assert torch.equal(row, whole[2:])
 
 
@@ -61,7 +63,7 @@ def test_bfloat16_gradients_round_as_torch_does() -> None:
     grad = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
     v = torch.zeros_like(grad, dtype=torch.bfloat16)
     x = torch.zeros_like(grad)
-    got, _ = native_impl.log_prob_backward(grad, None, None, v, x, x, None, None, 1.0, 1.0, 1.0, 1.0)
+    got, _ = native_impl.log_prob_backward(grad, None, None, Score(v, x, x, None, None, 1.0, 1.0, 1.0, 1.0))
     torch.testing.assert_close(got, grad.bfloat16(), rtol=0, atol=0, equal_nan=True)
     assert got.isnan().sum() == 1
 
@@ -72,8 +74,9 @@ def test_mixed_dtypes() -> None:
     x, p, weight = normal((2, 37), 3).bfloat16(), normal((2, 37), 4), torch.ones(2)
     for name in ("log_prob", "log_prob_backward"):
         grads = (None, weight, weight) if name.endswith("backward") else ()
-        got = getattr(native_impl, name)(*grads, v, x, p, u, r, *SCALARS)
-        for k, t in zip(got, getattr(reference, name)(*grads, v, x, p, u, r, *SCALARS), strict=True):
+        given = Score(v, x, p, u, r, *SCALARS)
+        got = getattr(native_impl, name)(*grads, given)
+        for k, t in zip(got, getattr(reference, name)(*grads, *given), strict=True):
             assert k.dtype == t.dtype
             torch.testing.assert_close(k, t, rtol=3e-7 if k.dim() == 1 else 0, atol=0)
 

@@ -8,6 +8,7 @@ import roma
 import torch
 from scipy.spatial.transform import Rotation
 
+from worldr1_kernels import _native
 from worldr1_kernels.se3 import geodesic_distance, native_impl, ops, reference, trajectory_error, trajectory_reward
 from worldr1_kernels.testing import check_op, generator, noncontiguous, normal, poison_empty
 
@@ -17,7 +18,7 @@ LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
 ERROR_CASES = [("least_squares", None), ("least_squares", 1.5), ("max_norm", None), ("none", None), ("sim3", None)]
 
 pytestmark = pytest.mark.skipif(
-    native_impl.unavailable(CPU) is not None, reason=native_impl.unavailable(CPU) or "the C++ module is there"
+    _native.unavailable(CPU) is not None, reason=_native.unavailable(CPU) or "the C++ module is there"
 )
 
 
@@ -201,7 +202,7 @@ def test_threads_and_instruction_sets() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     tried = 0
     for level in LEVELS:
-        if not native_impl._native.cpu().has_instruction_set(level):
+        if not _native.cpu().has_instruction_set(level):
             continue
         tried += 1
         torch.testing.assert_close(native_impl.trajectory_reward(*args, level=level), results[0][0], rtol=1e-11, atol=0)

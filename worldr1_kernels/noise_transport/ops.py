@@ -29,14 +29,6 @@ def _native_plan_unavailable(device: torch.device) -> str | None:
     return _native.cpu_unavailable()
 
 
-def _native_unavailable(device: torch.device) -> str | None:
-    if device.type == "cpu":
-        return _native.cpu_unavailable()
-    if device.type == "cuda":
-        return _native.cuda_unavailable()
-    return f"the native backend has no kernel for device {device.type}"
-
-
 # There is no plan in Triton: a transport in Triton takes that of C++.
 PLAN_PROBES: dict[str, Probe] = {
     "native": _native_plan_unavailable,
@@ -47,7 +39,7 @@ PLAN_PROBES: dict[str, Probe] = {
 
 # In the order in which "auto" tries them.
 TRANSPORT_PROBES: dict[str, Probe] = {
-    "native": _native_unavailable,
+    "native": _native.unavailable,
     "triton": triton_unavailable,
     "reference": always_available,
 }

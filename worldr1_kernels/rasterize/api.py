@@ -9,9 +9,10 @@ from torch import Tensor
 from worldr1_kernels._checks import check_choice
 from worldr1_kernels._dispatch import always_available, requested_backend, resolve_backend
 from worldr1_kernels._library import needs_grad
+from worldr1_kernels._native import unavailable as native_unavailable
 from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, Inputs, Settings
 from worldr1_kernels.rasterize.checks import META_LEVELS, check_inputs, check_settings
-from worldr1_kernels.rasterize.ops import Rasterize, native_unavailable, rasterize_op
+from worldr1_kernels.rasterize.ops import Rasterize, rasterize_op
 from worldr1_kernels.rasterize.ragged import pad_scenes
 from worldr1_kernels.rasterize.reference import project, rasterize_reference, replace_invalid
 

@@ -43,3 +43,13 @@ class Settings(NamedTuple):
         """X: number of rendered channels."""
         features = 0 if colors is None else (3 if self.sh_degree >= 0 else colors.shape[-1])
         return features + (1 if self.depth_mode != NO_DEPTH else 0)
+
+
+class BackwardInputs(NamedTuple):
+    """What the backward takes beside Inputs and Settings, in the order of the op's schema."""
+
+    render_colors: Tensor | None  # [B, C, H, W, X] of the forward; for expected depth alone
+    transmittance: Tensor  # [B, C, H, W] of the forward
+    last: Tensor  # [B, C, H, W] int32 of the forward
+    grad_colors: Tensor | None  # of render_colors; None: zero
+    grad_alphas: Tensor | None  # [B, C, H, W, 1] of render_alphas; None: zero

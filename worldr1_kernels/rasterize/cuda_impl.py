@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from worldr1_kernels import _native
-from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, Inputs, Settings
+from worldr1_kernels._native import address
+from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, BackwardInputs, Inputs, Settings
+from worldr1_kernels.rasterize.launch import backward_arguments, call_arguments, colors_per_view, contiguous
 
-LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 MEMORY_BUDGET = 1 << 30  # bytes of workspace; more views of a scene are rendered in chunks
 PAIRS_PER_GAUSSIAN = 4.0  # room for (tile, splat) pairs a view and Gaussian; 2^20 a view at least
 MAX_GAUSSIANS = (1 << 31) - 2  # a scene; indices of one view are 32 bits wide
@@ -66,18 +67,6 @@ class _Target(NamedTuple):
     pairs_per_gaussian: float
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
-
-
-def _contiguous(inputs: Inputs) -> Inputs:
-    return Inputs(*(None if t is None else t.contiguous() for t in inputs))  # type: ignore[arg-type]
-
-
-def _colors_per_view(inputs: Inputs) -> bool:
-    return inputs.colors is not None and inputs.colors.shape[1] != 1
-
-
 def _check_sizes(inputs: Inputs, settings: Settings) -> None:
     tiles = -(-settings.width // 16) * -(-settings.height // 16)
     if inputs.means.shape[1] > MAX_GAUSSIANS:
@@ -91,9 +80,9 @@ def _arguments(
 ) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
     """What forward and backward share, and the tensors (num_invalid, overflow, workspace) that must live until all is
     queued; torch's allocator then keeps their memory for the stream. `inputs` must be contiguous."""
-    means, colors = inputs.means, inputs.colors
+    means = inputs.means
     num_scenes, num_gaussians, num_views = *means.shape[:2], inputs.viewmats.shape[1]
-    counted_views = num_views if _colors_per_view(inputs) else 1
+    counted_views = num_views if colors_per_view(inputs) else 1
     num_invalid = means.new_zeros(num_scenes, counted_views, dtype=torch.int64)
     overflow = means.new_zeros(num_scenes, num_views, dtype=torch.int64)
     sizes = (num_gaussians, num_views, settings.width, settings.height, backward_channels)
@@ -102,19 +91,12 @@ def _arguments(
     )
     workspace = torch.empty(num_bytes, dtype=torch.uint8, device=means.device)
     arguments = {
-        **{name: _address(tensor) for name, tensor in inputs._asdict().items()},
-        **settings._replace(far_plane=min(settings.far_plane, LARGEST_FLOAT32))._asdict(),
-        "num_invalid": _address(num_invalid),
-        "overflow": _address(overflow),
-        "num_scenes": num_scenes,
-        "num_views": num_views,
-        "num_gaussians": num_gaussians,
-        "color_size": 0 if colors is None else colors.shape[3:].numel(),
-        "channels": settings.channels(colors),
-        "colors_per_view": _colors_per_view(inputs),
+        **call_arguments(inputs, settings),
+        "num_invalid": address(num_invalid),
+        "overflow": address(overflow),
         "views_per_chunk": views_per_chunk,
         "pairs_per_view": pairs_per_view,
-        "workspace": _address(workspace),
+        "workspace": address(workspace),
         "workspace_bytes": num_bytes,
         "stream": target.stream,
     }
@@ -124,7 +106,7 @@ def _arguments(
 def _forward(target: _Target, inputs: Inputs, settings: Settings, for_backward: bool) -> TiledOutput:
     assert not (for_backward and settings.depth_mode in (MEDIAN_DEPTH, FIRST_DEPTH))
     _check_sizes(inputs, settings)
-    inputs = _contiguous(inputs)
+    inputs = contiguous(inputs)
     arguments, num_invalid, overflow, workspace = _arguments(target, inputs, settings, 0)
     new = inputs.means.new_empty
     image = (*overflow.shape, settings.height, settings.width)
@@ -133,45 +115,27 @@ def _forward(target: _Target, inputs: Inputs, settings: Settings, for_backward: 
     transmittance, last = new(*kept), new(*kept, dtype=torch.int32)
     target.module.rasterize_tiled(
         **arguments,
-        render_colors=_address(colors),
-        render_alphas=_address(alphas),
-        transmittance=_address(transmittance),
-        last=_address(last),
+        render_colors=address(colors),
+        render_alphas=address(alphas),
+        transmittance=address(transmittance),
+        last=address(last),
     )
     del workspace
     return TiledOutput(colors, alphas, num_invalid.expand_as(overflow).contiguous(), overflow, transmittance, last)
 
 
 def _backward(
-    target: _Target,
-    inputs: Inputs,
-    settings: Settings,
-    render_colors: Tensor | None,
-    transmittance: Tensor,
-    last: Tensor,
-    grad_colors: Tensor | None,
-    grad_alphas: Tensor | None,
-    split_means2d: bool,
+    target: _Target, inputs: Inputs, settings: Settings, images: BackwardInputs, split_means2d: bool
 ) -> tuple[Tensor, ...]:
-    inputs = _contiguous(inputs)
-    arguments, *held = _arguments(target, inputs, settings, settings.channels(inputs.colors))
-    images = (render_colors, transmittance, last, grad_colors, grad_alphas)
-    names = ("render_colors", "transmittance", "last", "grad_colors", "grad_alphas")
-    tensors = [None if t is None else t.contiguous() for t in images]
-    gradients = [inputs.means.new_zeros(0 if t is None else t.shape) for t in inputs]
-    if inputs.backgrounds is not None and grad_colors is not None:
-        gradients[-1] = torch.einsum("bchw,bchwx->bcx", transmittance, grad_colors)
-    num_points = (*inputs.viewmats.shape[:2], inputs.means.shape[1], 2) if split_means2d else (0,)
-    means2d = inputs.means.new_zeros(num_points)
-    targets = {f"v_{name}": _address(t) for name, t in zip(Inputs._fields, gradients, strict=True)}
-    target.module.rasterize_tiled_backward(
-        **arguments,
-        **{name: _address(t) for name, t in zip(names, tensors, strict=True)},
-        **targets,
-        v_means2d=_address(means2d),
-    )
-    del held
-    return (*gradients, means2d)
+    inputs = contiguous(inputs)
+    shared, *held = _arguments(target, inputs, settings, settings.channels(inputs.colors))
+    own, gradients, held_images = backward_arguments(images, inputs, split_means2d=split_means2d)
+    target.module.rasterize_tiled_backward(**shared, **own)
+    del held, held_images
+    if inputs.backgrounds is None or images.grad_colors is None:
+        return gradients
+    *others, _, means2d = gradients
+    return *others, torch.einsum("bchw,bchwx->bcx", images.transmittance, images.grad_colors), means2d
 
 
 def rasterize_cuda(
@@ -211,11 +175,7 @@ def rasterize_cuda(
 def rasterize_backward_cuda(
     inputs: Inputs,
     settings: Settings,
-    render_colors: Tensor | None,
-    transmittance: Tensor,
-    last: Tensor,
-    grad_colors: Tensor | None,
-    grad_alphas: Tensor | None,
+    images: BackwardInputs,
     *,
     split_means2d: bool = False,
     memory_budget: int = MEMORY_BUDGET,
@@ -226,11 +186,7 @@ def rasterize_backward_cuda(
     Args:
       inputs: As in the forward.
       settings: As in the forward.
-      render_colors: The forward's, for expected depth alone.
-      transmittance: The forward's.
-      last: The forward's.
-      grad_colors: Gradient of render_colors; None: zero.
-      grad_alphas: Gradient of render_alphas; None: zero.
+      images: Of the forward, and their gradients.
       split_means2d: Return the gradient of the projected means apart, and leave it out of the others.
       memory_budget: As in the forward; a pair takes 40 bytes more here.
       pairs_per_gaussian: As in the forward, and at least as much.
@@ -241,11 +197,10 @@ def rasterize_backward_cuda(
       RuntimeError: the module is not built, there is no device, or CUDA reports an error.
     """
     module = _native.cuda()
-    images = (render_colors, transmittance, last, grad_colors, grad_alphas)
     with torch.cuda.device(inputs.means.device):
         stream = torch.cuda.current_stream().cuda_stream
         target = _Target(module, stream, memory_budget, pairs_per_gaussian)
-        return _backward(target, inputs, settings, *images, split_means2d)
+        return _backward(target, inputs, settings, images, split_means2d)
 
 
 def rasterize_emulated(
@@ -290,5 +245,5 @@ def rasterize_backward_emulated(
 ) -> tuple[Tensor, ...]:
     """The kernels of `rasterize_backward_cuda` run by the interpreter; see there and `rasterize_emulated`."""
     target = _Target(_native.cpu(), seed, memory_budget, pairs_per_gaussian)
-    images = (output.render_colors, output.transmittance, output.last, grad_colors, grad_alphas)
-    return _backward(target, inputs, settings, *images, split_means2d)
+    images = BackwardInputs(output.render_colors, output.transmittance, output.last, grad_colors, grad_alphas)
+    return _backward(target, inputs, settings, images, split_means2d)

@@ -8,33 +8,18 @@ import torch
 from torch import Tensor
 
 from worldr1_kernels import _native
-from worldr1_kernels.rasterize.arguments import Inputs, Settings
+from worldr1_kernels._native import address
+from worldr1_kernels.rasterize.arguments import BackwardInputs, Inputs, Settings
+from worldr1_kernels.rasterize.launch import backward_arguments, call_arguments, contiguous
 
-LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 MAX_GAUSSIANS = (1 << 31) - 1  # a scene: where a pixel's list ends is counted in 32 bits
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _arguments(inputs: Inputs, settings: Settings, level: str) -> dict[str, Any]:
     """Arguments that forward and backward share. `inputs` must be contiguous, and live until the call returns."""
-    means, colors = inputs.means, inputs.colors
-    if means.shape[1] > MAX_GAUSSIANS:
-        raise ValueError(f"rasterize: N must be at most {MAX_GAUSSIANS}, got {means.shape[1]}")
-    return {
-        **{name: _address(tensor) for name, tensor in inputs._asdict().items()},
-        **settings._replace(far_plane=min(settings.far_plane, LARGEST_FLOAT32))._asdict(),
-        "num_scenes": means.shape[0],
-        "num_views": inputs.viewmats.shape[1],
-        "num_gaussians": means.shape[1],
-        "color_size": 0 if colors is None else colors.shape[3:].numel(),
-        "channels": settings.channels(colors),
-        "colors_per_view": int(colors is not None and colors.shape[1] != 1),
-        "num_threads": torch.get_num_threads(),
-        "level": level,
-    }
+    if inputs.means.shape[1] > MAX_GAUSSIANS:
+        raise ValueError(f"rasterize: N must be at most {MAX_GAUSSIANS}, got {inputs.means.shape[1]}")
+    return {**call_arguments(inputs, settings), "num_threads": torch.get_num_threads(), "level": level}
 
 
 @contextlib.contextmanager
@@ -48,10 +33,6 @@ def _out_of_memory(inputs: Inputs, settings: Settings) -> Iterator[None]:
             f"rasterize: the lists of (tile, splat) pairs must fit into memory, got {size}; render fewer Gaussians, "
             "smaller splats or smaller images at a time"
         ) from error
-
-
-def _contiguous(inputs: Inputs) -> Inputs:
-    return Inputs(*(None if t is None else t.contiguous() for t in inputs))  # type: ignore[arg-type]
 
 
 def rasterize_native(
@@ -72,7 +53,7 @@ def rasterize_native(
       MemoryError: the lists of pairs do not fit into memory.
     """
     module = _native.cpu()
-    inputs = _contiguous(inputs)
+    inputs = contiguous(inputs)
     views = inputs.viewmats.shape[:2]
     image = (*views, settings.height, settings.width)
     new = inputs.means.new_empty
@@ -83,60 +64,33 @@ def rasterize_native(
     with _out_of_memory(inputs, settings):
         module.rasterize_forward(
             **_arguments(inputs, settings, level),
-            render_colors=_address(colors),
-            render_alphas=_address(alphas),
-            num_invalid=_address(num_invalid),
-            transmittance=_address(transmittance) if for_backward else 0,
-            last=_address(last) if for_backward else 0,
+            render_colors=address(colors),
+            render_alphas=address(alphas),
+            num_invalid=address(num_invalid),
+            transmittance=address(transmittance),
+            last=address(last),
         )
     return colors, alphas, num_invalid, transmittance, last
 
 
-def empty_gradients(inputs: Inputs, *, split_means2d: bool) -> tuple[Tensor, ...]:
-    """One contiguous tensor for each of `inputs` (no elements where it is None) and for the projected means."""
-    means2d = (*inputs.viewmats.shape[:2], inputs.means.shape[1], 2) if split_means2d else (0,)
-    shapes = [(0,) if t is None else tuple(t.shape) for t in inputs]
-    return tuple(inputs.means.new_empty(shape) for shape in (*shapes, means2d))
-
-
 def rasterize_backward_native(
-    inputs: Inputs,
-    settings: Settings,
-    render_colors: Tensor | None,
-    transmittance: Tensor,
-    last: Tensor,
-    grad_colors: Tensor | None,
-    grad_alphas: Tensor | None,
-    *,
-    split_means2d: bool = False,
-    level: str = "",
+    inputs: Inputs, settings: Settings, images: BackwardInputs, *, split_means2d: bool = False, level: str = ""
 ) -> tuple[Tensor, ...]:
     """Gradients of `rasterize_native`, bit by bit the same at any number of threads.
 
     Args:
       inputs: As in the forward.
       settings: As in the forward.
-      render_colors: The forward's, for expected depth alone.
-      transmittance: The forward's.
-      last: The forward's.
-      grad_colors: Gradient of render_colors; None: zero.
-      grad_alphas: Gradient of render_alphas; None: zero.
+      images: Of the forward, and their gradients.
       split_means2d: Return the gradient of the projected means apart, and leave it out of the others.
       level: As in the forward.
     Returns:
       The gradients of `inputs`, empty where one is None, and of the projected means [B, C, N, 2] or empty.
     """
     module = _native.cpu()
-    inputs = _contiguous(inputs)
-    images = (render_colors, transmittance, last, grad_colors, grad_alphas)
-    held = [None if t is None else t.contiguous() for t in images]
-    names = ("render_colors", "transmittance", "last", "grad_colors", "grad_alphas")
-    gradients = tuple(t.zero_() for t in empty_gradients(inputs, split_means2d=split_means2d))
-    targets = zip((*Inputs._fields, "means2d"), gradients, strict=True)
+    inputs = contiguous(inputs)
+    arguments, gradients, held = backward_arguments(images, inputs, split_means2d=split_means2d)
     with _out_of_memory(inputs, settings):
-        module.rasterize_backward(
-            **_arguments(inputs, settings, level),
-            **{name: _address(t) for name, t in zip(names, held, strict=True)},
-            **{f"v_{name}": _address(t) if t.numel() else 0 for name, t in targets},
-        )
+        module.rasterize_backward(**_arguments(inputs, settings, level), **arguments)
+    del held
     return gradients

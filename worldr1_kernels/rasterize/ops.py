@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldr1_kernels import _native
 from worldr1_kernels._library import define_op
 from worldr1_kernels.rasterize import cuda_impl, native_impl
-from worldr1_kernels.rasterize.arguments import EXPECTED_DEPTH, Inputs, Settings
+from worldr1_kernels.rasterize.arguments import EXPECTED_DEPTH, BackwardInputs, Inputs, Settings
+from worldr1_kernels.rasterize.launch import empty_gradients
 from worldr1_kernels.rasterize.reference import rasterize_reference
 
 _INPUTS = (
@@ -20,15 +20,6 @@ _SETTINGS = (
     "int depth_mode, bool antialiased, float max_alpha, float compensation_floor"
 )
 _NUM_INPUTS, _NUM_SETTINGS = len(Inputs._fields), len(Settings._fields)
-
-
-def native_unavailable(device: torch.device) -> str | None:
-    """None when the compiled rasterizer can run on `device`, else the reason."""
-    if device.type == "cuda":
-        return _native.cuda_unavailable()
-    if device.type != "cpu":
-        return f"the native backend has no kernel for device {device.type}"
-    return _native.cpu_unavailable()
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
@@ -63,16 +54,16 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _backward(*args: Any) -> tuple[Tensor, ...]:
-    inputs, images = Inputs(*args[:_NUM_INPUTS]), args[_NUM_INPUTS : -_NUM_SETTINGS - 1]
+    inputs, images = Inputs(*args[:_NUM_INPUTS]), BackwardInputs(*args[_NUM_INPUTS : -_NUM_SETTINGS - 1])
     settings, split_means2d = Settings(*args[-_NUM_SETTINGS - 1 : -1]), args[-1]
     if inputs.means.is_cuda:
-        return cuda_impl.rasterize_backward_cuda(inputs, settings, *images, split_means2d=split_means2d)
-    return native_impl.rasterize_backward_native(inputs, settings, *images, split_means2d=split_means2d)
+        return cuda_impl.rasterize_backward_cuda(inputs, settings, images, split_means2d=split_means2d)
+    return native_impl.rasterize_backward_native(inputs, settings, images, split_means2d=split_means2d)
 
 
 def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
     inputs, split_means2d = Inputs(*args[:_NUM_INPUTS]), args[-1]
-    return native_impl.empty_gradients(inputs, split_means2d=split_means2d)
+    return empty_gradients(inputs, split_means2d=split_means2d)
 
 
 # *Inputs, *Settings, backend, for_backward -> render_colors [B,C,H,W,X], render_alphas [B,C,H,W,1], num_invalid [B,C],

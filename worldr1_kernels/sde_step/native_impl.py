@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from worldr1_kernels import _native
+from worldr1_kernels._native import address
+from worldr1_kernels.sde_step.arguments import Draw, Score
 from worldr1_kernels.sde_step.coefficients import step_constants
 
 
@@ -21,23 +23,21 @@ def _velocity(tensor: Tensor | None) -> Tensor | None:
     return _wide(tensor)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _typed(tensor: Tensor | None) -> tuple[int, bool]:
     """Address, and whether it holds bfloat16."""
     return (0, False) if tensor is None else (tensor.data_ptr(), tensor.dtype == torch.bfloat16)
 
 
-def _run(form: str, level: str, sample: Tensor, scalars: tuple[float, float, float, float], **arguments: Any) -> None:
+def _run(form: str, level: str, given: Draw | Score, guidance_scale: float, sample: Tensor, **arguments: Any) -> None:
+    """`sample` is given.sample as it is read; `arguments` are those of `form` alone."""
     num_elements = math.prod(sample.shape[1:])
+    constants = step_constants(guidance_scale, given.coef_sample, given.coef_velocity, given.std, num_elements)
     _native.cpu().sde_step_form(
         form,
         sample=sample.data_ptr(),
         num_samples=sample.shape[0],
         num_elements=num_elements,
-        **step_constants(*scalars, num_elements)._asdict(),
+        **constants._asdict(),
         num_threads=torch.get_num_threads(),
         level=level,
         **arguments,
@@ -48,59 +48,32 @@ def _kl_like(sample: Tensor, velocity_ref: Tensor | None) -> Tensor:
     return sample.new_empty(0 if velocity_ref is None else sample.shape[0])
 
 
-# The three functions have the arguments of their namesakes in reference.py. Tensors bound to a name live until the call
+# The three functions return what their namesakes in reference.py do. Tensors bound to a name live until the call
 # returns: only addresses cross. `level` names an instruction set, "" takes the best.
 
 
-def sample_step(
-    velocity: Tensor,
-    sample: Tensor,
-    velocity_uncond: Tensor | None,
-    velocity_ref: Tensor | None,
-    noise: Tensor | None,
-    sample_ids: Tensor,
-    guidance_scale: float,
-    coef_sample: float,
-    coef_velocity: float,
-    std: float,
-    seed: int,
-    step: int,
-    *,
-    level: str = "",
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sample_step(given: Draw, *, level: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draws prev_sample: (prev_sample, mean, log_prob [N], kl [N] or [0]), float32."""
-    v, u, r = _velocity(velocity), _velocity(velocity_uncond), _velocity(velocity_ref)
-    x, z, ids = _wide(sample), None if noise is None else _wide(noise), sample_ids.contiguous()
+    v, u, r = _velocity(given.velocity), _velocity(given.velocity_uncond), _velocity(given.velocity_ref)
+    x, z, ids = _wide(given.sample), None if given.noise is None else _wide(given.noise), given.sample_ids.contiguous()
     prev_sample, mean, log_prob = torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[0])
-    kl = _kl_like(x, velocity_ref)
+    kl = _kl_like(x, r)
     _run(
-        "draw", level, x, (guidance_scale, coef_sample, coef_velocity, std),
-        velocity=_typed(v), velocity_uncond=_typed(u), velocity_ref=_typed(r), noise=_address(z),
+        "draw", level, given, given.guidance_scale, x,
+        velocity=_typed(v), velocity_uncond=_typed(u), velocity_ref=_typed(r), noise=address(z),
         sample_ids=ids.data_ptr(), prev_sample=prev_sample.data_ptr(), mean=mean.data_ptr(),
-        log_prob=log_prob.data_ptr(), kl=0 if r is None else kl.data_ptr(), seed=seed, step=step,
+        log_prob=log_prob.data_ptr(), kl=0 if r is None else kl.data_ptr(), seed=given.seed, step=given.step,
     )  # fmt: skip
     return prev_sample, mean, log_prob, kl
 
 
-def log_prob(
-    velocity: Tensor,
-    sample: Tensor,
-    prev_sample: Tensor,
-    velocity_uncond: Tensor | None,
-    velocity_ref: Tensor | None,
-    guidance_scale: float,
-    coef_sample: float,
-    coef_velocity: float,
-    std: float,
-    *,
-    level: str = "",
-) -> tuple[Tensor, Tensor, Tensor]:
+def log_prob(given: Score, *, level: str = "") -> tuple[Tensor, Tensor, Tensor]:
     """Density of a given prev_sample: (mean, log_prob [N], kl [N] or [0]), float32."""
-    v, u, r = _velocity(velocity), _velocity(velocity_uncond), _velocity(velocity_ref)
-    x, prev = _wide(sample), _wide(prev_sample)
-    mean, density, kl = torch.empty_like(x), x.new_empty(x.shape[0]), _kl_like(x, velocity_ref)
+    v, u, r = _velocity(given.velocity), _velocity(given.velocity_uncond), _velocity(given.velocity_ref)
+    x, prev = _wide(given.sample), _wide(given.prev_sample)
+    mean, density, kl = torch.empty_like(x), x.new_empty(x.shape[0]), _kl_like(x, r)
     _run(
-        "score", level, x, (guidance_scale, coef_sample, coef_velocity, std),
+        "score", level, given, given.guidance_scale, x,
         velocity=_typed(v), velocity_uncond=_typed(u), velocity_ref=_typed(r), prev_sample=prev.data_ptr(),
         mean=mean.data_ptr(), log_prob=density.data_ptr(), kl=0 if r is None else kl.data_ptr(),
     )  # fmt: skip
@@ -108,33 +81,21 @@ def log_prob(
 
 
 def log_prob_backward(
-    grad_mean: Tensor | None,
-    grad_log_prob: Tensor | None,
-    grad_kl: Tensor | None,
-    velocity: Tensor,
-    sample: Tensor,
-    prev_sample: Tensor,
-    velocity_uncond: Tensor | None,
-    velocity_ref: Tensor | None,
-    guidance_scale: float,
-    coef_sample: float,
-    coef_velocity: float,
-    std: float,
-    *,
-    level: str = "",
+    grad_mean: Tensor | None, grad_log_prob: Tensor | None, grad_kl: Tensor | None, given: Score, *, level: str = ""
 ) -> tuple[Tensor, Tensor]:
     """Gradients of (velocity, velocity_uncond) in their dtypes; the second is [0] without guidance."""
+    velocity, velocity_uncond, velocity_ref = given.velocity, given.velocity_uncond, given.velocity_ref
     v, u = _velocity(velocity), _velocity(velocity_uncond)
-    x, prev = _wide(sample), _wide(prev_sample)
+    x, prev = _wide(given.sample), _wide(given.prev_sample)
     gm, gl = (None if g is None else _wide(g) for g in (grad_mean, grad_log_prob))
     # Without a reference kl is an empty tensor, and its gradient is nobody's.
     gk, r = (None, None) if grad_kl is None or velocity_ref is None else (_wide(grad_kl), _velocity(velocity_ref))
     assert v is not None
     grad, grad_uncond = torch.empty_like(v), v.new_empty(0) if u is None else torch.empty_like(u)
     _run(
-        "backward", level, x, (guidance_scale if u is not None else 1.0, coef_sample, coef_velocity, std),
+        "backward", level, given, 1.0 if u is None else given.guidance_scale, x,
         velocity=_typed(v), velocity_uncond=_typed(u), velocity_ref=_typed(r), prev_sample=prev.data_ptr(),
-        grad_mean=_address(gm), grad_log_prob=_address(gl), grad_kl=_address(gk), grad_velocity=_typed(grad),
+        grad_mean=address(gm), grad_log_prob=address(gl), grad_kl=address(gk), grad_velocity=_typed(grad),
         grad_velocity_uncond=_typed(None if u is None else grad_uncond),
     )  # fmt: skip
     uncond_dtype = velocity.dtype if velocity_uncond is None else velocity_uncond.dtype

@@ -7,6 +7,7 @@ import torch
 from worldr1_kernels._dispatch import Probe, always_available, native_unavailable, triton_unavailable
 from worldr1_kernels._library import define_op
 from worldr1_kernels.sde_step import native_impl, reference
+from worldr1_kernels.sde_step.arguments import Draw, Score
 
 # In the order in which "auto" tries them: native serves CPU tensors, triton CUDA tensors.
 PROBES: dict[str, Probe] = {
@@ -24,72 +25,65 @@ def _no_float64(device: torch.device) -> str | None:
 FLOAT64_PROBES: dict[str, Probe] = {"native": _no_float64, "triton": _no_float64, "reference": always_available}
 
 
-def _implementation(backend: str) -> Any:
+def _launcher(backend: str) -> Any:
     if backend == "triton":
         # Here and not above: importing triton costs a second and fixes whether its interpreter is used.
         from worldr1_kernels.sde_step import triton_impl
 
         return triton_impl
-    return native_impl if backend == "native" else reference
+    return native_impl
 
 
-# All outputs are contiguous, whatever the strides of the inputs.
+# All outputs are contiguous, whatever the strides of the inputs. The reference takes the values one by one.
 def _sample_impl(*args: Any) -> tuple[torch.Tensor, ...]:
-    return tuple(t.contiguous() for t in _implementation(args[-1]).sample_step(*args[:-1]))
+    *values, backend = args
+    if backend == "reference":
+        outputs = reference.sample_step(*values)
+    else:
+        outputs = _launcher(backend).sample_step(Draw(*values))
+    return tuple(t.contiguous() for t in outputs)
 
 
 def _log_prob_impl(*args: Any) -> tuple[torch.Tensor, ...]:
-    return tuple(t.contiguous() for t in _implementation(args[-1]).log_prob(*args[:-1]))
+    *values, backend = args
+    outputs = reference.log_prob(*values) if backend == "reference" else _launcher(backend).log_prob(Score(*values))
+    return tuple(t.contiguous() for t in outputs)
 
 
 def _log_prob_backward_impl(*args: Any) -> tuple[torch.Tensor, ...]:
-    return tuple(t.contiguous() for t in _implementation(args[-1]).log_prob_backward(*args[:-1]))
+    *values, backend = args
+    if backend == "reference":
+        outputs = reference.log_prob_backward(*values)
+    else:
+        outputs = _launcher(backend).log_prob_backward(*values[:3], Score(*values[3:]))
+    return tuple(t.contiguous() for t in outputs)
 
 
 def _latent_like(sample: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return sample.new_empty(sample.shape, dtype=dtype)
 
 
-def _kl_like(sample: torch.Tensor, velocity_ref: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    return sample.new_empty(0 if velocity_ref is None else sample.shape[0], dtype=dtype)
+def _log_prob_and_kl(given: Draw | Score, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    num = given.sample.shape[0]
+    kl = given.sample.new_empty(0 if given.velocity_ref is None else num, dtype=dtype)
+    return given.sample.new_empty(num, dtype=dtype), kl
 
 
-def _sample_fake(
-    velocity: torch.Tensor,
-    sample: torch.Tensor,
-    velocity_uncond: torch.Tensor | None,
-    velocity_ref: torch.Tensor | None,
-    noise: torch.Tensor | None,
-    *rest: Any,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    dtype = reference.arithmetic_dtype(velocity, sample, velocity_uncond, noise)
-    log_prob = sample.new_empty(sample.shape[0], dtype=dtype)
-    return _latent_like(sample, dtype), _latent_like(sample, dtype), log_prob, _kl_like(sample, velocity_ref, dtype)
+def _sample_fake(*args: Any) -> tuple[torch.Tensor, ...]:
+    given = Draw(*args[:-1])
+    dtype = reference.arithmetic_dtype(given.velocity, given.sample, given.velocity_uncond, given.noise)
+    return _latent_like(given.sample, dtype), _latent_like(given.sample, dtype), *_log_prob_and_kl(given, dtype)
 
 
-def _log_prob_fake(
-    velocity: torch.Tensor,
-    sample: torch.Tensor,
-    prev_sample: torch.Tensor,
-    velocity_uncond: torch.Tensor | None,
-    velocity_ref: torch.Tensor | None,
-    *rest: Any,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    dtype = reference.arithmetic_dtype(velocity, sample, velocity_uncond, prev_sample)
-    log_prob = sample.new_empty(sample.shape[0], dtype=dtype)
-    return _latent_like(sample, dtype), log_prob, _kl_like(sample, velocity_ref, dtype)
+def _log_prob_fake(*args: Any) -> tuple[torch.Tensor, ...]:
+    given = Score(*args[:-1])
+    dtype = reference.arithmetic_dtype(given.velocity, given.sample, given.velocity_uncond, given.prev_sample)
+    return _latent_like(given.sample, dtype), *_log_prob_and_kl(given, dtype)
 
 
-def _log_prob_backward_fake(
-    grad_mean: torch.Tensor | None,
-    grad_log_prob: torch.Tensor | None,
-    grad_kl: torch.Tensor | None,
-    velocity: torch.Tensor,
-    sample: torch.Tensor,
-    prev_sample: torch.Tensor,
-    velocity_uncond: torch.Tensor | None,
-    *rest: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _log_prob_backward_fake(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    given = Score(*args[3:-1])
+    velocity, velocity_uncond = given.velocity, given.velocity_uncond
     uncond = velocity.new_empty(0) if velocity_uncond is None else velocity_uncond.new_empty(velocity_uncond.shape)
     return velocity.new_empty(velocity.shape), uncond
 

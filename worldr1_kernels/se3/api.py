@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from worldr1_kernels import _native
 from worldr1_kernels._checks import (
     check_choice,
     check_dtype,
@@ -45,7 +46,7 @@ class TrajectoryError(NamedTuple):
 
 def _known_rigid(matrices: torch.Tensor) -> bool:
     """True when the compiled module has looked at every matrix and found no fault; it does not say which."""
-    if native_impl.unavailable(matrices.device) is not None:
+    if _native.unavailable(matrices.device) is not None:
         return False
     return native_impl.all_rigid(matrices, tolerance=_ORTHOGONAL)
 

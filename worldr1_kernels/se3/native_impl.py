@@ -7,20 +7,12 @@ import torch
 from torch import Tensor
 
 from worldr1_kernels import _native
+from worldr1_kernels._native import address
 
 SCALE_MODES = {"least_squares": 0, "max_norm": 1, "none": 2, "sim3": 3}
 SCRATCH_ROWS, ROW_PAD = 10, 8  # csrc/common/se3_args.h
 WORK_PER_THREAD = 4096
 """Frames below which a second CPU thread costs more to wake than it saves."""
-
-
-def unavailable(device: torch.device) -> str | None:
-    """None when the compiled module for `device` can run, else the reason."""
-    if device.type == "cpu":
-        return _native.cpu_unavailable()
-    if device.type == "cuda":
-        return _native.cuda_unavailable()
-    return f"the native backend has no kernel for device {device.type}"
 
 
 def _module(tensor: Tensor) -> Any:
@@ -44,10 +36,6 @@ def _scratch(pred: Tensor) -> Tensor | None:
     return torch.empty(num, SCRATCH_ROWS, row, dtype=torch.float64, device=pred.device)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _trajectories(pred: Tensor, target: Tensor, depth: Tensor | None, level: str) -> tuple[dict[str, Any], list[Any]]:
     """Arguments that all trajectory calls share, and the tensors that must live until the call returns."""
     pred, target = pred.contiguous(), target.contiguous()
@@ -55,12 +43,12 @@ def _trajectories(pred: Tensor, target: Tensor, depth: Tensor | None, level: str
     scratch = _scratch(pred)
     num, frames = pred.shape[:2]
     arguments = {
-        "pred": _address(pred),
-        "target": _address(target),
-        "depth": _address(depth),
+        "pred": address(pred),
+        "target": address(target),
+        "depth": address(depth),
         "num": num,
         "frames": frames,
-        "scratch": _address(scratch),
+        "scratch": address(scratch),
         **_place(pred, num * frames, level),
     }
     return arguments, [pred, target, depth, scratch]
@@ -72,7 +60,7 @@ def geodesic_distance(R_a: Tensor, R_b: Tensor, *, level: str = "") -> Tensor:
     angle = a.new_empty(a.shape[:-2])
     with torch.cuda.device_of(a):
         _module(a).se3_rotation(
-            backward=False, a=_address(a), b=_address(b), num=angle.numel(), angle=_address(angle), grad_a=0, grad_b=0,
+            backward=False, a=address(a), b=address(b), num=angle.numel(), angle=address(angle), grad_a=0, grad_b=0,
             **_place(a, angle.numel(), level),
         )  # fmt: skip
     return angle
@@ -84,8 +72,8 @@ def geodesic_distance_backward(grad: Tensor, R_a: Tensor, R_b: Tensor, *, level:
     grad_a, grad_b = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (a, b))
     with torch.cuda.device_of(a):
         _module(a).se3_rotation(
-            backward=True, a=_address(a), b=_address(b), num=grad.numel(), angle=_address(grad),
-            grad_a=_address(grad_a), grad_b=_address(grad_b), **_place(a, grad.numel(), level),
+            backward=True, a=address(a), b=address(b), num=grad.numel(), angle=address(grad),
+            grad_a=address(grad_a), grad_b=address(grad_b), **_place(a, grad.numel(), level),
         )  # fmt: skip
     return grad_a, grad_b
 
@@ -100,7 +88,7 @@ def trajectory_error(
     with torch.cuda.device_of(pred):
         _module(pred).se3_error(
             backward=False, relative=relative_to == "first", mode=SCALE_MODES[scale_mode],
-            fields=[_address(f) for f in fields], grad_pred=0, grad_target=0, **arguments,
+            fields=[address(f) for f in fields], grad_pred=0, grad_target=0, **arguments,
         )  # fmt: skip
     del held
     return tuple(fields)
@@ -123,7 +111,7 @@ def trajectory_error_backward(
     with torch.cuda.device_of(pred):
         _module(pred).se3_error(
             backward=True, relative=relative_to == "first", mode=SCALE_MODES[scale_mode],
-            fields=[_address(g) for g in given], grad_pred=_address(grad_pred), grad_target=_address(grad_target),
+            fields=[address(g) for g in given], grad_pred=address(grad_pred), grad_target=address(grad_target),
             **arguments,
         )  # fmt: skip
     del held
@@ -138,7 +126,7 @@ def trajectory_reward(
     reward = pred.new_empty(pred.shape[0])
     with torch.cuda.device_of(pred):
         _module(pred).se3_reward(
-            backward=False, k_t=k_t, k_r=k_r, metric=metric, reward=_address(reward), grad_pred=0, grad_target=0,
+            backward=False, k_t=k_t, k_r=k_r, metric=metric, reward=address(reward), grad_pred=0, grad_target=0,
             **arguments,
         )  # fmt: skip
     del held
@@ -162,8 +150,8 @@ def trajectory_reward_backward(
     grad_pred, grad_target = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (pred, target))
     with torch.cuda.device_of(pred):
         _module(pred).se3_reward(
-            backward=True, k_t=k_t, k_r=k_r, metric=metric, reward=_address(grad), grad_pred=_address(grad_pred),
-            grad_target=_address(grad_target), **arguments,
+            backward=True, k_t=k_t, k_r=k_r, metric=metric, reward=address(grad), grad_pred=address(grad_pred),
+            grad_target=address(grad_target), **arguments,
         )  # fmt: skip
     del held
     return grad_pred, grad_target
@@ -178,6 +166,6 @@ def all_rigid(matrices: Tensor, *, tolerance: float) -> bool:
     bad = torch.zeros(1, dtype=torch.int32, device=flat.device)
     with torch.cuda.device_of(flat):
         _module(flat).se3_rigid(
-            matrices=_address(flat), num=num, size=size, tolerance=tolerance, bad=_address(bad), **_place(flat, num)
+            matrices=address(flat), num=num, size=size, tolerance=tolerance, bad=address(bad), **_place(flat, num)
         )
     return not bool(bad.item())

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldr1_kernels import _native
 from worldr1_kernels._dispatch import Probe, always_available
 from worldr1_kernels._library import define_op, needs_grad
 from worldr1_kernels.se3 import native_impl, reference
 
-PROBES: dict[str, Probe] = {"native": native_impl.unavailable, "reference": always_available}
+PROBES: dict[str, Probe] = {"native": _native.unavailable, "reference": always_available}
 _IMPLEMENTATIONS: dict[str, Any] = {"native": native_impl, "reference": reference}
 
 
