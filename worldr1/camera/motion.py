@@ -156,12 +156,13 @@ class _Reader(Phrases):
             while stop < len(self.tokens) and self.origins[stop][0] == self.origins[start][0]:
                 stop += 1
             own = [t for t in self.tokens[start:stop] if t.kind != "fixed"]
-            before = out[-len(own) :] if own else []
-            if [t.kind for t in before] == [t.kind for t in own] and not self.origins[start][1]:
-                for k, (first, second) in enumerate(zip(before, own, strict=True), start=len(out) - len(own)):
-                    out[k] = second if first.magnitude == 1.0 else first
-            else:
-                out += own
+            again = 0 if self.origins[start][1] else len(own)  # so many of its motions end the list already
+            while again and [t.kind for t in out[-again:]] != [t.kind for t in own[:again]]:
+                again -= 1
+            for k in range(again):
+                if out[k - again].magnitude == 1.0:
+                    out[k - again] = own[k]
+            out += own[again:]
             start = stop
         return out
 
@@ -200,44 +201,6 @@ class _Reader(Phrases):
             return self._is_plural(j)
         return not self._manner(j) and (finite or self.seen <= self.period)
 
-    def _is_plural(self, i: int) -> bool:
-        """Whether word i looks like a subject in the plural: "bees", "people"."""
-        word = self.at(i)
-        return word in vocab.PEOPLE or (word.endswith("s") and not word.endswith(("ss", "ous", "'s", "is", "us")))
-
-    def _noun_phrase(self, i: int) -> tuple[int, int]:
-        """(how far the words before the noun at word i tell of a camera: 2 by an adjective of its motions, 1 by any,
-        0 not at all; first word of the phrase): "a slow, cinematic push in"."""
-        level, k = 0, i - 1
-        if self.at(k).endswith("ly") and self._manner(k) and self.at(k - 1) not in vocab.NP_STARTS:
-            return 0, i  # "soldiers slowly pull back"
-        while k >= i - 6:
-            word = self.at(k)
-            if self._manner(k) or word in vocab.CAMERA_ADJECTIVES:
-                level = 2
-            elif word == "," and k < i - 1 and self._is_listed(k):
-                pass
-            elif word in vocab.NP_STARTS:
-                return level, k + 1
-            elif word[0].isdigit():
-                pass
-            elif not word.isalpha() or word in vocab.NOT_ADJECTIVES or self._is_plural(k):
-                return 0, i
-            else:
-                level = max(level, 1)
-            k -= 1
-        return 0, i
-
-    def _is_listed(self, i: int) -> bool:
-        """Whether the comma at word i is one of a list of adjectives: it begins with an article, "a slow, steady"."""
-        k = self._before(i, lambda m: m > i - 5 and (self.at(m) == "," or self._is_adjective(m)))
-        return self.at(k) in ("a", "an", "the", "another")
-
-    def _is_adjective(self, i: int) -> bool:
-        word = self.at(i)
-        known = word in vocab.NP_STARTS | vocab.NOT_ADJECTIVES | vocab.CAMERAS | vocab.SHOTS
-        return word.isalpha() and not known and not self._is_plural(i)
-
     def _is_noun(self, i: int, stop: int) -> bool:
         """Whether the noun at word i, whose phrase ends before `stop`, is spoken of as a camera motion is."""
         base, after = vocab.VERBS[self.at(i)].base, self.at(stop)
@@ -262,7 +225,8 @@ class _Reader(Phrases):
         if self.at(j) == ",":  # behind an insertion: "the camera, mounted on a car, moves"
             k = next((m for m in range(j - 1, max(j - 16, -1), -1) if self.at(m) in (".", ",")), 0)
             opens = self.at(k + 1) in vocab.PARTED or self.at(k + 1).endswith(("ing", "ed"))
-            return self.at(k) == "," and self._camera(k - 1) and opens
+            # A past form is one more insertion: "a medium shot, focusing on her, tilted down".
+            return self.at(k) == "," and self._camera(k - 1) and opens and not self.at(i).endswith("ed")
         if self.at(i).endswith("ing"):
             return False
         # behind a clause: "the camera that was static now pans"
@@ -307,7 +271,9 @@ class _Reader(Phrases):
         k = self.leads + 1
         while self._manner(k):
             k += 1
-        return self.leads > self.period and self.at(k) in vocab.OPENINGS
+        before = vocab.VERBS.get(self.at(k))
+        moves = before is not None and bool(before.kinds) and vocab.VERBS[self.at(i)].sense != vocab.PLAIN
+        return self.leads > self.period and (self.at(k) in vocab.OPENINGS or moves)
 
     def _is_pronoun(self, i: int) -> bool:
         """Whether the subject of the verb at word i is an "it" behind a sentence with a camera motion."""
@@ -320,6 +286,9 @@ class _Reader(Phrases):
         if self.unknown and self.unknown[-1][1] >= i and self.at(i - 1) in vocab.SHOTS:  # "tracking shot moving left"
             self.unknown.pop()
         magnitude, end = self._magnitude(i, stop)
+        if kind in ("move_left", "move_right") and self._is_orbit_before(i):
+            kind = kind.replace("move", "orbit")
+            self.unknown.pop()
         if self._is_restated(i, kind):
             if self.tokens[-1].magnitude == 1.0:
                 self.tokens[-1] = MotionToken(kind, magnitude)
@@ -348,6 +317,13 @@ class _Reader(Phrases):
             end = hit[1]
         self.end = end
         return end
+
+    def _is_orbit_before(self, i: int) -> bool:
+        """Whether the motion at word i tells the side of an orbit: "circles the vase, moving from left to right"."""
+        if self.at(i) != "moving" or not self.unknown or self.unknown[-1][0] <= self.period:
+            return False
+        verb = vocab.VERBS.get(self.at(self.unknown[-1][0]))
+        return verb is not None and verb.kinds is vocab.ORBIT
 
     def _is_restated(self, i: int, kind: str) -> bool:
         """Whether the motion at word i was told in its sentence already: "pushes in on a doll, moving closer"."""
@@ -399,7 +375,13 @@ class _Reader(Phrases):
             _, named = self._after_verb(i)
             noun = verb.base in vocab.NOUNS | {"pan"} and not verb.inflected and self._noun_phrase(i)[0] == 2
             named = named and (verb.sense != vocab.PLAIN or self.at(i + 1) == "the")
-            if not (self._is_subject(i) or noun or named or self._is_joined(i) or self._is_pronoun(i)):
+            is_ing, in_context = self.at(i).endswith("ing"), self.seen > self.period
+            if named and is_ing and self.at(i + 1) in ("motion", "movement", "movements") and not in_context:
+                return  # "stirs it in a swirling motion"
+            clear = verb.sense == vocab.CLEAR and is_ing and in_context
+            second = (verb.sense != vocab.PLAIN or not is_ing) and self._is_second(i, own=False)
+            ours = self._is_subject(i) or self._is_joined(i) or self._is_pronoun(i) or second
+            if not (ours or noun or named or (clear and not self._is_anothers(i))):
                 return
         elif self.at(i) in ("camera", "cam") and self._camera(i):
             first = i + 1

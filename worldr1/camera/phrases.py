@@ -130,6 +130,44 @@ class Phrases(PromptText):
         noun = not verb.inflected and verb.base in vocab.NOUNS | {"pan"} and (strong or self._manner(i - 1))
         return (verb.kinds[direction], k + 1 + shot, True) if shot or noun else None
 
+    def _is_plural(self, i: int) -> bool:
+        """Whether word i looks like a subject in the plural: "bees", "people"."""
+        word = self.at(i)
+        return word in vocab.PEOPLE or (word.endswith("s") and not word.endswith(("ss", "ous", "'s", "is", "us")))
+
+    def _noun_phrase(self, i: int) -> tuple[int, int]:
+        """(how far the words before the noun at word i tell of a camera: 2 by an adjective of its motions, 1 by any,
+        0 not at all; first word of the phrase): "a slow, cinematic push in"."""
+        level, k = 0, i - 1
+        if self.at(k).endswith("ly") and self._manner(k) and self.at(k - 1) not in vocab.NP_STARTS:
+            return 0, i  # "soldiers slowly pull back"
+        while k >= i - 6:
+            word = self.at(k)
+            if self._manner(k) or word in vocab.CAMERA_ADJECTIVES:
+                level = 2
+            elif word == "," and k < i - 1 and self._is_listed(k):
+                pass
+            elif word in vocab.NP_STARTS:
+                return level, k + 1
+            elif word[0].isdigit():
+                pass
+            elif not word.isalpha() or word in vocab.NOT_ADJECTIVES or self._is_plural(k):
+                return 0, i
+            else:
+                level = max(level, 1)
+            k -= 1
+        return 0, i
+
+    def _is_listed(self, i: int) -> bool:
+        """Whether the comma at word i is one of a list of adjectives: it begins with an article, "a slow, steady"."""
+        k = self._before(i, lambda m: m > i - 5 and (self.at(m) == "," or self._is_adjective(m)))
+        return self.at(k) in ("a", "an", "the", "another")
+
+    def _is_adjective(self, i: int) -> bool:
+        word = self.at(i)
+        known = word in vocab.NP_STARTS | vocab.NOT_ADJECTIVES | vocab.CAMERAS | vocab.SHOTS
+        return word.isalpha() and not known and not self._is_plural(i)
+
     def _fixed(self, i: int) -> int:
         """The word after a phrase at word i that keeps the camera at rest; 0 where there is none."""
         word, stop = self.at(i), i + 1

@@ -32,7 +32,7 @@ _TABLE: list[tuple[str, int, dict[str, str]]] = [
     ("advance creep", TERM, {"in": "push_in"}),
     ("retreat", TERM, {"out": "pull_out"}),
     ("track truck strafe", TERM, _ALONG),
-    ("pan", TERM, _PAN),
+    ("pan", TERM, _PAN | {"in": "push_in", "out": "pull_out"}),  # "pans out" is said for a zoom
     ("arc circle revolve", TERM, ORBIT),
     ("roll", TERM, _ROLL),
     ("tilt", TERM, {d: _PAN[d] for d in ("up", "down")}),
@@ -79,6 +79,8 @@ VERBS = {
     for base in bases.split()
     for form in ((base, *_inflections(base)) if base not in _NO_BASE else _inflections(base))
 }
+
+del VERBS["elevated"]  # "the camera is elevated" tells where it is
 
 DIRECTIONS = {
     word: direction
@@ -169,7 +171,9 @@ PATHS = _set("hall hallway corridor street road path trail aisle alley lane tunn
 NO_MOTION = _set(  # what a camera does, has or is without moving
     "is was has captures shows reveals focuses films records frames faces looks sees watches catches lingers holds "
     "stays remains rests stands sits uses needs opens lens lenses angles details settings placed positioned mounted "
-    "fixed locked still during capturing showing revealing focusing filming recording looking facing framing none"
+    "fixed locked still during capturing showing revealing focusing filming recording looking facing framing none "
+    "adds highlights emphasizes completes enhances creates conveys allows provides gives includes emphasize capture "
+    "highlight reveal show focus create enhance convey allow provide give include"
 )
 TECHNIQUES = frozenset(
     "handheld,hand-held,hand held,shaky cam,shaky camera,dolly zoom,dolly-zoom,vertigo effect,fly-through,flythrough,"

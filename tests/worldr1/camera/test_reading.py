@@ -107,7 +107,15 @@ def test_who_asks(prompt: str, asked: bool) -> None:
         ("The camera pushes in on a doll, moving closer to its eye.", "push_in"),
         ("The camera pans left. The camera pans right. The camera pans left.", "pan_left pan_right pan_left"),
         ("The camera pans left. Then it pans left again.", "pan_left pan_left"),
+        ("Wide shot, tilting up. The tilt up goes on as the camera rises.", "tilt_up move_up"),
+        # the second verb of a sentence whose subject is the camera
+        ("The camera starts at eye level, then rises.", "move_up"),
+        ("The camera orbits the vase, moving from left to right.", "orbit_right"),
+        ("The camera follows the runner, turning left.", ""),
+        ("A medium shot, focusing on the girl, tilted down.", ""),
+        ("The camera angle is slightly elevated. Static shot.", "fixed"),
         # verbs
+        ("The camera pans out to a harbour.", "pull_out"),
         ("Swish pan to the left.", "pan_left*1.5"),
         ("Bring the camera closer.", "push_in"),
         ("The camera swoops down to the street.", "move_down"),
