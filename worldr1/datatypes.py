@@ -28,6 +28,7 @@ class PromptBatch:
     viewmats: Tensor  # [P, F, 4, 4] world-to-camera, requested, float32
     sample_ids: Tensor  # [N] int64, unique over ranks and iterations: keys of every random draw
     dynamic: bool  # True in the dynamic phase
+    asked: Tensor | None = None  # [P] bool: it asks for a camera motion, or for rest, that was read; None: all do
 
     @property
     def num_samples(self) -> int:

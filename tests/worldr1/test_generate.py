@@ -125,7 +125,7 @@ def test_several_prompts_make_several_files(run_folder: Path, capsys: pytest.Cap
     assert read(files[0]).shape == (5, 3, 256, 384)  # enlarged 16 times
     assert (read(files[0]) - read(files[1])).abs().mean() > 0.01
     text = capsys.readouterr().out
-    assert "pan_left x1" in text and "at rest: a red ball" in text and "adapter: 2 video(s)" in text
+    assert "pan_left x1" in text and "camera not asked for: a red ball" in text and "adapter: 2 video(s)" in text
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
