@@ -173,7 +173,7 @@ class _Reader(Phrases):
             return True
         if verb.sense == vocab.CLEAR:
             return not self._is_anothers(i)
-        noun = not verb.inflected and verb.sense == vocab.TERM
+        noun = verb.sense == vocab.TERM and (not verb.inflected or self.at(i) == "tracking")
         if noun and self._is_noun(i, stop):
             return True
         inward = self.at(stop - 1) in ("into", "toward", "towards", "through")
@@ -373,6 +373,8 @@ class _Reader(Phrases):
             if self._negated(i) or (self.at(i).endswith("ing") and self.at(i + 1) in vocab.VERBS):  # "a sweeping pan"
                 return
             _, named = self._after_verb(i)
+            if named and i == self.end:  # "a rising crane shot"
+                return
             noun = verb.base in vocab.NOUNS | {"pan"} and not verb.inflected and self._noun_phrase(i)[0] == 2
             named = named and (verb.sense != vocab.PLAIN or self.at(i + 1) == "the")
             is_ing, in_context = self.at(i).endswith("ing"), self.seen > self.period
@@ -389,7 +391,10 @@ class _Reader(Phrases):
                 first += 1
             told = self.at(first - 1) in ("to", "will", "can", "should", "must") and self.at(first).isalpha()
             known = self.at(first) in vocab.NO_MOTION | vocab.RESTING | vocab.VERBS.keys()
-            if known or not (told or self._is_verb(first)):
+            is_object = self.leads != i and "and" in {
+                self.at(m) for m in range(i, first)
+            }  # "looks into the camera and smiles"
+            if known or is_object or not (told or self._is_verb(first)):
                 return
         elif not (self._is_joined(i) and self._is_verb(i)) and not vocab.FOREIGN.search(self.at(i)):
             return

@@ -197,6 +197,9 @@ class Phrases(PromptText):
                 break
         j = self._before(i, lambda m: self.at(m) in vocab.RESTING or self._manner(m))
         filmed = word == "tripod" and self.at(j) in ("shot", "filmed", "recorded")
+        filmed = filmed or (
+            self.at(j) in ("shot", "frame", "framing") and j < i - 1 and not still
+        )  # "the frame is static"
         return stop * (filmed or (self.at(j) in ("camera", "cam") and self._camera(j)))
 
     def _negated(self, i: int) -> bool:

@@ -29,8 +29,7 @@ _TABLE: list[tuple[str, int, dict[str, str]]] = [
     ("push", TERM, {"in": "push_in"}),
     ("pull", TERM, {"out": "pull_out", "left": "pull_left", "right": "pull_right"}),
     ("move glide slide drift shift travel", TERM, _TRAVEL),
-    ("advance creep", TERM, {"in": "push_in"}),
-    ("retreat", TERM, {"out": "pull_out"}),
+    ("creep", TERM, {"in": "push_in"}),
     ("track truck strafe", TERM, _ALONG),
     ("pan", TERM, _PAN | {"in": "push_in", "out": "pull_out"}),  # "pans out" is said for a zoom
     ("arc circle revolve", TERM, ORBIT),
@@ -47,6 +46,8 @@ _TABLE: list[tuple[str, int, dict[str, str]]] = [
     ("rise ascend climb raise lift elevate", PLAIN, {"up": "move_up", "": "move_up"}),
     ("descend lower sink drop", PLAIN, {"down": "move_down", "": "move_down"}),
     ("approach", PLAIN, {"": "push_in"}),
+    ("advance", PLAIN, {"in": "push_in", "": "push_in"}),
+    ("retreat", PLAIN, {"out": "pull_out", "": "pull_out"}),
     ("recede", PLAIN, {"out": "pull_out", "": "pull_out"}),
     ("back", PLAIN, {"out": "pull_out", "up": "pull_out"}),
     # Camera moves without a counterpart in the taxonomy: where they lead, the scene decides. They are reported.
@@ -107,7 +108,7 @@ CAMERA_ADJECTIVES = _set(
 )
 """Said of camera motions and of little else; beside "a push in" and its like any other adjective does too."""
 NO_ADVERB = _set("family butterfly dragonfly assembly jelly belly reply supply lily bully italy july")
-CAMERAS = _set("camera camera's cam shot view viewpoint lens drone pov perspective we")
+CAMERAS = _set("camera camera's cam shot view viewpoint lens drone pov perspective steadicam we")
 SHOTS = _set("shot shots movement motion move")
 PICTURES = _set(
     "image picture video scene frame footage film clip animation sequence focus timelapse hyperlapse closeup director "
@@ -118,7 +119,8 @@ BEFORE_SHOTS = _set("drone aerial wide fpv camera cinematic handheld crane track
 # What may stand between the camera and its verb, or between two motions of one sentence.
 FILLERS = _set(
     "is that which will can should must to then starts start begins begin continues performs perform does makes make "
-    "a an the motion motions movement movements angle and next first finally also now keeps just only later"
+    "a an the motion motions movement movements angle and next first finally also now keeps just only later "
+    "almost ever so"
 )
 JOINERS = FILLERS | _set(
     "with while before after afterward afterwards into followed by transition transitions transitioning in it plus "
