@@ -17,6 +17,9 @@ from worldr1.camera import words as vocab
 from worldr1.camera.phrases import Phrases
 from worldr1.datatypes import MotionToken
 
+_MOST_TOLD = 16
+"""Longest sequence of motions that is looked for once more: it bounds the time that a long list takes."""
+
 
 class MotionReading(NamedTuple):
     """What a prompt asks of the camera, and what it says of it that was not understood."""
@@ -156,7 +159,9 @@ class _Reader(Phrases):
             while stop < len(self.tokens) and self.origins[stop][0] == self.origins[start][0]:
                 stop += 1
             own = [t for t in self.tokens[start:stop] if t.kind != "fixed"]
-            again = 0 if self.origins[start][1] else len(own)  # so many of its motions end the list already
+            again = (
+                0 if self.origins[start][1] else min(len(own), _MOST_TOLD)
+            )  # so many of its motions end the list already
             while again and [t.kind for t in out[-again:]] != [t.kind for t in own[:again]]:
                 again -= 1
             for k in range(again):
