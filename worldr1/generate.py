@@ -93,7 +93,7 @@ def run(config: GenerateConfig) -> list[Path]:
     # Heavy imports after everything that can be wrong without them.
     import torch
 
-    from worldr1.camera.motion import parse_motion
+    from worldr1.camera.motion import read_camera
     from worldr1.camera.noise import initial_noise
     from worldr1.models.wan import load_adapted_policy, load_policy
     from worldr1.rollout.sample import generate
@@ -107,8 +107,11 @@ def run(config: GenerateConfig) -> list[Path]:
     else:
         policy = load_adapted_policy(settings.model.path, config.adapter, dtype=settings.model.dtype, device=device)
     for prompt in config.prompt:
-        motions = ", then ".join(f"{t.kind} x{t.magnitude:g}" for t in parse_motion(prompt)) or "at rest"
-        print(f"camera {motions}: {prompt}")
+        reading = read_camera(prompt)
+        motions = ", then ".join(f"{t.kind} x{t.magnitude:g}" for t in reading.tokens)
+        print(f"camera {motions if reading.asked else 'not asked for'}: {prompt}")
+        if reading.unread:
+            print("  not understood: " + "; ".join(reading.unread))
     shape = policy.latent_shape(settings.video)
     batch = _batch(config.prompt, settings, device=device)
     noise = initial_noise(batch, shape, config=settings)
@@ -176,20 +179,10 @@ def resolve(config: GenerateConfig) -> TrainConfig:
 def _batch(prompts: Sequence[str], settings: TrainConfig, *, device: str) -> Any:
     import torch
 
-    from worldr1.camera.motion import parse_motion
-    from worldr1.camera.trajectory import build_trajectory
-    from worldr1.datatypes import PromptBatch
+    from worldr1.prompts.sampler import read_batch
 
-    tokens = [parse_motion(p) for p in prompts]
-    paths = [build_trajectory(t, settings.video.num_frames, settings.camera).float() for t in tokens]
-    return PromptBatch(
-        prompts=list(prompts),
-        group_size=1,
-        tokens=tokens,
-        viewmats=torch.stack(paths).to(device),
-        sample_ids=torch.arange(len(prompts)),
-        dynamic=False,
-    )
+    batch = read_batch(prompts, config=settings, group_size=1, sample_ids=torch.arange(len(prompts)), dynamic=False)
+    return replace(batch, viewmats=batch.viewmats.to(device))
 
 
 def output_files(output: Path, count: int) -> list[Path]:

@@ -56,6 +56,7 @@ from worldr1.microworld.captions import read_labels
 from worldr1.models.ema import Ema
 from worldr1.models.text_cache import TextCache
 from worldr1.models.wan import load_policy
+from worldr1.prompts.reading import reading_lines
 from worldr1.prompts.sampler import is_dynamic, prompt_batch, read_prompts
 from worldr1.report import write_report
 from worldr1.rewards import RewardStack, build_rewards
@@ -136,6 +137,8 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     try:
         progress.say(opening_line(config, world, first=first, num_params=sum(p.numel() for p in params)))
         progress.say(describe(config))
+        if world.is_main:
+            progress.say("\n".join(reading_lines(prompts[False], prompts[True])))
         if config.rollout.memory_budget_gib:
             progress.say(f"micro-batch by rollout.memory_budget_gib: {config.rollout.micro_batch}")
         if config.schedule.compat:

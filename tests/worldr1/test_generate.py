@@ -118,14 +118,23 @@ def test_compare_shows_base_left_and_adapter_right(run_folder: Path) -> None:
 
 def test_several_prompts_make_several_files(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = run_folder / "new" / "clip.gif"
-    arguments = ["--prompt", PROMPT, "a red ball", "--adapter", str(run_folder / "adapter"), "--output", str(output)]
+    arguments = [
+        "--prompt",
+        PROMPT,
+        "The camera swoops. A ball",
+        "--adapter",
+        str(run_folder / "adapter"),
+        "--output",
+        str(output),
+    ]
     assert command.main(arguments) == 0
     files = sorted(output.parent.iterdir())
     assert [f.name for f in files] == ["clip_0.gif", "clip_1.gif"]
     assert read(files[0]).shape == (5, 3, 256, 384)  # enlarged 16 times
     assert (read(files[0]) - read(files[1])).abs().mean() > 0.01
     text = capsys.readouterr().out
-    assert "pan_left x1" in text and "at rest: a red ball" in text and "adapter: 2 video(s)" in text
+    assert "pan_left x1" in text and "camera not asked for: The camera swoops. A ball\n  not understood: swoops" in text
+    assert "adapter: 2 video(s)" in text
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])

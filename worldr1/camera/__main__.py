@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from worldr1.camera.motion import describe_motion
+from worldr1.camera.motion import read_camera
 from worldr1.camera.trajectory import build_trajectory, plot_trajectory, save_trajectory
 from worldr1.config import MICRO_CAMERA, CameraConfig
 
@@ -28,14 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     camera = MICRO_CAMERA if args.micro else CameraConfig()
     for prompt in args.prompt:
-        tokens, unknown = describe_motion(prompt)
+        tokens, unread, asked = read_camera(prompt)
         viewmats = build_trajectory(tokens, args.frames, camera)
         centre = torch.linalg.inv(viewmats)[:, :3, 3]
         step = viewmats[1:, :3, :3] @ viewmats[:-1, :3, :3].mT
         turn = torch.rad2deg((0.5 * (step.diagonal(dim1=1, dim2=2).sum(1) - 1)).clamp(-1, 1).acos())
         print(prompt)
         print("  motions:", ", ".join(f"{t.kind} x{t.magnitude:g}" for t in tokens) or "none: a camera at rest")
-        print("  not understood:", "; ".join(unknown) or "nothing")
+        print("  not understood:", "; ".join(unread) or "nothing")
+        print("  asked:", "yes" if asked else "no: S_traj is left out and the initial noise is plain")
         print(f"  travels {float(centre.diff(dim=0).norm(dim=1).sum()):.4g} units to", end=" ")
         print("({:.4g}, {:.4g}, {:.4g})".format(*centre[-1].tolist()), f"and turns {float(turn.sum()):.4g} degrees")
     if args.save is not None:

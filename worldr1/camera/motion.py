@@ -2,23 +2,23 @@
 
 Most camera verbs are also plain English ("he pulls out a sword", "a pan left on the stove"), so a phrase counts only
 where the camera is meant: the camera is its subject or object, it is an order at the start of a clause, it continues an
-earlier camera motion, it stands with a camera adjective ("a slow push in"), or its word has no other sense ("zooms
-in"). What is said of the camera and is no motion of the taxonomy is reported, never guessed.
+earlier camera motion, it is a noun of the camera's ("a slow push in", "an epic pull out"), or its word has no other
+sense and no other subject ("Zooming in", but not "bees zoom in"). What is said of the camera and is no motion of the
+taxonomy is reported, never guessed.
 
     python -m worldr1.camera "The camera pushes in, then pans left"    # shows how a prompt is read
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import NamedTuple
 
 from worldr1.camera import words as vocab
+from worldr1.camera.phrases import Phrases
 from worldr1.datatypes import MotionToken
 
-_PIECE = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+(?:'[^\W\d_]+)*|[.!?…。！？]|[^\w\s]")
-_SILENT = frozenset("'\"“”‘*`#~")
+_MOST_TOLD = 16
+"""Longest sequence of motions that is looked for once more: it bounds the time that a long list takes."""
 
 
 class MotionReading(NamedTuple):
@@ -61,56 +61,64 @@ def describe_motion(prompt: str) -> MotionReading:
     return _Reader(prompt).read()
 
 
-class _Word(NamedTuple):
-    text: str  # lower case; "." ends a sentence, "," is any other break
-    start: int
-    stop: int
-    glued: bool = False  # to the word before, by a hyphen or an underscore
+class CameraReading(NamedTuple):
+    """What a prompt asks of the camera, and whether that is enough to hold a video to it."""
+
+    tokens: tuple[MotionToken, ...]  # as `parse_motion`
+    unread: tuple[str, ...]  # excerpts that were not understood
+    asked: bool
 
 
-def _words(prompt: str) -> list[_Word]:
-    out: list[_Word] = []
-    for match in _PIECE.finditer(prompt.replace("’", "'")):
-        start, stop, text = match.start(), match.end(), match[0].lower()
-        between = prompt[out[-1].stop if out else 0 : start]
-        if "\n" in between:
-            out.append(_Word(",", start, start))
-        if text == "°":
-            out.append(_Word("degrees", start, stop))
-        elif text == "-" and out and out[-1].stop == start and prompt[stop : stop + 1].isalnum():
-            continue  # inside a word
-        elif text[0].isalnum():
-            out.append(_Word(text, start, stop, bool(out) and between in ("-", "_") and out[-1].text not in ".,"))
-        elif text not in _SILENT:
-            out.append(_Word("." if text in ".!?…。！？" else ",", start, stop))
-    return out
+def read_camera(prompt: str) -> CameraReading:
+    """`describe_motion`, and whether the prompt asks for a camera that we know.
+
+    A prompt asks where a motion was read, whatever else was not: what it names is judged. It asks for rest where rest
+    was read and nothing else was said of the camera: "static at first, then it swoops" is not rest. It does not ask
+    where its only camera words were not read, nor where it has none: stillness must not be demanded of it.
+
+    Args:
+      prompt: Any text.
+    Returns:
+      CameraReading(tokens, unread, asked). Where a prompt did not ask, its path is a camera at rest and means nothing.
+    Raises:
+      TypeError: prompt is not a str.
+    """
+    tokens, unread = describe_motion(prompt)
+    moves = any(token.kind != "fixed" for token in tokens)
+    return CameraReading(tokens, unread, moves or (bool(tokens) and not unread))
 
 
-class _Reader:
+class _Reader(Phrases):
     """One prompt; positions are indices of its words."""
 
     def __init__(self, prompt: str) -> None:
-        self.prompt = prompt
-        self.words = _words(prompt)
+        super().__init__(prompt)
         self.tokens: list[MotionToken] = []
+        self.origins: list[tuple[int, bool]] = []  # of each token: start of its sentence, whether "then" links it
         self.unknown: list[tuple[int, int]] = []  # first word, word after the last
         self.end = -1  # word after the motion before, and its adverb; -1: none yet
-        self.denied = -1  # word after the negated motion before
         self.period = self.seen = -1  # the latest end of a sentence, the latest word for the camera
+        self.leads = -1  # the latest camera that begins a clause
+        self.before_period = -1  # the end of the sentence before
 
     def read(self) -> MotionReading:
         i = 0
         while i < len(self.words):
             i = max(self._step(i), i + 1)
-        moving = [t for t in self.tokens if t.kind != "fixed"]
+        moving = self._told_once()
         excerpts = [self.prompt[self.words[a].start : self.words[b - 1].stop] for a, b in sorted(self.unknown)]
         return MotionReading(tuple(moving or self.tokens[:1]), tuple(excerpts))
 
     def _step(self, i: int) -> int:
         """Reads what begins at word i; returns the word after it, or i where nothing does."""
         if self.at(i) == ".":
-            self.period = i
+            self.before_period, self.period = self.period, i
         if self._camera(i):
+            self.seen = i
+            first = self._before(i, lambda m: self._manner(m) or self.at(m) in ("the", "a", "our", "drone", "static"))
+            if self.at(first) in vocab.CLAUSE_STARTS:
+                self.leads = i
+        elif self.at(i) == "close" and self.at(i + 1) == "up":
             self.seen = i
         for size in (3, 2, 1):
             words = "".join(("-" if w.glued else " ") + w.text for w in self.words[i : i + size])[1:]
@@ -118,185 +126,60 @@ class _Reader:
                 self._note(i, i + size)
                 return i + size
         if stop := self._fixed(i):
-            self.tokens.append(MotionToken("fixed"))
+            self._add("fixed", 1.0, i)
             self.end = stop
             return stop
         hit = self._motion(i)
         if hit is None:
             self._report(i)
             return i
-        kind, stop, clear = hit
+        kind, stop, named = hit
         if self._negated(i):
-            self.denied = stop
+            self._deny(i, stop)
             if self.seen > self.period:  # "does not pan left but moves right"
                 self.end = stop
             return stop
-        return self._take(i, stop, kind) if clear or self._means_camera(i, stop) else i
-
-    def at(self, i: int) -> str:
-        """Text of word i; outside the prompt, the end of a sentence."""
-        return self.words[i].text if 0 <= i < len(self.words) else "."
-
-    def _manner(self, i: int) -> bool:
-        word = self.at(i)
-        adverb = word.endswith("ly") and len(word) > 4 and word not in vocab.NO_ADVERB | vocab.VERBS.keys()
-        return adverb or word in vocab.MANNER
-
-    def _fill(self, i: int) -> bool:
-        return self._manner(i) or self.at(i) in vocab.FILLERS or (self.at(i) == "not" and self.at(i + 1) == "only")
-
-    def _camera(self, i: int) -> bool:
-        return (
-            self.at(i) in vocab.CAMERAS
-            and not {self.at(i - 1), self.at(i - 2)} & vocab.OWNERS
-            and not (self.at(i - 2) == "with" and self.at(i - 1) in ("a", "an"))
-        )
-
-    def _before(self, i: int, skipped: Callable[[int], bool]) -> int:
-        """The last word before i that is not skipped; -1 at the start of the prompt."""
-        i -= 1
-        while i >= 0 and skipped(i):
-            i -= 1
+        if named or self._means_camera(i, stop):
+            return self._take(i, stop, kind)
+        self._report_pronoun(i, stop)
         return i
 
-    def _motion(self, i: int) -> tuple[str, int, bool] | None:
-        """(kind, word after it, whether it can only be the camera's) of the motion that begins at word i."""
-        verb = vocab.VERBS.get(self.at(i))
-        if verb is None:
-            return self._direction_first(i)
-        k, named = self._after_verb(i)
-        around = self.at(k) in ("around", "about") and "left" in verb.kinds and verb.base not in ("pan", "roll")
-        kinds = vocab.ORBIT if around else verb.kinds
-        if hit := self._direction(k, verb.base, verb.kinds):
-            token = k == i + 1 and self.words[k].glued  # "push_in", "pull-out"
-            return verb.kinds[hit[0]], hit[1], named or token or verb.sense == vocab.CLEAR
-        if hit := self._far_direction(k, verb.base, kinds):
-            return kinds[hit[0]], hit[1], named or verb.sense == vocab.CLEAR
-        contradicted = vocab.DIRECTIONS.get(self.at(k)) in ("up", "down")
-        return (verb.kinds[""], i + 1, named) if "" in verb.kinds and not contradicted else None
+    def _add(self, kind: str, magnitude: float, i: int) -> None:
+        """Adds the motion that is told at word i."""
+        linked = any(self.at(m) in vocab.AGAIN for m in range(max(self.period + 1, self.end, i - 12), i + 3))
+        self.tokens.append(MotionToken(kind, magnitude))
+        self.origins.append((self.period, linked))
 
-    def _after_verb(self, i: int) -> tuple[int, bool]:
-        """Where the direction of the verb at word i may stand, and whether the camera is named: "pan the camera"."""
-        k = i + 1
-        article = self.at(k) in ("the", "our", "your")
-        named = self.at(k + article) in (vocab.CAMERAS if article else vocab.CAMERAS | vocab.SHOTS) - {"we", "drone"}
-        k += (article + 1) * named
-        while True:
-            if self.at(k) in ("the", "a") and self.at(k + 1) in ("way", "little", "bit", "full"):
-                k += 2
-            elif self._manner(k) or self.at(k) in vocab.EMPHASIS or self.at(k)[0].isdigit():
-                k += 1
-            else:
-                return k, named
-
-    def _direction(self, i: int, base: str, kinds: dict[str, str], again: bool = True) -> tuple[str, int] | None:
-        """(direction, word after it) at word i: "left", "to the left", "from right to left", "back to the left"."""
-        k = i + (self.at(i) == "from")
-        k += self.at(k) == "the"
-        if self.at(k) in vocab.ENDS and self.at(k + 1) == "to":  # from one end to the other
-            k += 2 + (self.at(k + 2) == "the")
-            if vocab.ENDS.get(self.at(k)) in kinds:
-                return vocab.ENDS[self.at(k)], k + 1
-        toward = self.at(i) in ("toward", "towards")
-        k = i + (toward or self.at(i) in ("to", "on"))
-        k += self.at(k) in ("the", "its")
-        word = self.at(k)
-        if word == "back" and again and (hit := self._direction(k + 1, base, kinds, again=False)):
-            return hit
-        direction = vocab.DIRECTIONS.get(word, "")
-        if word in ("counter", "anti") and self.at(k + 1) == "clockwise":
-            direction, k = "counter", k + 1
-        if word in ("up", "down") and self._is_path(k + 1):
-            direction = "in"
-        if direction and direction in kinds and self._is_meant(k, base):
-            return direction, k + 1 + (self.at(k + 1) == "side")
-        return ("in", i + 1) if toward and "in" in kinds else None
-
-    def _is_path(self, i: int) -> bool:
-        """Whether "down" before word i is along a path: "down the long dark hall"."""
-        if self.at(i) not in ("the", "a", "an", "this"):
-            return False
-        end = next((k for k in range(i + 1, i + 4) if self.at(k) in vocab.PATHS | {".", ","}), i)
-        return self.at(end) in vocab.PATHS
-
-    def _is_meant(self, i: int, base: str) -> bool:
-        """Whether in, out or back at word i is a direction: not "in slow motion", "in the dark", "out of the door"."""
-        word, after = self.at(i), self.at(i + 1)
-        if word == "in":
-            if after in ("slow", "real") and self.at(i + 2) in ("motion", "mo", "time"):
-                return False
-            return base in ("zoom", "push") or after in vocab.AFTER_IN or self._manner(i + 1)
-        if word == "into":
-            return after not in ("focus", "view", "frame")
-        if word == "out":
-            return after != "of" or base in ("zoom", "pull", "dolly")
-        return not (word == "back" and (after, self.at(i + 2)) == ("and", "forth"))
-
-    def _far_direction(self, i: int, base: str, kinds: dict[str, str]) -> tuple[str, int] | None:
-        """The direction behind an object: "circles around the old tree to the right", "pans across the bay to ..."."""
-        for k in range(i + 1, i + 7) if self.at(i) in vocab.ACROSS else ():
-            word = self.at(k)
-            if word in vocab.STOP or word.endswith("ing"):
-                break
-            strong = word in ("to", "toward", "towards", "from", "counter", "anti")
-            strong = strong or word.endswith(("ward", "wards", "wise"))
-            last = self.at(k + 1) in vocab.STOP | {"in", "at", "on", "over", "to"} or self._manner(k + 1)
-            if strong or (word in ("left", "right") and last):
-                hit = self._direction(k, base, kinds)
-                if hit and hit[0] not in ("in", "out"):
-                    return hit
-        return ("in", i + 1) if self.at(i) == "through" and {"in", "left"} <= set(kinds) else None
-
-    def _direction_first(self, i: int) -> tuple[str, int, bool] | None:
-        """As `_motion`, of "a leftward pan", "left-to-right tracking shot", "a slow forward dolly"."""
-        word, k = self.at(i), i + 1
-        direction, strong = vocab.DIRECTIONS.get(word, ""), word.endswith(("ward", "wise"))
-        if word in ("counter", "anti") and self.at(k) == "clockwise":
-            direction, strong, k = "counter", True, k + 1
-        elif word in vocab.ENDS and self.at(k) == "to" and self.at(k + 1) in vocab.ENDS:
-            direction, strong, k = vocab.ENDS[self.at(k + 1)], True, k + 2
-        if not direction:
-            return None
-        while self._manner(k) or self.at(k) == "camera":
-            k += 1
-        verb = vocab.VERBS.get(self.at(k))
-        if verb is None or direction not in verb.kinds or self._motion(k):
-            return None
-        shot = self.at(k + 1) in vocab.SHOTS
-        noun = not verb.inflected and verb.base in vocab.NOUNS | {"pan"} and (strong or self._manner(i - 1))
-        return (verb.kinds[direction], k + 1 + shot, True) if shot or noun else None
-
-    def _fixed(self, i: int) -> int:
-        """The word after a phrase at word i that keeps the camera at rest; 0 where there is none."""
-        word, stop = self.at(i), i + 1
-        if word == "camera" and self.at(stop) in vocab.SHOTS | {"movements", "motions"}:
-            return (i + 2) * bool({self.at(i - 1), self.at(i - 2)} & {"no", "without", "zero"})
-        if word in ("move", "moves", "moving") and self._negated(i) and self._motion(i) is None:
-            return stop * any(self.at(j) in vocab.CAMERAS for j in range(i - 5, i))
-        steady = word == "steady" and self.at(i - 1) in ("hold", "holds", "stays", "remains")
-        if (word not in vocab.AT_REST and not steady) or self._negated(i):
-            return 0
-        still = word == "still"
-        if still and (self.at(stop) in vocab.VERBS or self.at(stop).endswith("ing")):  # "is still moving"
-            return 0
-        if word == "locked" and self.at(stop) in ("off", "down"):
-            stop += 1
-        alone = word in ("fixed", "static", "stationary") and {self.at(i - 1), self.at(stop)} <= {".", ","}
-        if alone or (word, self.at(i + 1)) == ("locked", "off"):
-            return stop
-        for k in range(stop, stop + (1 if still else 3)):
-            if self.at(k) in vocab.CAMERAS | {"frame", "framing"}:
-                return k + 1
-            if self.at(k) in vocab.PREPOSITIONS:
-                break
-        j = self._before(i, lambda m: self.at(m) in vocab.RESTING or self._manner(m))
-        return stop * (self.at(j) in ("camera", "cam") and self._camera(j))
+    def _told_once(self) -> list[MotionToken]:
+        """The motions, without sentences that tell the ones before again: "... pans left. Wide shot, panning left."."""
+        out: list[MotionToken] = []
+        start = 0
+        while start < len(self.tokens):
+            stop = start
+            while stop < len(self.tokens) and self.origins[stop][0] == self.origins[start][0]:
+                stop += 1
+            own = [t for t in self.tokens[start:stop] if t.kind != "fixed"]
+            again = (
+                0 if self.origins[start][1] else min(len(own), _MOST_TOLD)
+            )  # so many of its motions end the list already
+            while again and [t.kind for t in out[-again:]] != [t.kind for t in own[:again]]:
+                again -= 1
+            for k in range(again):
+                if out[k - again].magnitude == 1.0:
+                    out[k - again] = own[k]
+            out += own[again:]
+            start = stop
+        return out
 
     def _means_camera(self, i: int, stop: int) -> bool:
         """Whether the verb at word i, whose phrase ends before `stop`, is about the camera."""
         verb = vocab.VERBS[self.at(i)]
-        noun = not verb.inflected and verb.sense == vocab.TERM
-        if self._is_subject(i) or (noun and self._has_adjective(i)):
+        if self._is_subject(i):
+            return True
+        if verb.sense == vocab.CLEAR:
+            return not self._is_anothers(i)
+        noun = verb.sense == vocab.TERM and (not verb.inflected or self.at(i) == "tracking")
+        if noun and self._is_noun(i, stop):
             return True
         inward = self.at(stop - 1) in ("into", "toward", "towards", "through")
         to_object = self.at(stop) in vocab.ARTICLES and not inward
@@ -307,13 +190,53 @@ class _Reader:
         start = self._before(i, lambda m: self.at(m) in vocab.ORDINALS or self._manner(m))
         return noun and self.at(start) in (".", ",")
 
-    def _has_adjective(self, i: int) -> bool:
-        """Whether the noun at word i is spoken of as a camera motion is: "a slow push in", "a 90 degree pan"."""
-        return self._manner(i - 1) or self.at(i - 1) in ("degree", "degrees")
+    def _is_anothers(self, i: int) -> bool:
+        """Whether the verb at word i, which has no sense but the camera's, has a subject of the scene: "bees zoom"."""
+        verb = vocab.VERBS[self.at(i)]
+        j = self._before(i, lambda m: self._manner(m) or self.at(m) in vocab.AUXILIARIES)
+        finite = verb.inflected and not self.at(i).endswith("ing")
+        if self.at(j) in ("that", "which"):
+            j -= 1
+        elif self.at(j) == "and" and finite:  # "a car stops and zooms out"
+            return max(self.seen, self.end) <= self.period
+        word = self.at(j)
+        if word in vocab.CAMERAS | vocab.SHOTS | vocab.PICTURES | vocab.NOT_SUBJECTS or not word[0].isalpha():
+            return False
+        if not verb.inflected:
+            return self._is_plural(j)
+        return not self._manner(j) and (finite or self.seen <= self.period)
+
+    def _is_noun(self, i: int, stop: int) -> bool:
+        """Whether the noun at word i, whose phrase ends before `stop`, is spoken of as a camera motion is."""
+        base, after = vocab.VERBS[self.at(i)].base, self.at(stop)
+        level, first = self._noun_phrase(i)
+        phrase = {self.at(m) for m in range(first, i)}
+        if base == "pan" and phrase & vocab.COOKWARE:
+            return False
+        if level == 2:
+            return base in vocab.NOUNS | {"pan"} or after not in vocab.ARTICLES
+        if level == 0 or after in vocab.ARTICLES:  # "a hard push in the back"
+            return False
+        if base in ("pan", "dolly"):  # "an old dolly left behind"
+            sideways = vocab.DIRECTIONS.get(self.at(stop - 1)) in ("left", "right")
+            return after in vocab.SPATIAL or not sideways
+        return base in vocab.NOUNS
 
     def _is_subject(self, i: int) -> bool:
         """Whether the camera does what the verb at word i says."""
-        return self._camera(self._before(i, lambda m: self._fill(m) or self.at(m) == ","))
+        if self._camera(self._before(i, lambda m: self._fill(m) or self.at(m) == ",")):
+            return True
+        j = self._before(i, self._fill)
+        if self.at(j) == ",":  # behind an insertion: "the camera, mounted on a car, moves"
+            k = next((m for m in range(j - 1, max(j - 16, -1), -1) if self.at(m) in (".", ",")), 0)
+            opens = self.at(k + 1) in vocab.PARTED or self.at(k + 1).endswith(("ing", "ed"))
+            # A past form is one more insertion: "a medium shot, focusing on her, tilted down".
+            return self.at(k) == "," and self._camera(k - 1) and opens and not self.at(i).endswith("ed")
+        if self.at(i).endswith("ing"):
+            return False
+        # behind a clause: "the camera that was static now pans"
+        k = next((m for m in range(j, max(j - 12, -1), -1) if self.at(m) in vocab.RELATIVE | {"."}), 0)
+        return self.at(k) in ("that", "which") and self._camera(k - 1)
 
     def _goes_on(self, i: int) -> bool:
         """Whether the verb at word i continues what the sentence has said of the camera."""
@@ -328,29 +251,58 @@ class _Reader:
         if self.end > self.period and "and" in links and self.at(i).endswith("s"):
             # "glides towards the door and moves left", but not "past a man who stops and moves left".
             return not any(self.at(m) in vocab.RELATIVE for m in range(max(self.end, i - 12), j))
-        # "The camera follows the runner and pans left": only verbs that a runner does not share.
-        own = vocab.VERBS[self.at(i)].base in vocab.NOUNS | {"pan"}
-        return own and bool(self.seen > self.period and links & {"and", "then", "before", "while", "it"})
+        base = vocab.VERBS[self.at(i)].base
+        own = base in vocab.NOUNS | {"pan"}
+        if own and bool(self.seen > self.period and links & {"and", "then", "before", "while", "it"}):
+            # "The camera follows the runner and pans left": only verbs that a runner does not share.
+            return True
+        if own and self._is_pronoun(i):
+            return True
+        return self._is_second(i, own=own)
 
-    def _negated(self, i: int) -> bool:
-        for j in (i - 1, i - 2, i - 3):
-            word = self.at(j)
-            if word in (".", ",", "but"):
-                break
-            if word in vocab.NEGATIONS or word.endswith("n't"):
-                return self.at(j + 1) not in ("only", "just")
-        between = {self.at(m) for m in range(self.denied, i)} if 0 <= i - self.denied <= 3 else set()
-        return self.denied >= 0 and bool(between) and between <= {",", "or", "nor"}
+    def _is_second(self, i: int, *, own: bool) -> bool:
+        """Whether the verb at word i is the second of a sentence whose subject is the camera, "The camera lingers on a
+        face, slowly pulling back", or begins a clause behind a shot: "Wide shot of a lake, pushing in"."""
+        j = self._before(i, lambda m: self._manner(m) or self.at(m) in vocab.ORDINALS)
+        follows = self.at(j) == "," and (self.at(i).endswith("ing") or "then" in {self.at(m) for m in range(j, i)})
+        joined = follows or ("and" in {self.at(m) for m in range(max(j, 0), i)} and self.at(i).endswith("s"))
+        if not joined or max(self.leads, self.seen) <= self.period:
+            return False
+        first = self.leads if self.leads > self.period else self.seen
+        if i - first > 40 or any(self.at(m) in vocab.RELATIVE - {","} for m in range(first, j)):
+            return False
+        if own:
+            return self.at(i).endswith("ing")
+        k = self.leads + 1
+        while self._manner(k):
+            k += 1
+        before = vocab.VERBS.get(self.at(k))
+        moves = before is not None and bool(before.kinds) and vocab.VERBS[self.at(i)].sense != vocab.PLAIN
+        return self.leads > self.period and (self.at(k) in vocab.OPENINGS or moves)
+
+    def _is_pronoun(self, i: int) -> bool:
+        """Whether the subject of the verb at word i is an "it" behind a sentence with a camera motion."""
+        j = self._before(i, self._fill)
+        first = self._before(j, lambda m: self.at(m) in vocab.ORDINALS)
+        return self.at(j) == "it" and first == self.period and self.end > self.before_period
 
     def _take(self, i: int, stop: int, kind: str) -> int:
         """Notes the motion at words i .. stop - 1, and others that its verb goes on to: "left, then right"."""
         if self.unknown and self.unknown[-1][1] >= i and self.at(i - 1) in vocab.SHOTS:  # "tracking shot moving left"
             self.unknown.pop()
         magnitude, end = self._magnitude(i, stop)
+        if kind in ("move_left", "move_right") and self._is_orbit_before(i):
+            kind = kind.replace("move", "orbit")
+            self.unknown.pop()
+        if self._is_restated(i, kind):
+            if self.tokens[-1].magnitude == 1.0:
+                self.tokens[-1] = MotionToken(kind, magnitude)
+            self.end = end
+            return end
         for k in range(max(i - 2, self.end, self.period, 0), stop + 3):
             if self.at(k)[0].isdigit() and self.at(k + 1) in ("degree", "degrees"):
                 self._note(k, k + 2)
-        self.tokens.append(MotionToken(kind, magnitude))
+        self._add(kind, magnitude, i)
         verb = vocab.VERBS.get(self.at(i))
         while verb is not None:
             k = end + (self.at(end) == ",")
@@ -366,10 +318,25 @@ class _Reader:
                 or self.at(hit[1]) not in vocab.STOP | vocab.FILLERS | vocab.AFTER_IN | vocab.ACROSS
             ):
                 break
-            self.tokens.append(MotionToken(verb.kinds[hit[0]], magnitude))
+            self._add(verb.kinds[hit[0]], magnitude, i)
             end = hit[1]
         self.end = end
         return end
+
+    def _is_orbit_before(self, i: int) -> bool:
+        """Whether the motion at word i tells the side of an orbit: "circles the vase, moving from left to right"."""
+        if self.at(i) != "moving" or not self.unknown or self.unknown[-1][0] <= self.period:
+            return False
+        verb = vocab.VERBS.get(self.at(self.unknown[-1][0]))
+        return verb is not None and verb.kinds is vocab.ORBIT
+
+    def _is_restated(self, i: int, kind: str) -> bool:
+        """Whether the motion at word i was told in its sentence already: "pushes in on a doll, moving closer"."""
+        if self.end <= self.period or not self.tokens or self.tokens[-1].kind != kind:
+            return False
+        if any(self.at(m) in vocab.AGAIN for m in range(max(self.end, i - 12), i)):
+            return False
+        return self.at(i).endswith("ing") or self.seen >= self.end
 
     def _magnitude(self, i: int, stop: int) -> tuple[float, int]:
         """Magnitude of the motion at words i .. stop - 1, and the word after it and its adverb."""
@@ -379,6 +346,10 @@ class _Reader:
         if self._speed(k):
             return self._speed(k), k + 1
         for j in range(i, stop):
+            if self._speed(j):
+                return self._speed(j), stop
+        noun = not vocab.VERBS[self.at(i)].inflected if self.at(i) in vocab.VERBS else False
+        for j in range(max(self._noun_phrase(i)[1], self.end), i) if noun else ():  # "a slow, cinematic push in"
             if self._speed(j):
                 return self._speed(j), stop
         j = i - 1
@@ -404,9 +375,20 @@ class _Reader:
         """Notes word i and those after it where they say of the camera what is no motion of the taxonomy."""
         verb, first = vocab.VERBS.get(self.at(i)), i
         if verb is not None:
+            if self._negated(i) or (self.at(i).endswith("ing") and self.at(i + 1) in vocab.VERBS):  # "a sweeping pan"
+                return
             _, named = self._after_verb(i)
-            noun = verb.base in vocab.NOUNS | {"pan"} and not verb.inflected and self._has_adjective(i)
-            if not (self._is_subject(i) or noun or (named and verb.sense != vocab.PLAIN)) or self._negated(i):
+            if named and i == self.end:  # "a rising crane shot"
+                return
+            noun = verb.base in vocab.NOUNS | {"pan"} and not verb.inflected and self._noun_phrase(i)[0] == 2
+            named = named and (verb.sense != vocab.PLAIN or self.at(i + 1) == "the")
+            is_ing, in_context = self.at(i).endswith("ing"), self.seen > self.period
+            if named and is_ing and self.at(i + 1) in ("motion", "movement", "movements") and not in_context:
+                return  # "stirs it in a swirling motion"
+            clear = verb.sense == vocab.CLEAR and is_ing and in_context
+            second = (verb.sense != vocab.PLAIN or not is_ing) and self._is_second(i, own=False)
+            ours = self._is_subject(i) or self._is_joined(i) or self._is_pronoun(i) or second
+            if not (ours or noun or named or (clear and not self._is_anothers(i))):
                 return
         elif self.at(i) in ("camera", "cam") and self._camera(i):
             first = i + 1
@@ -414,14 +396,12 @@ class _Reader:
                 first += 1
             told = self.at(first - 1) in ("to", "will", "can", "should", "must") and self.at(first).isalpha()
             known = self.at(first) in vocab.NO_MOTION | vocab.RESTING | vocab.VERBS.keys()
-            if known or not (told or self._is_verb(first)):
+            is_object = self.leads != i and "and" in {
+                self.at(m) for m in range(i, first)
+            }  # "looks into the camera and smiles"
+            if known or is_object or not (told or self._is_verb(first)):
                 return
-        elif self.end > self.period and 0 < i - self.end < 6 and self._is_verb(i):  # "pans left, then swoops"
-            between = {self.at(m) for m in range(self.end, i)}
-            joined = between & {"then", "before"} and between <= vocab.JOINERS | {","}
-            if not joined or self.at(i) in vocab.NO_MOTION:
-                return
-        elif not vocab.FOREIGN.search(self.at(i)):
+        elif not (self._is_joined(i) and self._is_verb(i)) and not vocab.FOREIGN.search(self.at(i)):
             return
         last = first + 1
         if self.at(last) in vocab.BREAK:  # "The camera swoops, then rises": what follows is still the camera's
@@ -429,6 +409,18 @@ class _Reader:
         while last < first + 4 and self.at(last) not in vocab.BREAK:
             last += 1
         self._note(first, last)
+
+    def _report_pronoun(self, i: int, stop: int) -> None:
+        """Notes a motion whose subject is an "it" that may be the camera: "The camera pushes in. It moves left."."""
+        if self._is_pronoun(i):
+            self._note(i, stop)
+
+    def _is_joined(self, i: int) -> bool:
+        """Whether word i goes on from a camera motion shortly before: "pans left, then swoops"."""
+        if not (self.end > self.period and 0 < i - self.end < 6) or self.at(i) in vocab.NO_MOTION:
+            return False
+        between = {self.at(m) for m in range(self.end, i)}
+        return bool(between & {"then", "before"}) and between <= vocab.JOINERS | {","}
 
     def _is_verb(self, i: int) -> bool:
         """Whether word i may be a verb in a form that follows the camera, and not one of those that are read."""

@@ -31,6 +31,7 @@ def initial_noise(batch: PromptBatch, latent_shape: tuple[int, int, int, int], *
 
     A sample's noise is a function of (config.seed, its sample id, its trajectory) alone: the split over ranks and
     micro-batches does not change it. With `rollout.share_initial_noise` a group shares the draw of its first sample.
+    A prompt that asks for no camera (`batch.asked`) gets what mode "plain" would give it: noise at rest asks for rest.
 
     Args:
       batch: Prompts, trajectories [P, F, 4, 4] and sample ids [N]. The noise is moved on the device of the viewmats.
@@ -47,13 +48,15 @@ def initial_noise(batch: PromptBatch, latent_shape: tuple[int, int, int, int], *
         noise = _normal(latent_shape, seed=config.seed, sample_ids=ids, purpose=_FRESH, device=batch.viewmats.device)
         return noise.repeat_interleave(per_draw, dim=0)
     draws = ids.reshape(len(batch.prompts), -1)  # [P, G or 1]
+    asked = [True] * len(batch.prompts) if batch.asked is None else batch.asked.tolist()
     groups = [
         warped_noise(
             viewmats, latent_shape, camera=config.camera, seed=config.seed, sample_ids=own,
             flow_scale=config.noise.flow_scale, degradation=config.noise.degradation,
             dither=config.noise.dither,
-        )
-        for viewmats, own in zip(batch.viewmats, draws, strict=True)
+        ) if is_asked
+        else _normal(latent_shape, seed=config.seed, sample_ids=own, purpose=_FRESH, device=viewmats.device)
+        for viewmats, own, is_asked in zip(batch.viewmats, draws, asked, strict=True)
     ]  # fmt: skip
     return torch.cat(groups).repeat_interleave(per_draw, dim=0)
 

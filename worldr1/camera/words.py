@@ -1,4 +1,4 @@
-"""The vocabulary of `motion.py`: camera verbs with their motions, and words that tell whether the camera is meant."""
+"""The vocabulary of the reader: camera verbs with their motions, and words that tell whether the camera is meant."""
 
 from __future__ import annotations
 
@@ -29,22 +29,32 @@ _TABLE: list[tuple[str, int, dict[str, str]]] = [
     ("push", TERM, {"in": "push_in"}),
     ("pull", TERM, {"out": "pull_out", "left": "pull_left", "right": "pull_right"}),
     ("move glide slide drift shift travel", TERM, _TRAVEL),
-    ("advance creep", TERM, {"in": "push_in"}),
-    ("retreat", TERM, {"out": "pull_out"}),
+    ("creep", TERM, {"in": "push_in"}),
     ("track truck strafe", TERM, _ALONG),
-    ("pan", TERM, _PAN),
+    ("pan", TERM, _PAN | {"in": "push_in", "out": "pull_out"}),  # "pans out" is said for a zoom
     ("arc circle revolve", TERM, ORBIT),
     ("roll", TERM, _ROLL),
     ("tilt", TERM, {d: _PAN[d] for d in ("up", "down")}),
     ("pedestal crane boom jib", TERM, {d: _TRAVEL[d] for d in ("up", "down")}),
+    # A sweep sideways is a turn; how one swoops, the direction says. "Sweeps over the hills" says neither.
+    ("sweep", TERM, {d: _PAN[d] for d in ("left", "right")}),
+    ("swoop", TERM, _TRAVEL),
     ("fly float soar walk sail", PLAIN, _TRAVEL),
     ("turn rotate swivel pivot", PLAIN, _PAN),
-    ("rise ascend climb raise", PLAIN, {"up": "move_up", "": "move_up"}),
-    ("descend lower sink", PLAIN, {"down": "move_down", "": "move_down"}),
+    ("edge inch ease nudge head come press rush race speed hurtle close step", PLAIN, {"in": "push_in"}),
+    ("bring take", PLAIN, _TRAVEL),
+    ("rise ascend climb raise lift elevate", PLAIN, {"up": "move_up", "": "move_up"}),
+    ("descend lower sink drop", PLAIN, {"down": "move_down", "": "move_down"}),
     ("approach", PLAIN, {"": "push_in"}),
+    ("advance", PLAIN, {"in": "push_in", "": "push_in"}),
+    ("retreat", PLAIN, {"out": "pull_out", "": "pull_out"}),
     ("recede", PLAIN, {"out": "pull_out", "": "pull_out"}),
     ("back", PLAIN, {"out": "pull_out", "up": "pull_out"}),
+    # Camera moves without a counterpart in the taxonomy: where they lead, the scene decides. They are reported.
+    ("follow weave spiral dive plunge chase snake skim navigate traverse swirl spin wander meander", TERM, {}),
 ]
+_NO_BASE = _set("edge inch head press rush race speed close step drop")
+"""Verbs that are no verbs beside the camera in their plain form: "camera close-up", "camera speed"."""
 
 
 def _inflections(base: str) -> tuple[str, str, str]:
@@ -53,8 +63,8 @@ def _inflections(base: str) -> tuple[str, str, str]:
         return base[:-1] + "ies", base + "ing", base[:-1] + "ied"
     if base.endswith("e"):
         return base + "s", base[:-1] + "ing", base + "d"
-    long = base + base[-1] if base in ("pan", "jib") else base
-    return base + ("es" if base.endswith("h") else "s"), long + "ing", long + "ed"
+    long = base + base[-1] if base in ("pan", "jib", "drop", "spin", "skim", "step") else base
+    return base + ("es" if base.endswith(("h", "ss")) else "s"), long + "ing", long + "ed"
 
 
 class Verb(NamedTuple):
@@ -68,8 +78,10 @@ VERBS = {
     form: Verb(base, form != base, CLEAR if form in ("panning", "dollying", "trucking") else sense, kinds)
     for bases, sense, kinds in _TABLE
     for base in bases.split()
-    for form in (base, *_inflections(base))
+    for form in ((base, *_inflections(base)) if base not in _NO_BASE else _inflections(base))
 }
+
+del VERBS["elevated"]  # "the camera is elevated" tells where it is
 
 DIRECTIONS = {
     word: direction
@@ -87,15 +99,28 @@ DIRECTIONS = {
 }
 ENDS = {"left": "left", "right": "right", "top": "up", "bottom": "down"}  # of "from left to right"
 SLOW = _set("slow slowly slight slightly gentle gently subtle subtly little bit leisurely softly barely")
-FAST = _set("fast quick quickly rapid rapidly swift swiftly speedily briskly sudden suddenly whip crash snap")
+FAST = _set("fast quick quickly rapid rapidly swift swiftly speedily briskly sudden suddenly whip swish crash snap")
 MANNER = SLOW | FAST | _set("smooth steady gradual continuous dramatic very")  # and adverbs in -ly
+CAMERA_ADJECTIVES = _set(
+    "cinematic epic majestic elegant graceful fluid seamless sweeping lateral horizontal vertical aerial handheld long "
+    "lazy languid deliberate controlled measured stately unhurried hypnotic breathtaking immersive panoramic "
+    "cinematographic degree degrees full half"
+)
+"""Said of camera motions and of little else; beside "a push in" and its like any other adjective does too."""
 NO_ADVERB = _set("family butterfly dragonfly assembly jelly belly reply supply lily bully italy july")
-CAMERAS = _set("camera cam shot view viewpoint lens drone pov perspective we")
+CAMERAS = _set("camera camera's cam shot view viewpoint lens drone pov perspective steadicam we")
 SHOTS = _set("shot shots movement motion move")
+PICTURES = _set(
+    "image picture video scene frame footage film clip animation sequence focus timelapse hyperlapse closeup director "
+    "operator cinematographer filmmaker burns"
+)
+"""With the camera and its shots, what may zoom as a camera does."""
+BEFORE_SHOTS = _set("drone aerial wide fpv camera cinematic handheld crane tracking")
 # What may stand between the camera and its verb, or between two motions of one sentence.
 FILLERS = _set(
     "is that which will can should must to then starts start begins begin continues performs perform does makes make "
-    "a an the motion motions movement movements angle and next first finally also now keeps just only later"
+    "a an the motion motions movement movements angle and next first finally also now keeps just only later "
+    "almost ever so"
 )
 JOINERS = FILLERS | _set(
     "with while before after afterward afterwards into followed by transition transitions transitioning in it plus "
@@ -111,7 +136,33 @@ PREPOSITIONS = _set("in on of the a an and to at by with is . ,")  # "fixed in t
 ACROSS = _set("around about across along over the a an this its")
 BREAK = _set("and then while before as with but or who that which . ,")
 RELATIVE = _set("who that which whose where as while when ,")
+PARTED = _set("which that now still initially first after having with once at from as set hung held built")
+"""With participles, what opens an insertion between the camera and its verb: "the camera, mounted on a car, moves"."""
+OPENINGS = _set("starts begins opens lingers holds pauses rests waits stays remains hovers sits looks")
+"""Verbs after which the next verb of the sentence is the camera's too; what it follows or shows may act itself."""
+AGAIN = _set("then again next finally before further second twice repeats afterwards lastly")
+WAYS = _set("direction motion movement manner fashion arc circle orbit sweep loop path")
 STOP = BREAK | frozenset(VERBS)
+COOKWARE = _set("frying hot iron cast copper sauce baking roasting steel metal dirty empty greasy large small deep")
+NOT_ADJECTIVES = _set(  # what cannot stand between an article and a noun; with plurals, which are subjects
+    "he she it they we you i who which that this these those his her their its people men women children kids crowd "
+    "police cattle some many all both others is are was were be been will would can could should must may might do "
+    "does did to not never no as while when if than at on over under through across along past near behind from up "
+    "down left right out off has have had gets got make let us them him me"
+)
+PEOPLE = _set("people men women children kids police cattle they we you i these those some many all both others")
+NP_STARTS = _set("a an the another one with using by in of for via into and then , .")
+AUXILIARIES = _set("is are was were be can will would could should must may might to just also now")
+NOT_SUBJECTS = (
+    NP_STARTS
+    | ORDINALS
+    | _set(  # words before a verb that are not its subject
+        "it while before after without by with on in of for or nor but as when where until not never no camera start "
+        "starts begin begins keep keeps continue continues up close"
+    )
+)
+CLAUSE_STARTS = _set(". , and as while then when with")
+SPATIAL = _set("across over to toward towards from through along as while past around . ,")
 AFTER_IN = _set(
     "on to toward towards close closer tight tightly for from and then with while as until before after over through "
     "past . ,"
@@ -122,12 +173,13 @@ PATHS = _set("hall hallway corridor street road path trail aisle alley lane tunn
 NO_MOTION = _set(  # what a camera does, has or is without moving
     "is was has captures shows reveals focuses films records frames faces looks sees watches catches lingers holds "
     "stays remains rests stands sits uses needs opens lens lenses angles details settings placed positioned mounted "
-    "fixed locked still during capturing showing revealing focusing filming recording looking facing framing"
+    "fixed locked still during capturing showing revealing focusing filming recording looking facing framing none "
+    "adds highlights emphasizes completes enhances creates conveys allows provides gives includes emphasize capture "
+    "highlight reveal show focus create enhance convey allow provide give include"
 )
 TECHNIQUES = frozenset(
     "handheld,hand-held,hand held,shaky cam,shaky camera,dolly zoom,dolly-zoom,vertigo effect,fly-through,flythrough,"
-    "fly-over,flyover,bullet time,barrel roll,dutch angle,dutch tilt,side to side,side-to-side,back and forth".split(
-        ","
-    )
+    "fly-over,flyover,bullet time,barrel roll,orbital shot,dutch angle,dutch tilt,side to side,side-to-side,"
+    "back and forth".split(",")
 )
-FOREIGN = re.compile("镜头|鏡頭|摄像|攝像|相机|相機|カメラ|카메라|камер|cámara|câmera|caméra|kamera", re.I)
+FOREIGN = re.compile("telecamera|镜头|鏡頭|摄像|攝像|相机|相機|カメラ|카메라|камер|cámara|câmera|caméra|kamera", re.I)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from worldr1.camera.motion import parse_motion
+from worldr1.camera.motion import read_camera
 from worldr1.camera.trajectory import build_trajectory
 from worldr1.config import PhaseConfig, TrainConfig
 from worldr1.datatypes import PromptBatch
@@ -92,17 +93,9 @@ def prompt_batch(
     first = rank * share
     drawn = iterations_before(iteration, config.phase, dynamic=dynamic) * total + first
     chosen = [prompts[i] for i in _shuffled(len(prompts), drawn, share, seed=2 * config.seed + dynamic)]
-    tokens = [parse_motion(p) for p in chosen]
-    paths = [build_trajectory(t, config.video.num_frames, config.camera) for t in tokens]
     start = (iteration * total + first) * group_size
-    return PromptBatch(
-        prompts=chosen,
-        group_size=group_size,
-        tokens=tokens,
-        viewmats=torch.stack(paths).float(),  # [P, F, 4, 4]
-        sample_ids=torch.arange(start, start + share * group_size, dtype=torch.int64),  # [P * G]
-        dynamic=dynamic,
-    )
+    ids = torch.arange(start, start + share * group_size, dtype=torch.int64)  # [P * G]
+    return read_batch(chosen, config=config, group_size=group_size, sample_ids=ids, dynamic=dynamic)
 
 
 def held_out_batch(prompts: Sequence[str], *, config: TrainConfig, rank: int, world_size: int) -> PromptBatch:
@@ -118,15 +111,35 @@ def held_out_batch(prompts: Sequence[str], *, config: TrainConfig, rank: int, wo
     """
     share = -(-config.evaluation.num_samples // world_size)
     chosen = [prompts[i] for i in _shuffled(len(prompts), rank * share, share, seed=2 * config.seed)]
-    tokens = [parse_motion(p) for p in chosen]
     start = HELD_OUT_IDS + rank * share
+    ids = torch.arange(start, start + share, dtype=torch.int64)
+    return read_batch(chosen, config=config, group_size=1, sample_ids=ids, dynamic=False)
+
+
+def read_batch(
+    prompts: Sequence[str], *, config: TrainConfig, group_size: int, sample_ids: Tensor, dynamic: bool
+) -> PromptBatch:
+    """A batch of given prompts, with what they ask of the camera.
+
+    Args:
+      prompts: P prompts.
+      config: The run's settings; read are video.num_frames and camera.
+      group_size: G.
+      sample_ids: [P * G] int64.
+      dynamic: Whether the prompts are those of the dynamic phase.
+    Returns:
+      PromptBatch on the CPU. The path of a prompt that asks for no camera (`asked`) is one at rest.
+    """
+    readings = [read_camera(p) for p in prompts]
+    paths = [build_trajectory(r.tokens, config.video.num_frames, config.camera) for r in readings]
     return PromptBatch(
-        prompts=chosen,
-        group_size=1,
-        tokens=tokens,
-        viewmats=torch.stack([build_trajectory(t, config.video.num_frames, config.camera) for t in tokens]).float(),
-        sample_ids=torch.arange(start, start + share, dtype=torch.int64),
-        dynamic=False,
+        prompts=list(prompts),
+        group_size=group_size,
+        tokens=[r.tokens for r in readings],
+        viewmats=torch.stack(paths).float(),  # [P, F, 4, 4]
+        sample_ids=sample_ids,
+        dynamic=dynamic,
+        asked=torch.tensor([r.asked for r in readings]),  # [P]
     )
 
 

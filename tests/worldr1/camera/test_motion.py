@@ -388,7 +388,24 @@ def test_any_text_is_read_without_a_crash(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["back ", "slowly ", ",", "the camera ", "pan ", "left to ", "not ", " ", "-", "pan left "]
+    "piece",
+    [
+        "back ",
+        "slowly ",
+        ",",
+        "the camera ",
+        "pan ",
+        "left to ",
+        "not ",
+        " ",
+        "-",
+        "pan left ",
+        "zooms ",
+        "it then moves ",
+        "and moves, ",
+        "slow, sweeping ",
+        "camera, which is ",
+    ],
 )
 def test_long_prompts_take_no_longer_than_their_length(piece: str) -> None:
     """Words looked up grow with the prompt and not with its square."""

@@ -253,3 +253,19 @@ def test_bad_input_is_named(change: dict, match: str) -> None:
 def test_no_channels_or_no_samples_give_an_empty_result() -> None:
     assert warp("pan_left", torch.arange(2), shape=(0, 3, 8, 8)).shape == (2, 0, 3, 8, 8)
     assert warp("pan_left", torch.arange(0)).shape == (0, *SHAPE)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_prompt_that_asks_for_no_camera_starts_from_plain_noise(shared: bool) -> None:
+    """Bit by bit that of mode "plain"; the others do not notice."""
+    config = TrainConfig(rollout=RolloutConfig(share_initial_noise=shared))
+    batch = make_batch("pan_left", "fixed", "fixed")
+    moved = initial_noise(batch, SHAPE, config=config)
+    plain = initial_noise(batch, SHAPE, config=replace(config, noise=replace(config.noise, mode="plain")))
+    mixed = initial_noise(replace(batch, asked=torch.tensor([True, False, True])), SHAPE, config=config)
+    asked = torch.tensor([True, False, True]).repeat_interleave(batch.group_size)
+    assert torch.equal(mixed[asked], moved[asked]) and torch.equal(mixed[~asked], plain[~asked])
+    assert not torch.equal(moved[~asked], plain[~asked])
+    assert torch.equal(
+        initial_noise(replace(batch, asked=torch.ones(3, dtype=torch.bool)), SHAPE, config=config), moved
+    )

@@ -90,6 +90,17 @@ def test_held_out_batch_shares_and_ids():
     assert max(Counter(whole.prompts).values()) - min(Counter(whole.prompts).values()) <= 1
 
 
+def test_a_batch_says_which_prompts_ask_for_a_camera():
+    prompts = ["Pan left.", "A red ball.", "Static shot of a ball.", "The camera swoops over a ball."]
+    asks = {p: a for p, a in zip(prompts, [True, False, True, False], strict=True)}
+    batch = prompt_batch(prompts, config=fake_config(), iteration=0, dynamic=False, rank=0, world_size=1)
+    held_out = held_out_batch(prompts, config=fake_config(), rank=0, world_size=1)
+    for made in (batch, held_out):
+        assert made.asked.dtype == torch.bool
+        assert made.asked.tolist() == [asks[p] for p in made.prompts]
+    assert bool(batch_of().asked.all())
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
