@@ -49,7 +49,8 @@ def run_self_tests(policy: VideoPolicy, *, prompts: Sequence[str], config: Train
     Returns:
       The tests, all passed.
     Raises:
-      RuntimeError: one failed; its name, its figure and what it means. The same tests run on every rank.
+      RuntimeError: one failed on any rank; its name, its figure and what it means. Every rank must call this, and all
+        stop: one that went on would wait for the others.
     """
     tests = [_ranks_agree(policy, config)]
     batch = _small_batch(prompts, config)
@@ -68,6 +69,9 @@ def run_self_tests(policy: VideoPolicy, *, prompts: Sequence[str], config: Train
         if config.update.deferred:
             tests.append(_deferred_is_two_pass(policy, batch, noise, sigmas, steps, config))
     tests.append(_ema_moves(policy, config))
+    # The worst of the ranks; a NaN stays one.
+    worst = distributed.gather(torch.tensor([[t.deviation for t in tests]], dtype=torch.float64)).amax(0)
+    tests = [t._replace(deviation=d) for t, d in zip(tests, worst.tolist(), strict=True)]
     for test in tests:
         if not test.deviation <= test.limit:  # a NaN fails too
             raise RuntimeError(

@@ -26,6 +26,7 @@ from worldr1.rewards.judges.registry import load_judge
 from worldr1.rewards.meta_view import draw_offset, meta_camera, meta_view_term
 from worldr1.rewards.reconstruct import MAX_GAUSSIANS_PER_PIXEL, render, thin
 from worldr1.rewards.trajectory import median_depth, trajectory_term
+from worldr1.run import distributed
 
 PIXELS_PER_CALL = 1 << 19
 """Video pixels that go through the judges in one call: 56 clips of 9x32x32, one of 81x480x832. Bounds the memory."""
@@ -80,7 +81,8 @@ class RewardStack:
           experiment the terms are already permuted, or replaced by one term "random".
         Raises:
           ValueError: a shape that does not fit the batch.
-          RuntimeError: more than max_invalid_fraction of the samples are invalid; the reasons are counted.
+          RuntimeError: more than max_invalid_fraction of the samples of all ranks are invalid; the reasons are counted.
+            Every rank must call this, and all stop.
         """
         num = batch.num_samples
         frames = batch.viewmats.shape[1]
@@ -270,10 +272,12 @@ def randomised(output: RewardOutput, batch: PromptBatch, *, seed: int) -> Reward
 
 
 def _check_share(num: int, reasons: dict[int, str], *, limit: float) -> None:
-    if len(reasons) > limit * num:
-        counted = Counter(reasons.values()).most_common(5)
-        spelled = "; ".join(f"{count} x {reason}" for reason, count in counted)
+    """Of all ranks' samples, so that the answer is that of one rank, and the same on each."""
+    num *= distributed.world_size()
+    counted: Counter[str] = sum(distributed.gather_objects(Counter(reasons.values())), Counter())
+    if counted.total() > limit * num:
+        spelled = "; ".join(f"{count} x {reason}" for reason, count in counted.most_common(5))
         raise RuntimeError(
             f"RewardStack.score: at most {limit:.0%} of the samples may be invalid (reward.max_invalid_fraction), "
-            f"got {len(reasons)} of {num}: {spelled}"
+            f"got {counted.total()} of {num}: {spelled}"
         )
