@@ -189,6 +189,7 @@ def _batch(prompts: Sequence[str], settings: TrainConfig, *, device: str) -> Any
         viewmats=torch.stack(paths).to(device),
         sample_ids=torch.arange(len(prompts)),
         dynamic=False,
+        group_ids=torch.arange(len(prompts)),
     )
 
 

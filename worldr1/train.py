@@ -35,7 +35,7 @@ from typing import NamedTuple
 import torch
 
 from worldr1.camera.noise import initial_noise
-from worldr1.config import TrainConfig
+from worldr1.config import TrainConfig, rank_share
 from worldr1.cost.budget import fit_micro_batch
 from worldr1.cost.flops import describe
 from worldr1.evaluation.evaluate import Evaluator, load_evaluator
@@ -128,14 +128,14 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
 
     settings = config  # as they were given: what a resumed run is compared with
     if config.rollout.memory_budget_gib:
-        own = config.rollout.group_size * config.rollout.prompts_per_iteration // world.size
+        own, _ = rank_share(config.rollout, world.size)
         config = fit_micro_batch(policy, prompts[False][0], config, num_samples=own)
 
     progress = Progress(max_iterations=config.max_iterations, enabled=world.is_main)
     writer = MetricsWriter(config.output_dir, first_iteration=first, enabled=world.is_main)
     try:
         progress.say(opening_line(config, world, first=first, num_params=sum(p.numel() for p in params)))
-        progress.say(describe(config))
+        progress.say(describe(config, world_size=world.size))
         if config.rollout.memory_budget_gib:
             progress.say(f"micro-batch by rollout.memory_budget_gib: {config.rollout.micro_batch}")
         if config.schedule.compat:
@@ -195,7 +195,7 @@ def _iterate(
                 )
             with watch.stage("rewards"), progress.stage("rewards"):
                 scores = rewards.score(batch, rollout.video, finite=rollout.finite)
-            advantage = group_advantage(scores, group_size=batch.group_size, config=config.advantage)
+            advantage = group_advantage(scores, group_size=config.rollout.group_size, config=config.advantage)
             with watch.stage("update"), progress.stage("update"):
                 update = policy_step(*learner, rollout, advantage, config=config, lr=lr, gradients=gradients)
 

@@ -49,18 +49,22 @@ def group_advantage(rewards: RewardOutput, *, group_size: int, config: Advantage
     dropped.
 
     Args:
-      rewards: Rewards of this rank's samples, groups contiguous. Shape [N].
-      group_size: G; N must be a multiple.
+      rewards: Rewards of this rank's samples, of equally many on each rank: the groups are contiguous in the samples of
+        all ranks in their order, and may be split between ranks. Shape [N].
+      group_size: G of the whole groups; the samples of all ranks must be a multiple.
       config: Normalisation, clip and alarm threshold.
     Returns:
       Advantage(advantage [N], mask [N], num_active, group_std, num_dropped_groups, alarms).
     Raises:
-      ValueError: N is not a multiple of group_size.
+      ValueError: the number of samples of all ranks is not a multiple of group_size.
     Source: Shao et al. 2024 (GRPO), arXiv 2402.03300; Liu et al. 2025 (Flow-GRPO), arXiv 2505.05470.
     """
     n = len(rewards.reward)
-    if group_size < 1 or n % group_size:
-        raise ValueError(f"group_advantage: number of samples must be a multiple of group_size {group_size}, got {n}")
+    everywhere = n * distributed.world_size()
+    if group_size < 1 or everywhere % group_size:
+        raise ValueError(
+            f"group_advantage: number of samples must be a multiple of group_size {group_size}, got {everywhere}"
+        )
     weights = {k: w for k, w in rewards.weights.items() if w > 0 and k in rewards.breakdown}
     terms = {k: (rewards.breakdown[k], w) for k, w in weights.items()} if config.normalize_each else {}
     terms = terms or {"reward": (rewards.reward, 1.0)}
@@ -81,10 +85,10 @@ def group_advantage(rewards: RewardOutput, *, group_size: int, config: Advantage
     total /= math.sqrt(sum(w * w for _, w in terms.values()))
     total = total.clamp(-config.clip, config.clip)
     rank = distributed.rank()
-    mine = slice(rank * n // group_size, (rank + 1) * n // group_size)
+    mine = slice(rank * n, (rank + 1) * n)  # it may begin inside a group
     return Advantage(
-        advantage=total[mine].reshape(-1).float(),
-        mask=mask_all[mine].reshape(-1),
+        advantage=total.flatten()[mine].float(),
+        mask=mask_all.flatten()[mine],
         num_active=int(mask_all.sum()),
         group_std=group_std,
         num_dropped_groups=int((~kept).sum()),

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -82,18 +83,18 @@ def run_self_tests(policy: VideoPolicy, *, prompts: Sequence[str], config: Train
 
 
 def _small_batch(prompts: Sequence[str], config: TrainConfig) -> PromptBatch:
-    """Whole groups that fill one micro-batch, or all samples of this rank if they are fewer."""
+    """Whole pieces that fill one micro-batch, or all samples of this rank if they are fewer."""
     world = distributed.world_size()
     batch = prompt_batch(prompts, config=config, iteration=0, dynamic=False, rank=distributed.rank(), world_size=world)
     alike = batch.group_size if config.rollout.share_first_step else 1  # samples that one latent stands for
-    groups = min(len(batch.prompts), -(-config.rollout.micro_batch * alike // batch.group_size))
-    return PromptBatch(
-        prompts=batch.prompts[:groups],
-        group_size=batch.group_size,
-        tokens=batch.tokens[:groups],
-        viewmats=batch.viewmats[:groups],
-        sample_ids=batch.sample_ids[: groups * batch.group_size],
-        dynamic=False,
+    pieces = min(len(batch.prompts), -(-config.rollout.micro_batch * alike // batch.group_size))
+    return replace(
+        batch,
+        prompts=batch.prompts[:pieces],
+        tokens=batch.tokens[:pieces],
+        viewmats=batch.viewmats[:pieces],
+        sample_ids=batch.sample_ids[: pieces * batch.group_size],
+        group_ids=batch.group_ids[:pieces],
     )
 
 

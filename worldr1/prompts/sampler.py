@@ -1,4 +1,4 @@
-"""Prompts of an iteration: read, drawn by shuffled epochs, dealt to the ranks, repeated G times.
+"""Prompts of an iteration: read, drawn by shuffled epochs, repeated G times, dealt to the ranks.
 
 Everything is a function of (seed, iteration, rank): no sampler state, so a resumed run deals the prompts that the
 uninterrupted run would have dealt, and the group size is exact from the first iteration.
@@ -13,7 +13,7 @@ import torch
 
 from worldr1.camera.motion import parse_motion
 from worldr1.camera.trajectory import build_trajectory
-from worldr1.config import PhaseConfig, TrainConfig
+from worldr1.config import PhaseConfig, TrainConfig, rank_share
 from worldr1.datatypes import PromptBatch
 
 HELD_OUT_IDS = 2**31
@@ -66,10 +66,12 @@ def iterations_before(iteration: int, phase: PhaseConfig, *, dynamic: bool) -> i
 def prompt_batch(
     prompts: Sequence[str], *, config: TrainConfig, iteration: int, dynamic: bool, rank: int, world_size: int
 ) -> PromptBatch:
-    """The prompts of one iteration on one rank.
+    """The samples of one iteration on one rank.
 
-    Prompts come in shuffled epochs without replacement, one sequence per phase. Rank r takes the r-th contiguous share,
-    so that all ranks together hold what a single rank would, in the same order and with the same sample ids.
+    Prompts come in shuffled epochs without replacement, one sequence per phase, each G times in a row. Rank r takes the
+    r-th contiguous share of the samples, so that all ranks together hold what a single rank would, in the same order
+    and with the same sample ids. A share may begin and end inside a group: it is made of pieces of g samples, the
+    largest size of which every rank holds whole pieces, so that all ranks make the same transformer calls.
 
     Args:
       prompts: All prompts of the phase's file.
@@ -79,29 +81,31 @@ def prompt_batch(
       rank: This rank, in [0, world_size).
       world_size: Number of ranks.
     Returns:
-      PromptBatch with P = prompts_per_iteration / world_size prompts; sample_ids are unique over ranks and iterations.
+      PromptBatch of n / g pieces, n and g as `config.rank_share` gives them: P whole groups on a single rank.
+      sample_ids are unique over ranks and iterations.
     Raises:
-      ValueError: no prompts, or prompts_per_iteration is not a multiple of world_size.
+      ValueError: no prompts, or the samples of an iteration are not a multiple of world_size.
     """
     if not prompts:
         raise ValueError("prompt_batch: prompts must not be empty")
     total, group_size = config.rollout.prompts_per_iteration, config.rollout.group_size
-    if total % world_size:
-        raise ValueError(f"prompt_batch: prompts_per_iteration must be a multiple of {world_size} ranks, got {total}")
-    share = total // world_size
-    first = rank * share
-    drawn = iterations_before(iteration, config.phase, dynamic=dynamic) * total + first
-    chosen = [prompts[i] for i in _shuffled(len(prompts), drawn, share, seed=2 * config.seed + dynamic)]
+    share, piece = rank_share(config.rollout, world_size)
+    first = rank * share  # of this rank's samples, among those of the iteration
+    groups = [sample // group_size for sample in range(first, first + share, piece)]  # of each piece, in [0, total)
+    drawn = iterations_before(iteration, config.phase, dynamic=dynamic) * total + groups[0]
+    order = _shuffled(len(prompts), drawn, groups[-1] - groups[0] + 1, seed=2 * config.seed + dynamic)
+    chosen = [prompts[order[group - groups[0]]] for group in groups]
     tokens = [parse_motion(p) for p in chosen]
     paths = [build_trajectory(t, config.video.num_frames, config.camera) for t in tokens]
-    start = (iteration * total + first) * group_size
+    before = iteration * total * group_size  # samples of earlier iterations
     return PromptBatch(
         prompts=chosen,
-        group_size=group_size,
+        group_size=piece,
         tokens=tokens,
         viewmats=torch.stack(paths).float(),  # [P, F, 4, 4]
-        sample_ids=torch.arange(start, start + share * group_size, dtype=torch.int64),  # [P * G]
+        sample_ids=torch.arange(before + first, before + first + share, dtype=torch.int64),  # [N]
         dynamic=dynamic,
+        group_ids=before + group_size * torch.tensor(groups, dtype=torch.int64),  # [P]
     )
 
 
@@ -120,13 +124,15 @@ def held_out_batch(prompts: Sequence[str], *, config: TrainConfig, rank: int, wo
     chosen = [prompts[i] for i in _shuffled(len(prompts), rank * share, share, seed=2 * config.seed)]
     tokens = [parse_motion(p) for p in chosen]
     start = HELD_OUT_IDS + rank * share
+    ids = torch.arange(start, start + share, dtype=torch.int64)
     return PromptBatch(
         prompts=chosen,
         group_size=1,
         tokens=tokens,
         viewmats=torch.stack([build_trajectory(t, config.video.num_frames, config.camera) for t in tokens]).float(),
-        sample_ids=torch.arange(start, start + share, dtype=torch.int64),
+        sample_ids=ids,
         dynamic=False,
+        group_ids=ids,
     )
 
 

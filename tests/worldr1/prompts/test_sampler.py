@@ -88,9 +88,11 @@ def test_more_prompts_than_the_file_holds():
     assert set(Counter(batch.prompts).values()) <= {2, 3} and len(batch.prompts) == 14
 
 
-def test_prompts_that_do_not_divide_among_ranks():
-    with pytest.raises(ValueError, match="multiple of 3 ranks, got 4"):
+def test_samples_that_do_not_divide_among_ranks():
+    with pytest.raises(ValueError, match="multiple of the 3 ranks, got 4 x 4 = 16; start 2 or 4 ranks"):
         batch_of(world_size=3)
+    with pytest.raises(ValueError, match="multiple of the 17 ranks, got 4 x 4 = 16; start 16 or 8 ranks"):
+        batch_of(world_size=17)
 
 
 def test_held_out_batch_shares_and_ids():

@@ -39,6 +39,7 @@ def make_batch(config: TrainConfig, first_id: int = 40) -> PromptBatch:
     return PromptBatch(
         prompts=PROMPTS, group_size=config.rollout.group_size, tokens=[(MotionToken("pan_left"),)] * 2,
         viewmats=viewmats.expand(2, -1, -1, -1), sample_ids=torch.arange(first_id, first_id + n), dynamic=False,
+        group_ids=torch.arange(first_id, first_id + n, config.rollout.group_size),
     )  # fmt: skip
 
 

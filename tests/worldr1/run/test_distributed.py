@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from worldr1.config import RewardConfig, RolloutConfig, ScheduleConfig
+from worldr1.config import NoiseConfig, RewardConfig, RolloutConfig, ScheduleConfig
 from worldr1.learn.selftest import run_self_tests
 from worldr1.learn.update import policy_step
 from worldr1.microworld.captions import make_caption
@@ -29,7 +29,10 @@ def _worker(rank: int, size: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     world = distributed.init("cpu")
     assert (world.rank, world.size, world.is_main) == (rank, size, rank == 0)
-    jobs = (collectives, three_iterations, different_adapters, one_rank_masked, a_fault_on_one_rank, invalid_rewards)
+    jobs = (
+        collectives, three_iterations, one_prompt_of_eight, different_adapters, one_rank_masked, a_fault_on_one_rank,
+        invalid_rewards,
+    )  # fmt: skip
     torch.save({job.__name__: job() for job in jobs}, Path(folder) / f"{rank}.pt")
     distributed.shutdown()
 
@@ -65,15 +68,23 @@ def collectives() -> dict:
     }
 
 
-def three_iterations() -> dict:
+def three_iterations(**changes) -> dict:
     from fakes import fake_config, fake_iteration, fake_learner
 
     # Micro-batches of one group, so that both splits make the same transformer calls.
-    config = fake_config(max_iterations=3)
+    config = fake_config(max_iterations=3, **changes)
     learner = fake_learner(config)
     distributed.broadcast(learner.ema.params)
     figures = [fake_iteration(learner, config, iteration=i) for i in range(3)]
     return {"state": learner.policy.adapter_state(), "figures": figures}
+
+
+def one_prompt_of_eight() -> dict:
+    """Half of the group on each of two ranks, in one pass of each where its samples are still alike."""
+    rollout = RolloutConfig(
+        group_size=8, prompts_per_iteration=1, micro_batch=4, share_initial_noise=True, share_first_step=True
+    )  # fmt: skip
+    return three_iterations(rollout=rollout, noise=NoiseConfig(), schedule=ScheduleConfig(window_size=2))
 
 
 def different_adapters() -> str:
@@ -152,9 +163,10 @@ def test_collectives(two_ranks):
         assert got["params"][0].unique().tolist() == [0.0] and got["world_size"] == 2
 
 
-def test_two_ranks_train_as_one(two_ranks):
-    one = three_iterations()
-    two = [r["three_iterations"] for r in two_ranks]
+@pytest.mark.parametrize("job", [three_iterations, one_prompt_of_eight], ids=["groups", "half-groups"])
+def test_two_ranks_train_as_one(two_ranks, job):
+    one = job()
+    two = [r[job.__name__] for r in two_ranks]
     for name, value in one["state"].items():
         assert torch.equal(two[0]["state"][name], two[1]["state"][name])
         assert torch.allclose(two[0]["state"][name], value, atol=1e-6), name
