@@ -7,7 +7,6 @@ nowhere else. `validate` reports what is wrong before any model is loaded.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -326,19 +325,6 @@ def to_json(config: TrainConfig) -> dict:
     return plain(config)
 
 
-def rank_share(rollout: RolloutConfig, world_size: int) -> tuple[int, int]:
-    """(n, g): the samples of an iteration are dealt in a row, n = P G / world_size to each rank; g = gcd(n, G) is the
-    largest size of piece, part of a group, of which every rank holds whole ones. ValueError: they do not divide."""
-    p, g = rollout.prompts_per_iteration, rollout.group_size
-    if p * g % world_size:
-        near = sorted((n for n in range(1, p * g + 1) if p * g % n == 0), key=lambda n: abs(n - world_size))[:2]
-        raise ValueError(
-            f"rollout.prompts_per_iteration x group_size must be a multiple of the {world_size} ranks, "
-            f"got {p} x {g} = {p * g}; start {' or '.join(map(str, near))} ranks"
-        )
-    return p * g // world_size, math.gcd(p * g // world_size, g)
-
-
 def validate(config: TrainConfig, *, world_size: int = 1) -> None:
     """Check what can be checked before any model is loaded.
 
@@ -369,14 +355,18 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         f"rollout.group_size must be >= 4, got {r.group_size}; --rollout.allow-small-group accepts it",
     )
     must(r.prompts_per_iteration >= 1, f"rollout.prompts_per_iteration must be >= 1, got {r.prompts_per_iteration}")
-    try:
-        samples, _ = rank_share(r, world_size)
-        must(
-            r.memory_budget_gib > 0 or r.micro_batch >= 1 and samples % min(r.micro_batch, max(1, samples)) == 0,
-            f"rollout.micro_batch must divide the {samples} samples of a rank, got {r.micro_batch}",
-        )
-    except ValueError as error:
-        bad.append(str(error))
+    samples = r.prompts_per_iteration * r.group_size
+    near = sorted((n for n in range(1, samples + 1) if samples % n == 0), key=lambda n: abs(n - world_size))[:2]
+    must(
+        samples % world_size == 0,
+        f"rollout.prompts_per_iteration x group_size must be a multiple of the {world_size} ranks, "
+        f"got {r.prompts_per_iteration} x {r.group_size} = {samples}; start {' or '.join(map(str, near))} ranks",
+    )
+    samples //= world_size
+    must(
+        r.memory_budget_gib > 0 or r.micro_batch >= 1 and samples % min(r.micro_batch, max(1, samples)) == 0,
+        f"rollout.micro_batch must divide the {samples} samples of a rank, got {r.micro_batch}",
+    )
     must(r.memory_budget_gib >= 0, f"rollout.memory_budget_gib must be >= 0, got {r.memory_budget_gib}")
     must(r.guidance_scale >= 1, f"rollout.guidance_scale must be >= 1, got {r.guidance_scale}")
     s = c.schedule

@@ -35,7 +35,7 @@ from typing import NamedTuple
 import torch
 
 from worldr1.camera.noise import initial_noise
-from worldr1.config import TrainConfig, rank_share
+from worldr1.config import TrainConfig
 from worldr1.cost.budget import fit_micro_batch
 from worldr1.cost.flops import describe
 from worldr1.evaluation.evaluate import Evaluator, load_evaluator
@@ -56,7 +56,7 @@ from worldr1.microworld.captions import read_labels
 from worldr1.models.ema import Ema
 from worldr1.models.text_cache import TextCache
 from worldr1.models.wan import load_policy
-from worldr1.prompts.sampler import is_dynamic, prompt_batch, read_prompts
+from worldr1.prompts.sampler import is_dynamic, prompt_batch, rank_share, read_prompts
 from worldr1.report import write_report
 from worldr1.rewards import RewardStack, build_rewards
 from worldr1.rollout.sample import sample

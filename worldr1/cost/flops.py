@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from worldr1.config import Keep, ModelConfig, TrainConfig, VideoConfig, rank_share
+from worldr1.config import Keep, ModelConfig, TrainConfig, VideoConfig
+from worldr1.prompts.sampler import rank_share
 
 NUM_TEXT_TOKENS = 512
 """Of Wan's text encoder; padded to it."""

@@ -6,6 +6,7 @@ uninterrupted run would have dealt, and the group size is exact from the first i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from worldr1.camera.motion import parse_motion
 from worldr1.camera.trajectory import build_trajectory
-from worldr1.config import PhaseConfig, TrainConfig, rank_share
+from worldr1.config import PhaseConfig, RolloutConfig, TrainConfig
 from worldr1.datatypes import PromptBatch
 
 HELD_OUT_IDS = 2**31
@@ -63,6 +64,27 @@ def iterations_before(iteration: int, phase: PhaseConfig, *, dynamic: bool) -> i
     return cycles * phase.main_iterations + min(rest, phase.main_iterations)
 
 
+def rank_share(rollout: RolloutConfig, world_size: int) -> tuple[int, int]:
+    """How the P G samples of an iteration are dealt: in a row, equally many to each rank.
+
+    Args:
+      rollout: P prompts, G samples each.
+      world_size: Number of ranks.
+    Returns:
+      (n, g): samples of a rank, n = P G / world_size, and of the pieces of groups that they are made of: g = gcd(n, G)
+      is the largest size of which every rank holds whole pieces; G where no group is split.
+    Raises:
+      ValueError: P G is not a multiple of world_size.
+    """
+    samples = rollout.prompts_per_iteration * rollout.group_size
+    if samples % world_size:
+        raise ValueError(
+            f"rank_share: prompts_per_iteration x group_size must be a multiple of the {world_size} ranks, "
+            f"got {samples}"
+        )
+    return samples // world_size, math.gcd(samples // world_size, rollout.group_size)
+
+
 def prompt_batch(
     prompts: Sequence[str], *, config: TrainConfig, iteration: int, dynamic: bool, rank: int, world_size: int
 ) -> PromptBatch:
@@ -81,7 +103,7 @@ def prompt_batch(
       rank: This rank, in [0, world_size).
       world_size: Number of ranks.
     Returns:
-      PromptBatch of n / g pieces, n and g as `config.rank_share` gives them: P whole groups on a single rank.
+      PromptBatch of n / g pieces, n and g as `rank_share` gives them: P whole groups on a single rank.
       sample_ids are unique over ranks and iterations.
     Raises:
       ValueError: no prompts, or the samples of an iteration are not a multiple of world_size.

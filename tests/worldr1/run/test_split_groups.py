@@ -20,7 +20,6 @@ from worldr1.config import (
     RolloutConfig,
     ScheduleConfig,
     UpdateConfig,
-    rank_share,
     validate,
 )
 from worldr1.cost.flops import passes_per_sample
@@ -29,7 +28,7 @@ from worldr1.learn.advantage import group_advantage
 from worldr1.learn.selftest import run_self_tests
 from worldr1.learn.update import policy_step
 from worldr1.presets import preset
-from worldr1.prompts.sampler import prompt_batch
+from worldr1.prompts.sampler import prompt_batch, rank_share
 from worldr1.rewards import RewardStack
 from worldr1.rewards.combine import permuted, randomised
 from worldr1.run.metrics import reward_metrics
@@ -239,7 +238,7 @@ def test_other_numbers_of_ranks_are_refused_before_anything_is_loaded(world_size
     config = preset("wan2.1-1.3b")
     with pytest.raises(ValueError, match=f"must be a multiple of the {world_size} ranks, {message}"):
         validate(config, world_size=world_size)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"must be a multiple of the {world_size} ranks, got 384"):
         prompt_batch(PROMPTS, config=config, iteration=0, dynamic=False, rank=0, world_size=world_size)
 
 
