@@ -142,7 +142,7 @@ class RolloutConfig:
     group_size: int = 8
     """Samples per prompt (G). Advantages are relative to the group; less than 4 needs --rollout.allow-small-group."""
     prompts_per_iteration: int = 8
-    """Prompts (groups) per iteration over all ranks."""
+    """Prompts (groups) per iteration over all ranks. Its samples are dealt to the ranks: a group may be split."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 runs no unconditional pass."""
     micro_batch: int = 32
@@ -198,7 +198,7 @@ class AdvantageConfig:
     """Group-relative advantages."""
 
     std: Literal["global", "group"] = "global"
-    """Divide by the standard deviation over the iteration, or over each group."""
+    """Divide by the standard deviation inside the groups, of the whole iteration's together or of each group's own."""
     clip: float = 5.0
     """Advantages are clipped to +- this."""
     normalize_each: bool = True
@@ -333,7 +333,7 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
 
     Args:
       config: The run's settings.
-      world_size: Number of ranks; prompts_per_iteration must divide among them.
+      world_size: Number of ranks; the samples of an iteration must divide among them.
     Raises:
       ValueError: what must hold, what was given, how to mend it; all findings at once.
     """
@@ -358,11 +358,14 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         f"rollout.group_size must be >= 4, got {r.group_size}; --rollout.allow-small-group accepts it",
     )
     must(r.prompts_per_iteration >= 1, f"rollout.prompts_per_iteration must be >= 1, got {r.prompts_per_iteration}")
+    samples = r.prompts_per_iteration * r.group_size
+    near = sorted((n for n in range(1, samples + 1) if samples % n == 0), key=lambda n: abs(n - world_size))[:2]
     must(
-        r.prompts_per_iteration % world_size == 0,
-        f"rollout.prompts_per_iteration must be a multiple of the {world_size} ranks, got {r.prompts_per_iteration}",
+        samples % world_size == 0,
+        f"rollout.prompts_per_iteration x group_size must be a multiple of the {world_size} ranks, "
+        f"got {r.prompts_per_iteration} x {r.group_size} = {samples}; start {' or '.join(map(str, near))} ranks",
     )
-    samples = r.group_size * (r.prompts_per_iteration // max(1, world_size))
+    samples //= world_size
     must(
         r.memory_budget_gib > 0 or r.micro_batch >= 1 and samples % min(r.micro_batch, max(1, samples)) == 0,
         f"rollout.micro_batch must divide the {samples} samples of a rank, got {r.micro_batch}",

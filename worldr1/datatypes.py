@@ -1,6 +1,6 @@
 """What flows between the stages: one frozen dataclass per arrow of the pipeline.
 
-Shapes: N samples of this rank, G samples a prompt, S stochastic steps, F frames, M Gaussians a scene.
+Shapes: N samples of this rank, P pieces of groups, S stochastic steps, F frames, M Gaussians a scene.
 """
 
 from __future__ import annotations
@@ -20,23 +20,27 @@ class MotionToken(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """The prompts of one iteration on this rank, each repeated G times (sample-major, groups contiguous)."""
+    """This rank's samples of one iteration, in pieces of equal size: samples in a row with one prompt.
 
-    prompts: list[str]  # P distinct prompts
-    group_size: int  # G
+    A piece is a whole group, or part of one that is dealt to several ranks (`prompts.sampler.prompt_batch`).
+    """
+
+    prompts: list[str]  # P, of each piece
+    group_size: int  # samples of a piece: G, or a divisor of it where groups are split
     tokens: list[tuple[MotionToken, ...]]  # P
     viewmats: Tensor  # [P, F, 4, 4] world-to-camera, requested, float32
-    sample_ids: Tensor  # [N] int64, unique over ranks and iterations: keys of every random draw
+    sample_ids: Tensor  # [N] int64, unique over ranks and iterations: keys of every draw of a sample
     dynamic: bool  # True in the dynamic phase
+    group_ids: Tensor  # [P] int64: sample id of the whole group's first sample, here or not: key of what a group shares
     asked: Tensor | None = None  # [P] bool: it asks for a camera motion, or for rest, that was read; None: all do
 
     @property
     def num_samples(self) -> int:
-        """N = P * G."""
+        """N = P * group_size."""
         return len(self.prompts) * self.group_size
 
     def repeat(self, x: Tensor) -> Tensor:
-        """Per-prompt values [P, ...] repeated for every sample: [N, ...]."""
+        """Values of each piece [P, ...] repeated for every sample: [N, ...]."""
         return x.repeat_interleave(self.group_size, dim=0)
 
 

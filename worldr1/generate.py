@@ -181,7 +181,8 @@ def _batch(prompts: Sequence[str], settings: TrainConfig, *, device: str) -> Any
 
     from worldr1.prompts.sampler import read_batch
 
-    batch = read_batch(prompts, config=settings, group_size=1, sample_ids=torch.arange(len(prompts)), dynamic=False)
+    ids = torch.arange(len(prompts))
+    batch = read_batch(prompts, config=settings, group_size=1, sample_ids=ids, group_ids=ids, dynamic=False)
     return replace(batch, viewmats=batch.viewmats.to(device))
 
 

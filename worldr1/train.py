@@ -57,7 +57,7 @@ from worldr1.models.ema import Ema
 from worldr1.models.text_cache import TextCache
 from worldr1.models.wan import load_policy
 from worldr1.prompts.reading import reading_lines
-from worldr1.prompts.sampler import is_dynamic, prompt_batch, read_prompts
+from worldr1.prompts.sampler import is_dynamic, prompt_batch, rank_share, read_prompts
 from worldr1.report import write_report
 from worldr1.rewards import RewardStack, build_rewards
 from worldr1.rollout.sample import sample
@@ -129,14 +129,14 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
 
     settings = config  # as they were given: what a resumed run is compared with
     if config.rollout.memory_budget_gib:
-        own = config.rollout.group_size * config.rollout.prompts_per_iteration // world.size
+        own, _ = rank_share(config.rollout, world.size)
         config = fit_micro_batch(policy, prompts[False][0], config, num_samples=own)
 
     progress = Progress(max_iterations=config.max_iterations, enabled=world.is_main)
     writer = MetricsWriter(config.output_dir, first_iteration=first, enabled=world.is_main)
     try:
         progress.say(opening_line(config, world, first=first, num_params=sum(p.numel() for p in params)))
-        progress.say(describe(config))
+        progress.say(describe(config, world_size=world.size))
         if world.is_main:
             progress.say("\n".join(reading_lines(prompts[False], prompts[True])))
         if config.rollout.memory_budget_gib:
@@ -198,7 +198,7 @@ def _iterate(
                 )
             with watch.stage("rewards"), progress.stage("rewards"):
                 scores = rewards.score(batch, rollout.video, finite=rollout.finite)
-            advantage = group_advantage(scores, group_size=batch.group_size, config=config.advantage)
+            advantage = group_advantage(scores, group_size=config.rollout.group_size, config=config.advantage)
             with watch.stage("update"), progress.stage("update"):
                 update = policy_step(*learner, rollout, advantage, config=config, lr=lr, gradients=gradients)
 

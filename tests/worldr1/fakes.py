@@ -109,7 +109,8 @@ def fake_rollout(
         sigmas=euler_sigmas(config.schedule.num_steps, config.schedule.shift),
         steps=sde_window(config.schedule, seed=config.seed, iteration=iteration), config=config,
     )  # fmt: skip
-    return batch, rollout, group_advantage(brightness(rollout), group_size=batch.group_size, config=config.advantage)
+    size = config.rollout.group_size
+    return batch, rollout, group_advantage(brightness(rollout), group_size=size, config=config.advantage)
 
 
 def fake_iteration(learner: Learner, config: TrainConfig, *, iteration: int) -> dict:

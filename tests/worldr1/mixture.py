@@ -76,4 +76,5 @@ def plane_batch(num_groups: int, group_size: int) -> PromptBatch:
         viewmats=torch.eye(4).expand(num_groups, 1, 4, 4),
         sample_ids=torch.arange(num_groups * group_size),
         dynamic=False,
+        group_ids=torch.arange(0, num_groups * group_size, group_size),
     )

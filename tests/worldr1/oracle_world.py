@@ -53,7 +53,8 @@ def prompt_batch(
     tokens = [parse_motion(c.text) for c in captions]
     paths = [build_trajectory(t, NUM_FRAMES, MICRO_CAMERA).float() for t in tokens]
     ids = torch.arange(first_id, first_id + len(captions) * group_size)
-    return PromptBatch([c.text for c in captions], group_size, tokens, torch.stack(paths), ids, dynamic)
+    texts = [c.text for c in captions]
+    return PromptBatch(texts, group_size, tokens, torch.stack(paths), ids, dynamic, ids[::group_size])
 
 
 class Oracle:

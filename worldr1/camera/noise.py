@@ -30,11 +30,12 @@ def initial_noise(batch: PromptBatch, latent_shape: tuple[int, int, int, int], *
     """The latent at sigma = 1 of every sample of a batch.
 
     A sample's noise is a function of (config.seed, its sample id, its trajectory) alone: the split over ranks and
-    micro-batches does not change it. With `rollout.share_initial_noise` a group shares the draw of its first sample.
-    A prompt that asks for no camera (`batch.asked`) gets what mode "plain" would give it: noise at rest asks for rest.
+    micro-batches does not change it. With `rollout.share_initial_noise` a group shares the draw of its first sample,
+    on every rank that has a piece of it. A prompt that asks for no camera (`batch.asked`) gets what mode "plain" would
+    give it: noise at rest asks for rest.
 
     Args:
-      batch: Prompts, trajectories [P, F, 4, 4] and sample ids [N]. The noise is moved on the device of the viewmats.
+      batch: Trajectories [P, F, 4, 4], sample ids [N], group ids [P]. The noise is moved on the device of the viewmats.
       latent_shape: (C, f, h, w).
       config: seed, noise, camera and rollout.
     Returns:
@@ -42,12 +43,12 @@ def initial_noise(batch: PromptBatch, latent_shape: tuple[int, int, int, int], *
     Raises:
       ValueError: as `warped_noise`.
     """
-    per_draw = batch.group_size if config.rollout.share_initial_noise else 1
-    ids = batch.sample_ids[::per_draw]
+    shared = config.rollout.share_initial_noise
+    per_draw, ids = (batch.group_size, batch.group_ids) if shared else (1, batch.sample_ids)
     if config.noise.mode == "plain":
         noise = _normal(latent_shape, seed=config.seed, sample_ids=ids, purpose=_FRESH, device=batch.viewmats.device)
         return noise.repeat_interleave(per_draw, dim=0)
-    draws = ids.reshape(len(batch.prompts), -1)  # [P, G or 1]
+    draws = ids.reshape(len(batch.prompts), -1)  # [P, 1 or group_size]
     asked = [True] * len(batch.prompts) if batch.asked is None else batch.asked.tolist()
     groups = [
         warped_noise(

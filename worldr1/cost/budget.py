@@ -38,6 +38,7 @@ def sample_bytes(policy: VideoPolicy, prompt: str, config: TrainConfig) -> Sampl
       prompt: Any prompt of the run.
       config: video, schedule, rollout and update.
     """
+    # Of a group that is split over ranks a call expands fewer: a whole one bounds it.
     alike = config.rollout.group_size if config.rollout.share_first_step else 1
     step = config.schedule.window_range[0]
     latent = torch.zeros(1, alike, *policy.latent_shape(config.video), device=policy.device)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from worldr1.config import Keep, ModelConfig, TrainConfig, VideoConfig
+from worldr1.prompts.sampler import rank_share
 
 NUM_TEXT_TOKENS = 512
 """Of Wan's text encoder; padded to it."""
@@ -43,22 +44,23 @@ class ModelFlops(NamedTuple):
     num_tokens: int
 
 
-def passes_per_sample(config: TrainConfig) -> Passes:
+def passes_per_sample(config: TrainConfig, *, world_size: int = 1) -> Passes:
     """Transformer passes that one training sample takes: rollout, reference of the KL, training.
 
     A shared prefix counts 1 / G of its steps, and a shared first step 1 / G of itself everywhere: in the rollout, the
-    reference and each update. The reference does not change and is run once a rollout, however many updates follow. The
-    deferred update takes its graph from the rollout's own pass; with a KL it needs two backward passes, one for each
-    part of its gradient.
+    reference and each update; g in place of G where the ranks split groups into pieces of g. The reference does not
+    change and is run once a rollout, however many updates follow. The deferred update takes its graph from the
+    rollout's own pass; with a KL it needs two backward passes, one for each part of its gradient.
 
     Args:
       config: schedule, rollout and update.
+      world_size: Ranks that the samples are dealt to.
     """
     s, r, u = config.schedule, config.rollout, config.update
     per_step = 1 if r.guidance_scale == 1.0 else 2
     first, last = s.window_range
     prefix = (first + last - s.window_size) / 2 if r.share_initial_noise else 0.0  # mean steps before the window
-    spared = 1.0 - 1.0 / r.group_size  # of a pass, where one serves the group
+    spared = 1.0 - 1.0 / rank_share(r, world_size)[1]  # of a pass, where one serves the piece of a group
     rollout = s.num_steps - prefix * spared
     window = float(s.window_size)
     if r.share_first_step:
@@ -76,9 +78,9 @@ def sample_flops(passes: Passes, model: ModelFlops) -> float:
     return passes.forwards * model.forward + passes.backward * model.backward
 
 
-def describe(config: TrainConfig) -> str:
+def describe(config: TrainConfig, *, world_size: int = 1) -> str:
     """The passes of a run's settings, in one line."""
-    p = passes_per_sample(config)
+    p = passes_per_sample(config, world_size=world_size)
     return (
         f"transformer passes per sample: {p.forwards:.3g} forward ({p.rollout:.3g} rollout, {p.reference:.3g} "
         f"reference, {p.forward:.3g} training) and {p.backward:.3g} backward"

@@ -50,18 +50,22 @@ def group_advantage(rewards: RewardOutput, *, group_size: int, config: Advantage
     both sums of that group run over its other terms, and it has no part in the deviation of that term.
 
     Args:
-      rewards: Rewards of this rank's samples, groups contiguous. Shape [N].
-      group_size: G; N must be a multiple.
+      rewards: Rewards of this rank's samples, of equally many on each rank: the groups are contiguous in the samples of
+        all ranks in their order, and may be split between ranks. Shape [N].
+      group_size: G of the whole groups; the samples of all ranks must be a multiple.
       config: Normalisation, clip and alarm threshold.
     Returns:
       Advantage(advantage [N], mask [N], num_active, group_std, num_dropped_groups, alarms).
     Raises:
-      ValueError: N is not a multiple of group_size.
+      ValueError: the number of samples of all ranks is not a multiple of group_size.
     Source: Shao et al. 2024 (GRPO), arXiv 2402.03300; Liu et al. 2025 (Flow-GRPO), arXiv 2505.05470.
     """
     n = len(rewards.reward)
-    if group_size < 1 or n % group_size:
-        raise ValueError(f"group_advantage: number of samples must be a multiple of group_size {group_size}, got {n}")
+    everywhere = n * distributed.world_size()
+    if group_size < 1 or everywhere % group_size:
+        raise ValueError(
+            f"group_advantage: number of samples must be a multiple of group_size {group_size}, got {everywhere}"
+        )
     weights = {k: w for k, w in rewards.weights.items() if w > 0 and k in rewards.breakdown}
     terms = {k: (rewards.breakdown[k], w) for k, w in weights.items()} if config.normalize_each else {}
     terms = terms or {"reward": (rewards.reward, 1.0)}
@@ -85,10 +89,10 @@ def group_advantage(rewards: RewardOutput, *, group_size: int, config: Advantage
     total /= torch.where(kept[:, None], squares, 1.0).sqrt()
     total = total.clamp(-config.clip, config.clip)
     rank = distributed.rank()
-    mine = slice(rank * n // group_size, (rank + 1) * n // group_size)
+    mine = slice(rank * n, (rank + 1) * n)  # it may begin inside a group
     return Advantage(
-        advantage=total[mine].reshape(-1).float(),
-        mask=mask_all[mine].reshape(-1),
+        advantage=total.flatten()[mine].float(),
+        mask=mask_all.flatten()[mine],
         num_active=int(mask_all.sum()),
         group_std=group_std,
         num_dropped_groups=int((~kept).sum()),
@@ -98,16 +102,18 @@ def group_advantage(rewards: RewardOutput, *, group_size: int, config: Advantage
 
 
 def _normalised(values: Tensor, mask: Tensor, *, per_group: bool) -> Tensor:
-    """(value - group mean) / (std + 1e-4) over the masked-in entries of [groups, G]; 0 elsewhere."""
+    """(value - group mean) / (std + 1e-4) over the masked-in entries of [groups, G]; 0 elsewhere.
+
+    The std over the iteration is that of the deviations from the group means: with the spread between the groups in it
+    a term whose level depends on the prompt would weigh less than one whose level does not.
+    """
     values = torch.where(mask, values, 0.0)
     count = mask.sum(1, keepdim=True).clamp(min=1)
     centred = torch.where(mask, values - values.sum(1, keepdim=True) / count, 0.0)  # [groups, G]
     if per_group:
         std = (centred.square().sum(1, keepdim=True) / count).sqrt()  # [groups, 1]
     else:
-        everything = mask.sum().clamp(min=1)
-        mean = values.sum() / everything
-        std = (torch.where(mask, values - mean, 0.0).square().sum() / everything).sqrt()
+        std = (centred.square().sum() / mask.sum().clamp(min=1)).sqrt()
     return centred / (std + 1e-4)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -49,7 +50,8 @@ def run_self_tests(policy: VideoPolicy, *, prompts: Sequence[str], config: Train
     Returns:
       The tests, all passed.
     Raises:
-      RuntimeError: one failed; its name, its figure and what it means. The same tests run on every rank.
+      RuntimeError: one failed on any rank; its name, its figure and what it means. Every rank must call this, and all
+        stop: one that went on would wait for the others.
     """
     tests = [_ranks_agree(policy, config)]
     batch = _small_batch(prompts, config)
@@ -68,6 +70,9 @@ def run_self_tests(policy: VideoPolicy, *, prompts: Sequence[str], config: Train
         if config.update.deferred:
             tests.append(_deferred_is_two_pass(policy, batch, noise, sigmas, steps, config))
     tests.append(_ema_moves(policy, config))
+    # The worst of the ranks; a NaN stays one.
+    worst = distributed.gather(torch.tensor([[t.deviation for t in tests]], dtype=torch.float64)).amax(0)
+    tests = [t._replace(deviation=d) for t, d in zip(tests, worst.tolist(), strict=True)]
     for test in tests:
         if not test.deviation <= test.limit:  # a NaN fails too
             raise RuntimeError(
@@ -78,18 +83,19 @@ def run_self_tests(policy: VideoPolicy, *, prompts: Sequence[str], config: Train
 
 
 def _small_batch(prompts: Sequence[str], config: TrainConfig) -> PromptBatch:
-    """Whole groups that fill one micro-batch, or all samples of this rank if they are fewer."""
+    """Whole pieces that fill one micro-batch, or all samples of this rank if they are fewer."""
     world = distributed.world_size()
     batch = prompt_batch(prompts, config=config, iteration=0, dynamic=False, rank=distributed.rank(), world_size=world)
     alike = batch.group_size if config.rollout.share_first_step else 1  # samples that one latent stands for
-    groups = min(len(batch.prompts), -(-config.rollout.micro_batch * alike // batch.group_size))
-    return PromptBatch(
-        prompts=batch.prompts[:groups],
-        group_size=batch.group_size,
-        tokens=batch.tokens[:groups],
-        viewmats=batch.viewmats[:groups],
-        sample_ids=batch.sample_ids[: groups * batch.group_size],
-        dynamic=False,
+    pieces = min(len(batch.prompts), -(-config.rollout.micro_batch * alike // batch.group_size))
+    return replace(
+        batch,
+        prompts=batch.prompts[:pieces],
+        tokens=batch.tokens[:pieces],
+        viewmats=batch.viewmats[:pieces],
+        sample_ids=batch.sample_ids[: pieces * batch.group_size],
+        group_ids=batch.group_ids[:pieces],
+        asked=None if batch.asked is None else batch.asked[:pieces],
     )
 
 

@@ -119,7 +119,7 @@ def policy_step(
         mask = advantage.mask.to(policy.device) & rollout.finite.to(policy.device)
         # (step, first row) -> mean of the policy that sampled: that of the first pass, or of the rollout's own
         means: dict[tuple[int, int], Tensor] = dict(gradients.means) if gradients else {}
-        pieces = [[r for r in window_rows(rollout, s, config) if bool(mask[r].any())] for s in range(num_steps)]
+        pieces = _micro_batches(rollout, mask, config)
         references = gradients.references if gradients else _references(policy, rollout, pieces, config)
         # Each rank averages over the samples of all ranks; average_gradients divides by their number once more.
         per_sample = distributed.world_size() / (advantage.num_active * num_steps)
@@ -217,6 +217,15 @@ def _optimizer_step(
     ema.step()
     tally.norms.append(float(norm))
     tally.cut += float(norm) > limit
+
+
+def _micro_batches(rollout: Rollout, mask: Tensor, config: TrainConfig) -> list[list[slice]]:
+    """The transformer calls of each step. One without a masked-in sample is left out, but only where it has none on any
+    rank: with a sharded base each pass is a meeting of all ranks, and one that comes more often waits for ever."""
+    rows = [list(window_rows(rollout, s, config)) for s in range(len(rollout.steps))]
+    own = torch.tensor([[bool(mask[r].any()) for its_rows in rows for r in its_rows]])
+    needed = iter(distributed.gather(own).any(0).tolist())
+    return [[r for r in its_rows if next(needed)] for its_rows in rows]
 
 
 def _references(

@@ -45,6 +45,7 @@ def measure_sensitivity(assets: Path = EMBEDDED, *, num: int = 48) -> dict[str, 
     batch = PromptBatch(
         prompts=[c.text for c in captions], group_size=1, tokens=[parse_motion(c.text) for c in captions],
         viewmats=torch.stack([trajectory_of(c) for c in captions]), sample_ids=torch.arange(num), dynamic=False,
+        group_ids=torch.arange(num),
     )  # fmt: skip
     finite = torch.ones(num, dtype=torch.bool)
     return {name: stack.score(batch, video, finite=finite).breakdown for name, video in _versions(captions).items()}

@@ -1,4 +1,4 @@
-"""Prompts of an iteration: read, drawn by shuffled epochs, dealt to the ranks, repeated G times.
+"""Prompts of an iteration: read, drawn by shuffled epochs, repeated G times, dealt to the ranks.
 
 Everything is a function of (seed, iteration, rank): no sampler state, so a resumed run deals the prompts that the
 uninterrupted run would have dealt, and the group size is exact from the first iteration.
@@ -6,6 +6,7 @@ uninterrupted run would have dealt, and the group size is exact from the first i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from worldr1.camera.motion import read_camera
 from worldr1.camera.trajectory import build_trajectory
-from worldr1.config import PhaseConfig, TrainConfig
+from worldr1.config import PhaseConfig, RolloutConfig, TrainConfig
 from worldr1.datatypes import PromptBatch
 
 HELD_OUT_IDS = 2**31
@@ -64,13 +65,36 @@ def iterations_before(iteration: int, phase: PhaseConfig, *, dynamic: bool) -> i
     return cycles * phase.main_iterations + min(rest, phase.main_iterations)
 
 
+def rank_share(rollout: RolloutConfig, world_size: int) -> tuple[int, int]:
+    """How the P G samples of an iteration are dealt: in a row, equally many to each rank.
+
+    Args:
+      rollout: P prompts, G samples each.
+      world_size: Number of ranks.
+    Returns:
+      (n, g): samples of a rank, n = P G / world_size, and of the pieces of groups that they are made of: g = gcd(n, G)
+      is the largest size of which every rank holds whole pieces; G where no group is split.
+    Raises:
+      ValueError: P G is not a multiple of world_size.
+    """
+    samples = rollout.prompts_per_iteration * rollout.group_size
+    if samples % world_size:
+        raise ValueError(
+            f"rank_share: prompts_per_iteration x group_size must be a multiple of the {world_size} ranks, "
+            f"got {samples}"
+        )
+    return samples // world_size, math.gcd(samples // world_size, rollout.group_size)
+
+
 def prompt_batch(
     prompts: Sequence[str], *, config: TrainConfig, iteration: int, dynamic: bool, rank: int, world_size: int
 ) -> PromptBatch:
-    """The prompts of one iteration on one rank.
+    """The samples of one iteration on one rank.
 
-    Prompts come in shuffled epochs without replacement, one sequence per phase. Rank r takes the r-th contiguous share,
-    so that all ranks together hold what a single rank would, in the same order and with the same sample ids.
+    Prompts come in shuffled epochs without replacement, one sequence per phase, each G times in a row. Rank r takes the
+    r-th contiguous share of the samples, so that all ranks together hold what a single rank would, in the same order
+    and with the same sample ids. A share may begin and end inside a group: it is made of pieces of g samples, the
+    largest size of which every rank holds whole pieces, so that all ranks make the same transformer calls.
 
     Args:
       prompts: All prompts of the phase's file.
@@ -80,22 +104,28 @@ def prompt_batch(
       rank: This rank, in [0, world_size).
       world_size: Number of ranks.
     Returns:
-      PromptBatch with P = prompts_per_iteration / world_size prompts; sample_ids are unique over ranks and iterations.
+      PromptBatch of n / g pieces, n and g as `rank_share` gives them: P whole groups on a single rank.
+      sample_ids are unique over ranks and iterations.
     Raises:
-      ValueError: no prompts, or prompts_per_iteration is not a multiple of world_size.
+      ValueError: no prompts, or the samples of an iteration are not a multiple of world_size.
     """
     if not prompts:
         raise ValueError("prompt_batch: prompts must not be empty")
     total, group_size = config.rollout.prompts_per_iteration, config.rollout.group_size
-    if total % world_size:
-        raise ValueError(f"prompt_batch: prompts_per_iteration must be a multiple of {world_size} ranks, got {total}")
-    share = total // world_size
-    first = rank * share
-    drawn = iterations_before(iteration, config.phase, dynamic=dynamic) * total + first
-    chosen = [prompts[i] for i in _shuffled(len(prompts), drawn, share, seed=2 * config.seed + dynamic)]
-    start = (iteration * total + first) * group_size
-    ids = torch.arange(start, start + share * group_size, dtype=torch.int64)  # [P * G]
-    return read_batch(chosen, config=config, group_size=group_size, sample_ids=ids, dynamic=dynamic)
+    share, piece = rank_share(config.rollout, world_size)
+    first = rank * share  # of this rank's samples, among those of the iteration
+    groups = [sample // group_size for sample in range(first, first + share, piece)]  # of each piece, in [0, total)
+    drawn = iterations_before(iteration, config.phase, dynamic=dynamic) * total + groups[0]
+    order = _shuffled(len(prompts), drawn, groups[-1] - groups[0] + 1, seed=2 * config.seed + dynamic)
+    before = iteration * total * group_size  # samples of earlier iterations
+    return read_batch(
+        [prompts[order[group - groups[0]]] for group in groups],
+        config=config,
+        group_size=piece,
+        sample_ids=torch.arange(before + first, before + first + share, dtype=torch.int64),  # [N]
+        group_ids=before + group_size * torch.tensor(groups, dtype=torch.int64),  # [P]
+        dynamic=dynamic,
+    )
 
 
 def held_out_batch(prompts: Sequence[str], *, config: TrainConfig, rank: int, world_size: int) -> PromptBatch:
@@ -113,19 +143,26 @@ def held_out_batch(prompts: Sequence[str], *, config: TrainConfig, rank: int, wo
     chosen = [prompts[i] for i in _shuffled(len(prompts), rank * share, share, seed=2 * config.seed)]
     start = HELD_OUT_IDS + rank * share
     ids = torch.arange(start, start + share, dtype=torch.int64)
-    return read_batch(chosen, config=config, group_size=1, sample_ids=ids, dynamic=False)
+    return read_batch(chosen, config=config, group_size=1, sample_ids=ids, group_ids=ids, dynamic=False)
 
 
 def read_batch(
-    prompts: Sequence[str], *, config: TrainConfig, group_size: int, sample_ids: Tensor, dynamic: bool
+    prompts: Sequence[str],
+    *,
+    config: TrainConfig,
+    group_size: int,
+    sample_ids: Tensor,
+    group_ids: Tensor,
+    dynamic: bool,
 ) -> PromptBatch:
     """A batch of given prompts, with what they ask of the camera.
 
     Args:
-      prompts: P prompts.
+      prompts: P prompts, of each piece.
       config: The run's settings; read are video.num_frames and camera.
-      group_size: G.
-      sample_ids: [P * G] int64.
+      group_size: Samples of a piece.
+      sample_ids: [P * group_size] int64.
+      group_ids: [P] int64.
       dynamic: Whether the prompts are those of the dynamic phase.
     Returns:
       PromptBatch on the CPU. The path of a prompt that asks for no camera (`asked`) is one at rest.
@@ -139,6 +176,7 @@ def read_batch(
         viewmats=torch.stack(paths).float(),  # [P, F, 4, 4]
         sample_ids=sample_ids,
         dynamic=dynamic,
+        group_ids=group_ids,
         asked=torch.tensor([r.asked for r in readings]),  # [P]
     )
 

@@ -75,7 +75,7 @@ class RewardStack:
         is the weighted sum of the other terms.
 
         Args:
-          batch: P prompts of G samples each, groups contiguous.
+          batch: This rank's samples.
           video: Shape [N, F, 3, H, W], floating point in [0, 1] or uint8 in 0 ... 255, on any device. It goes to the
             judges PIXELS_PER_CALL pixels at a time, one clip at least; only such a chunk is ever copied or converted.
           finite: From the rollout, shape [N] bool: False marks a sample whose latents were not finite.
@@ -150,8 +150,7 @@ class RewardStack:
 
     def _offsets(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:
         """Azimuth and elevation of the novel camera, [N] each, equal inside a group."""
-        first = batch.sample_ids[:: batch.group_size].tolist()
-        offsets = torch.tensor([draw_offset(self.seed, int(key)) for key in first])  # [P, 2]
+        offsets = torch.tensor([draw_offset(self.seed, key) for key in batch.group_ids.tolist()])  # [P, 2]
         azimuth, elevation = batch.repeat(offsets).unbind(1)
         return azimuth, elevation
 
@@ -272,19 +271,23 @@ def build_rewards(config: TrainConfig, *, device: torch.device | str) -> RewardS
 def permuted(output: RewardOutput, batch: PromptBatch, *, seed: int) -> RewardOutput:
     """The control that keeps the distribution and breaks the link: rewards shuffled inside each group.
 
-    All terms of a sample move together; invalid samples keep their place. Keyed by (seed, sample ids).
+    All terms of a sample move together; invalid samples keep their place. Keyed by (seed, sample ids). A group may lie
+    on several ranks, and is shuffled as on one: every rank must call this.
     """
-    source = torch.arange(batch.num_samples)
-    valid = output.valid.cpu()
-    for start in range(0, batch.num_samples, batch.group_size):
-        rows = torch.arange(start, start + batch.group_size)
+    ids = distributed.gather(batch.sample_ids)  # [samples of all ranks], as everything that is gathered
+    groups = distributed.gather(batch.repeat(batch.group_ids))
+    valid = distributed.gather(output.valid).cpu()
+    source = torch.arange(len(ids))
+    for group in groups.unique():
+        rows = torch.nonzero(groups == group).flatten()
+        keys = [int(ids[rows[0]]), int(ids[rows[-1]])]
         rows = rows[valid[rows]]
-        keys = [int(batch.sample_ids[start]), int(batch.sample_ids[start + batch.group_size - 1])]
         order = np.random.default_rng([_CONTROL_SALT, seed, *keys]).permutation(len(rows))
         source[rows] = rows[torch.from_numpy(order)]
-    source = source.to(output.reward.device)
-    breakdown = {name: value[source] for name, value in output.breakdown.items()}
-    return replace(output, reward=output.reward[source], breakdown=breakdown)
+    start = distributed.rank() * batch.num_samples
+    source = source[start : start + batch.num_samples].to(output.reward.device)
+    breakdown = {name: distributed.gather(value)[source] for name, value in output.breakdown.items()}
+    return replace(output, reward=distributed.gather(output.reward)[source], breakdown=breakdown)
 
 
 def randomised(output: RewardOutput, batch: PromptBatch, *, seed: int) -> RewardOutput:

@@ -33,16 +33,17 @@ def sample(
     config: TrainConfig,
     gradients: SampleGradients | None = None,
 ) -> Rollout:
-    """Sample every prompt of a batch G times and keep what the update needs.
+    """Sample a batch and keep what the update needs.
 
     Steps in `steps` draw from sde_step's Gaussian with key config.seed and counter (sample id, step); the others are
     steps of the ODE: Euler's, after the window those of `rollout.solver`. With `rollout.share_initial_noise` the steps
-    before the window are run once per group, with `rollout.share_first_step` the model's passes at the first stochastic
-    step, too. With `schedule.compat` every step is UniPC's, and those in `steps` are scored as if they had been drawn.
+    before the window are run once per piece of a group, with `rollout.share_first_step` the model's passes at the first
+    stochastic step, too. With `schedule.compat` every step is UniPC's, and those in `steps` are scored as if they had
+    been drawn.
 
     Args:
       policy: The model and its adapter.
-      batch: P prompts, G samples each.
+      batch: This rank's samples, in P pieces of groups.
       noise: Latents at sigma = 1, [N, C, f, h, w], float32.
       sigmas: The grid, T + 1 values from 1 to 0.
       steps: Indices of the stochastic steps, rising, not the last of the grid.
@@ -372,7 +373,7 @@ def _shared_prefix(
     until: int,
     config: TrainConfig,
 ) -> tuple[Tensor, int]:
-    """Steps 0 .. until - 1 once per group, then one copy for each sample: (latents [N, C, f, h, w], until)."""
+    """Steps 0 .. until - 1 once per piece, then one copy for each sample: (latents [N, C, f, h, w], until)."""
     heads = noise[:: batch.group_size]  # [P, C, f, h, w]
     if not torch.equal(torch.nan_to_num(noise), torch.nan_to_num(batch.repeat(heads))):
         raise ValueError("sample: with rollout.share_initial_noise the noise must be the same inside each group")

@@ -43,6 +43,7 @@ def make_batch(*kinds: str, group_size: int = 4, first_id: int = 0) -> PromptBat
         prompts=list(kinds), group_size=group_size, tokens=[(MotionToken(k),) for k in kinds],
         viewmats=torch.stack([path(k) for k in kinds]),
         sample_ids=torch.arange(first_id, first_id + len(kinds) * group_size), dynamic=False,
+        group_ids=torch.arange(first_id, first_id + len(kinds) * group_size, group_size),
     )  # fmt: skip
 
 

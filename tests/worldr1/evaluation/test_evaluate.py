@@ -25,6 +25,24 @@ def test_rotation_and_translation_errors_of_a_known_camera(known_clips):
     assert float(found.path_ratio[push]) == pytest.approx(1.0, abs=1e-4)
 
 
+def test_a_clip_that_is_not_finite_obeys_nothing_and_shows_nothing(known_clips):
+    """Not even where the evaluator, which sees grey in its place, names by chance what was asked for."""
+    truth, _, oracle = known_clips
+
+    class Flatterer:
+        def infer(self, video):
+            return oracle.infer(truth.video)
+
+        def classify(self, video):
+            return oracle.classify(truth.video)
+
+    video, labels = truth.video.clone(), read_labels(KNOWN_PROMPTS)
+    video[3, 4, 0, 0, 0], video[7] = float("nan"), float("inf")
+    found = assess(video, labels, truth.viewmats, evaluator=Flatterer())
+    expected = [i not in (3, 7) for i in range(len(KNOWN_PROMPTS))]
+    assert found.finite.tolist() == found.obeyed.tolist() == found.content.tolist() == expected
+
+
 def test_held_out_psnr_prefers_the_truth_to_a_frozen_video_only_at_requested_poses(known_clips):
     truth = known_clips[0]
     K = truth.K.expand(len(KNOWN_PROMPTS), 9, 3, 3)

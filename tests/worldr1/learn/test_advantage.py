@@ -27,10 +27,25 @@ def test_group_std_by_hand():
 def test_global_std_by_hand():
     values = [1.0, 3.0, 0.0, 0.5]
     got = group_advantage(rewards(values), group_size=2, config=AdvantageConfig(std="global"))
-    std = torch.tensor(values, dtype=torch.float64).std(correction=0)
-    expected = torch.tensor([-1.0, 1.0, -0.25, 0.25], dtype=torch.float64) / (std + 1e-4)
+    inside = torch.tensor(
+        [-1.0, 1.0, -0.25, 0.25], dtype=torch.float64
+    )  # what is left of each without its group's mean
+    expected = inside / (inside.square().mean().sqrt() + 1e-4)
     assert torch.allclose(got.advantage.double(), expected, atol=1e-6)
     assert math.isclose(got.metrics()["advantage_abs"], float(expected.abs().mean()), rel_tol=1e-6)
+
+
+def test_terms_of_equal_weight_weigh_alike_whatever_differs_between_the_groups():
+    """A term whose level depends on the prompt counted for less while the spread between groups was in its std."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(40, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    b = b + 5.0 * torch.randn(40, 1, generator=generator, dtype=torch.float64)
+    values = {"a": (a.flatten().tolist(), 1.0), "b": (b.flatten().tolist(), 1.0)}
+    config = AdvantageConfig(std="global", clip=100.0)
+    got = group_advantage(rewards((a + b).flatten().tolist(), **values), group_size=8, config=config).advantage
+    parts = [(x - x.mean(1, keepdim=True)).flatten() for x in (a, b)]
+    weight = [float(got.double() @ p / p.square().sum() * p.std()) for p in parts]
+    assert weight[0] == pytest.approx(weight[1], rel=0.1)
 
 
 def test_each_term_is_normalised_before_it_is_weighed():
@@ -148,7 +163,8 @@ def test_its_deviation_is_over_the_groups_that_have_it():
     expected[:3] += 2.0 * (traj - traj.mean()) / (traj.std(correction=0) + 1e-4)
     for values, weight in OTHERS.values():
         v = torch.tensor(values, dtype=torch.float64)
-        expected += weight * (v - v.view(2, 3).mean(1).repeat_interleave(3)) / (v.std(correction=0) + 1e-4)
+        inside = v - v.view(2, 3).mean(1).repeat_interleave(3)
+        expected += weight * inside / (inside.square().mean().sqrt() + 1e-4)
         squares += weight**2
     assert torch.allclose(got.advantage.double(), expected / squares.sqrt(), atol=1e-6)
 

@@ -81,7 +81,8 @@ def test_gradient_is_unbiased_on_a_mixture_whose_gradient_is_known(sde_type: str
     expected = pathwise_gradient(config, sigmas, steps, 60_000)
     # Loss = -mean over samples and steps of w_s A log_ratio; A = (1 - 1/G) parts of (r - mean) / std, log_ratio a sum
     # over 2 elements over the root of 2.
-    std = float(scores.reward.double().std(correction=0))
+    grouped = scores.reward.double().view(groups, size)
+    std = float((grouped - grouped.mean(1, keepdim=True)).square().mean().sqrt())
     weights = step_weights(sigmas, steps, config.schedule).weights
     for weight, i in zip(weights, steps, strict=True):
         got = -torch.cat([taken[0][i].flatten(), taken[1][i]]).double()

@@ -62,6 +62,19 @@ def test_order_depends_on_the_seed_and_the_phase_only():
     assert batch_of(2, phase=phase).prompts == batch_of(1, phase=PhaseConfig(1, 0)).prompts
 
 
+def test_no_two_of_seeds_and_phases_share_a_shuffle():
+    # The first three iterations of each phase, two epochs of the same file.
+    phase = PhaseConfig(main_iterations=3, dynamic_iterations=3)
+    orders = {
+        (seed, dynamic): tuple(
+            p for i in range(3) for p in batch_of(3 * dynamic + i, dynamic=dynamic, seed=seed, phase=phase).prompts
+        )
+        for seed in range(3)
+        for dynamic in (False, True)
+    }
+    assert len(set(orders.values())) == 6
+
+
 @given(st.integers(0, 500), st.integers(1, 9), st.integers(0, 5))
 def test_phase_counts(iteration, main, dynamic):
     phase = PhaseConfig(main, dynamic)
@@ -75,9 +88,10 @@ def test_more_prompts_than_the_file_holds():
     assert set(Counter(batch.prompts).values()) <= {2, 3} and len(batch.prompts) == 14
 
 
-def test_prompts_that_do_not_divide_among_ranks():
-    with pytest.raises(ValueError, match="multiple of 3 ranks, got 4"):
-        batch_of(world_size=3)
+@pytest.mark.parametrize("world_size", [3, 17])
+def test_samples_that_do_not_divide_among_ranks(world_size):
+    with pytest.raises(ValueError, match=f"multiple of the {world_size} ranks, got 16"):
+        batch_of(world_size=world_size)
 
 
 def test_held_out_batch_shares_and_ids():

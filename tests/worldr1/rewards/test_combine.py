@@ -82,6 +82,7 @@ def test_the_score_does_not_depend_on_what_else_is_in_the_batch(world, monkeypat
         tokens=batch.tokens[2:],
         viewmats=batch.viewmats[2:],
         sample_ids=batch.sample_ids[10:],
+        group_ids=batch.group_ids[2:],
     )
     alone = stack_of(oracle).score(last, video[10:])
     for name in whole.breakdown:

@@ -82,5 +82,6 @@ def test_scores_do_not_depend_on_the_batch():
             tokens=batch.tokens[i : i + 1],
             viewmats=batch.viewmats[i : i + 1],
             sample_ids=batch.sample_ids[i : i + 1],
+            group_ids=batch.group_ids[i : i + 1],
         )
         assert torch.allclose(stack.score(one, clips.video[i : i + 1]).reward, whole.reward[i : i + 1], atol=2e-4)

@@ -33,7 +33,7 @@ def score_eight(bad: int) -> dict:
         replace(RewardConfig(), weight_traj=0.0, weight_recon=0.0, weight_meta=0.0, max_invalid_fraction=0.5),
         seed=0, reconstructor=None, critic=None, aesthetic=Brightness(), perceptual=None,
     )  # fmt: skip
-    batch = PromptBatch(["a"], 8, [()], torch.eye(4).repeat(1, 3, 1, 1), torch.arange(8), False)
+    batch = PromptBatch(["a"], 8, [()], torch.eye(4).repeat(1, 3, 1, 1), torch.arange(8), False, torch.tensor([0]))
     video = torch.rand(8, 3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     video[:bad, 1] = torch.nan if distributed.rank() == 0 else torch.inf
     finite = torch.arange(8) >= (bad if distributed.rank() == 1 else 0)

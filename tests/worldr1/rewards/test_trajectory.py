@@ -10,7 +10,7 @@ from worldr1.camera.motion import parse_motion
 from worldr1.camera.trajectory import MOTIONS, build_trajectory
 from worldr1.config import MICRO_CAMERA, CameraConfig
 from worldr1.datatypes import GaussianScene, MotionToken, Reconstruction
-from worldr1.rewards.trajectory import trajectory_parts, trajectory_term
+from worldr1.rewards.trajectory import median_depth, trajectory_parts, trajectory_term
 
 CAMERA = CameraConfig()
 DEPTH = 4.0
@@ -92,6 +92,19 @@ def test_a_fixed_camera_asks_for_rest() -> None:
     paths = torch.stack([still, *drifts]).float()
     scores = trajectory_term(scene(paths), still.expand(5, -1, -1, -1)).tolist()
     assert scores[0] == pytest.approx(1.0, abs=1e-6) and scores == sorted(scores, reverse=True) and scores[-1] < 0.5
+
+
+def test_far_pixels_do_not_change_the_length_that_is_measured_by() -> None:
+    """A sky of a third of the picture moves the mean depth of a scene, not its median, and so not the score."""
+    still = build_trajectory([MotionToken("fixed")], 9, CAMERA)[None]
+    drift = build_trajectory([MotionToken("push_in", 0.001)], 9, CAMERA)[None].float()
+    plain, sky = scene(drift), scene(drift)
+    sky.depth.flatten(1)[:, ::3] = 100 * DEPTH
+    assert float(sky.depth.mean()) > 30 * DEPTH and median_depth(sky).tolist() == [DEPTH]
+    score = trajectory_term(plain, still)
+    assert 0.1 < float(score) < 0.9 and torch.equal(trajectory_term(sky, still), score)
+    for expected, got in zip(trajectory_parts(plain, still), trajectory_parts(sky, still), strict=True):
+        assert torch.equal(expected, got)
 
 
 def test_words_to_score() -> None:

@@ -39,6 +39,7 @@ def make_batch(config: TrainConfig, first_id: int = 40) -> PromptBatch:
     return PromptBatch(
         prompts=PROMPTS, group_size=config.rollout.group_size, tokens=[(MotionToken("pan_left"),)] * 2,
         viewmats=viewmats.expand(2, -1, -1, -1), sample_ids=torch.arange(first_id, first_id + n), dynamic=False,
+        group_ids=torch.arange(first_id, first_id + n, config.rollout.group_size),
     )  # fmt: skip
 
 
@@ -230,8 +231,9 @@ def test_branching_a_shared_prefix_changes_nothing(policy: WanPolicy, tiny_wan: 
 
 
 @pytest.mark.parametrize(("scale", "steps"), [(1.0, (2, 3)), (4.0, (0,))])
+@pytest.mark.parametrize("micro_batch", [1, 2], ids=["a-group-a-call", "both-in-one"])
 def test_one_pass_serves_a_group_at_the_first_stochastic_step(
-    policy: WanPolicy, tiny_wan: Path, scale: float, steps: tuple[int, ...]
+    policy: WanPolicy, tiny_wan: Path, scale: float, steps: tuple[int, ...], micro_batch: int
 ) -> None:
     """Same draws and densities as with a pass for each sample; and what the update computes is what was stored."""
     noise = make_noise(2).repeat_interleave(4, dim=0)
@@ -241,17 +243,17 @@ def test_one_pass_serves_a_group_at_the_first_stochastic_step(
     hook = policy.transformer.register_forward_hook(
         lambda module, args, kwargs, out: calls.append(len(kwargs["hidden_states"])), with_kwargs=True
     )
-    config = make_config(tiny_wan, **settings, share_first_step=True, micro_batch=1)
+    config = make_config(tiny_wan, **settings, share_first_step=True, micro_batch=micro_batch)
     try:
         merged = run(policy, config, noise, steps)
         per_pass = 1 if scale == 1.0 else 2
-        assert calls == [1] * per_pass * (2 * (steps[0] + 1) + 8 * (5 - steps[0]))
+        assert calls == [micro_batch] * per_pass * ((2 * (steps[0] + 1) + 8 * (5 - steps[0])) // micro_batch)
         for index in range(len(steps)):
             for rows in window_rows(merged, index, config):
-                assert rows.stop - rows.start == (4 if index == 0 else 1)
+                assert rows.stop - rows.start == micro_batch * (4 if index == 0 else 1)
                 calls.clear()
                 scored = window_step(policy, merged, index=index, rows=rows, config=config)
-                assert calls == [1] * per_pass
+                assert calls == [micro_batch] * per_pass
                 assert torch.equal(scored.log_prob, merged.log_prob[rows, index])
     finally:
         hook.remove()

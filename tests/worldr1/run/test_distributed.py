@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 
+from worldr1.config import NoiseConfig, RewardConfig, RolloutConfig, ScheduleConfig
+from worldr1.learn.selftest import run_self_tests
+from worldr1.learn.update import policy_step
+from worldr1.microworld.captions import make_caption
+from worldr1.rewards import RewardStack
 from worldr1.run import distributed
 
 
@@ -23,7 +29,10 @@ def _worker(rank: int, size: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     world = distributed.init("cpu")
     assert (world.rank, world.size, world.is_main) == (rank, size, rank == 0)
-    jobs = (collectives, three_iterations, different_adapters)
+    jobs = (
+        collectives, three_iterations, one_prompt_of_eight, different_adapters, one_rank_masked, a_fault_on_one_rank,
+        invalid_rewards,
+    )  # fmt: skip
     torch.save({job.__name__: job() for job in jobs}, Path(folder) / f"{rank}.pt")
     distributed.shutdown()
 
@@ -59,27 +68,91 @@ def collectives() -> dict:
     }
 
 
-def three_iterations() -> dict:
+def three_iterations(**changes) -> dict:
     from fakes import fake_config, fake_iteration, fake_learner
 
     # Micro-batches of one group, so that both splits make the same transformer calls.
-    config = fake_config(max_iterations=3)
+    config = fake_config(max_iterations=3, **changes)
     learner = fake_learner(config)
     distributed.broadcast(learner.ema.params)
     figures = [fake_iteration(learner, config, iteration=i) for i in range(3)]
     return {"state": learner.policy.adapter_state(), "figures": figures}
 
 
+def one_prompt_of_eight() -> dict:
+    """Half of the group on each of two ranks, in one pass of each where its samples are still alike."""
+    rollout = RolloutConfig(
+        group_size=8, prompts_per_iteration=1, micro_batch=4, share_initial_noise=True, share_first_step=True
+    )  # fmt: skip
+    return three_iterations(rollout=rollout, noise=NoiseConfig(), schedule=ScheduleConfig(window_size=2))
+
+
 def different_adapters() -> str:
     from fakes import PROMPTS, FakePolicy, fake_config
-
-    from worldr1.learn.selftest import run_self_tests
 
     try:
         run_self_tests(FakePolicy(seed=distributed.rank()), prompts=PROMPTS, config=fake_config())
     except RuntimeError as error:
         return str(error)
     return "passed"
+
+
+def one_rank_masked() -> dict:
+    """The update of 16 samples of which only the first 4 are kept: none of the second rank's."""
+    from fakes import fake_config, fake_learner, fake_rollout
+
+    config = fake_config(
+        schedule=ScheduleConfig(window_size=2),
+        rollout=RolloutConfig(group_size=4, prompts_per_iteration=4, micro_batch=4),
+    )
+    learner = fake_learner(config)
+    _, rollout, advantage = fake_rollout(learner, config)
+    mask = torch.zeros(len(advantage.mask), dtype=torch.bool)
+    mask[:4] = distributed.rank() == 0
+    advantage = replace(advantage, mask=mask, num_active=4)
+    calls, velocity = [], learner.policy.velocity
+    learner.policy.velocity = lambda x, *args, **options: calls.append(len(x)) or velocity(x, *args, **options)
+    figures = policy_step(*learner, rollout, advantage, config=config, lr=1e-2)
+    return {"calls": calls, "state": learner.policy.adapter_state(), "figures": figures}
+
+
+def a_fault_on_one_rank() -> str:
+    from fakes import PROMPTS, FakePolicy, fake_config
+
+    policy = FakePolicy()
+    if distributed.rank() == 1:  # half precision in the rollout, full in training
+        velocity = policy.velocity
+
+        def rounded(*args, **options):
+            out = velocity(*args, **options)
+            return out if torch.is_grad_enabled() else out.bfloat16().float()
+
+        policy.velocity = rounded
+    try:
+        run_self_tests(policy, prompts=PROMPTS, config=fake_config())
+    except RuntimeError as error:
+        return str(error)
+    return "passed"
+
+
+def invalid_rewards() -> dict:
+    """Judging 4 clips a rank, of which the second rank's are broken: 3, then 4, with a limit of 2 in 5."""
+    from oracle_world import Brightness, prompt_batch
+
+    config = RewardConfig(max_invalid_fraction=0.4)
+    stack = RewardStack(
+        config, seed=0, reconstructor=None, critic=None, aesthetic=Brightness(), perceptual=None
+    )  # fmt: skip
+    batch = prompt_batch([make_caption("fixed", 0)], group_size=4, dynamic=True)
+    out = {}
+    for broken in (3, 4):
+        video = torch.full((4, 9, 3, 8, 8), 0.5)
+        video[: broken * distributed.rank()] = torch.nan
+        try:
+            out[broken] = str(int(stack.score(batch, video).valid.sum()))
+        except RuntimeError as error:
+            out[broken] = str(error)
+    return out
 
 
 def test_collectives(two_ranks):
@@ -90,9 +163,10 @@ def test_collectives(two_ranks):
         assert got["params"][0].unique().tolist() == [0.0] and got["world_size"] == 2
 
 
-def test_two_ranks_train_as_one(two_ranks):
-    one = three_iterations()
-    two = [r["three_iterations"] for r in two_ranks]
+@pytest.mark.parametrize("job", [three_iterations, one_prompt_of_eight], ids=["groups", "half-groups"])
+def test_two_ranks_train_as_one(two_ranks, job):
+    one = job()
+    two = [r[job.__name__] for r in two_ranks]
     for name, value in one["state"].items():
         assert torch.equal(two[0]["state"][name], two[1]["state"][name])
         assert torch.allclose(two[0]["state"][name], value, atol=1e-6), name
@@ -106,6 +180,30 @@ def test_two_ranks_train_as_one(two_ranks):
 def test_ranks_that_differ_stop_on_every_rank(two_ranks):
     for text in (r["different_adapters"] for r in two_ranks):
         assert "self-test ranks_agree" in text and "got 1" in text
+
+
+def test_ranks_call_the_model_equally_often_even_where_one_has_nothing_to_learn(two_ranks):
+    """Only a micro-batch that no rank needs is left out; an idle one adds nothing."""
+    one, two = one_rank_masked(), [r["one_rank_masked"] for r in two_ranks]
+    # Two steps, each with the reference and two updates of the first micro-batch of four samples.
+    assert one["calls"] == two[0]["calls"] == two[1]["calls"] == [4] * 6
+    for name, value in one["state"].items():
+        assert torch.equal(two[0]["state"][name], two[1]["state"][name])
+        assert torch.allclose(two[0]["state"][name], value, atol=1e-6) and value.abs().max() > 1e-3
+    for key in ("clip_fraction", "kl", "grad_norm", "ratio_max_deviation"):
+        assert two[1]["figures"][key] == pytest.approx(one["figures"][key], rel=1e-4, abs=1e-8), key
+
+
+def test_a_self_test_that_fails_on_one_rank_stops_all(two_ranks):
+    for text in (r["a_fault_on_one_rank"] for r in two_ranks):
+        assert "self-test ratio_is_one" in text
+
+
+def test_the_share_of_invalid_rewards_is_that_of_all_ranks(two_ranks):
+    """3 of 8 go on, though 3 of 4 of one rank; 4 of 8 stop both."""
+    assert [r["invalid_rewards"][3] for r in two_ranks] == ["4", "1"]
+    for text in (r["invalid_rewards"][4] for r in two_ranks):
+        assert "got 4 of 8: 4 x the video is not finite" in text
 
 
 def test_one_rank_needs_no_process_group():
