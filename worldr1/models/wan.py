@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from worldr1.config import ModelConfig, VideoConfig
 from worldr1.models import lora
 from worldr1.models.recompute import checkpoint_blocks
-from worldr1.models.text_cache import TextCache
+from worldr1.models.text_cache import MAX_KEPT_PROMPTS, TextCache, keep_recent
 
 _MAX_SEQUENCE_LENGTH = 512
 """Text tokens that Wan was trained with; a tokenizer with a smaller model_max_length shortens it."""
@@ -191,16 +191,53 @@ class WanPolicy:
 
     @functools.cached_property
     def text_encoder(self) -> Any:
-        """The largest part of the model, read when a prompt is not in the text cache: with all of them there, never."""
-        return self._read_text_encoder().to(self.device)
+        """The largest part of a small model (UMT5-XXL: 11.4 GB in bfloat16), read when a prompt is met that was not
+        encoded yet. It stands on the host, and on the policy's device only while it encodes."""
+        return self._read_text_encoder()
+
+    def free_text_encoder(self) -> None:
+        """Drop the text encoder; the next prompt without an embedding reads it again."""
+        self.__dict__.pop("text_encoder", None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def keep_prompts(self, prompts: Sequence[str]) -> int:
+        """Encode prompts ahead, keep their embeddings on the host and drop the text encoder.
+
+        Args:
+          prompts: All that will be asked for, at most MAX_KEPT_PROMPTS different ones.
+        Returns:
+          How many were encoded; the others were there.
+        Raises:
+          ValueError: more prompts than are kept.
+        """
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeds]
+        if len(set(prompts)) > MAX_KEPT_PROMPTS:
+            raise ValueError(f"keep_prompts: at most {MAX_KEPT_PROMPTS} prompts are kept, got {len(set(prompts))}")
+        self._embeddings(missing)
+        self.free_text_encoder()
+        return len(missing)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings [N, L, D] as `WanPipeline` computes them, zero beyond each prompt's tokens.
 
         L is the tokenizer's model_max_length, at most 512. Each new prompt is encoded alone, so that its embedding
-        does not depend on when and beside which others it first appeared; it is kept without the padding.
+        does not depend on when and beside which others it first appeared; it is kept on the host, without the padding.
         """
+        kept = self._embeddings(prompts)
+        if self.device.type != "cpu" and "text_encoder" in vars(self):
+            self.text_encoder.to("cpu")
+        width = self.transformer.config.text_dim
+        out = torch.zeros(len(kept), self.max_sequence_length, width, dtype=self.transformer.dtype, device=self.device)
+        for row, embed in zip(out, kept, strict=True):
+            row[: len(embed)] = embed
+        return out  # [N, L, D]
+
+    @torch.no_grad()
+    def _embeddings(self, prompts: Sequence[str]) -> list[Tensor]:
+        """[L, D] of each prompt, on the host."""
+        out = []
         for prompt in prompts:
             if prompt not in self._embeds:
                 tokens = self.tokenizer(
@@ -208,14 +245,15 @@ class WanPolicy:
                     add_special_tokens=True, return_attention_mask=True, return_tensors="pt",
                 )  # fmt: skip
                 mask = tokens.attention_mask.to(self.device)  # [1, L]
-                hidden = self.text_encoder(tokens.input_ids.to(self.device), mask).last_hidden_state  # [1, L, D]
-                self._embeds[prompt] = hidden[0, : int(mask.sum())].to(self.transformer.dtype).clone()
-        kept = [self._embeds[prompt] for prompt in prompts]
-        width = self.transformer.config.text_dim
-        out = torch.zeros(len(kept), self.max_sequence_length, width, dtype=self.transformer.dtype, device=self.device)
-        for row, embed in zip(out, kept, strict=True):
-            row[: len(embed)] = embed
-        return out  # [N, L, D]
+                encoder = self.text_encoder.to(self.device)
+                hidden = encoder(tokens.input_ids.to(self.device), mask).last_hidden_state  # [1, L, D]
+                embedding = hidden[0, : int(mask.sum())].to("cpu", self.transformer.dtype).clone()
+                if isinstance(self._embeds, TextCache):
+                    self._embeds[prompt] = embedding
+                else:
+                    keep_recent(self._embeds, prompt, embedding)
+            out.append(self._embeds[prompt])
+        return out
 
     def is_adapted(self, sigma: float) -> bool:
         """Whether the adapter acts at this sigma."""
