@@ -84,6 +84,8 @@ class RewardStack:
         """
         num = batch.num_samples
         frames = batch.viewmats.shape[1]
+        if video.dtype == torch.uint8:
+            video = video.float() / 255  # all at once; to be replaced by parts, on the judges' device
         if video.ndim != 5 or tuple(video.shape[:3]) != (num, frames, 3):
             raise ValueError(
                 f"RewardStack.score: video must have shape [{num}, {frames}, 3, H, W] like the batch, "
