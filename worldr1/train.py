@@ -29,6 +29,7 @@ if __name__ == "__main__":
 
 import time
 import webbrowser
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,7 +200,8 @@ def _iterate(
                 rank=world.rank, world_size=world.size,
             )  # fmt: skip
             with watch.stage("noise"), progress.stage("noise"):
-                noise = initial_noise(batch, latent_shape, config=config)  # [N, C, f, h, w]
+                where = replace(batch, viewmats=batch.viewmats.to(learner.policy.device))  # the noise is moved there
+                noise = initial_noise(where, latent_shape, config=config)  # [N, C, f, h, w]
             with watch.stage("rollout"), progress.stage("rollout"):
                 gradients = sample_gradients(learner.ema.params, batch, config) if config.update.deferred else None
                 rollout = sample(
