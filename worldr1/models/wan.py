@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from worldr1.config import ModelConfig, VideoConfig
 from worldr1.models import lora
+from worldr1.models.attention import set_attention
 from worldr1.models.recompute import checkpoint_blocks
 from worldr1.models.text_cache import MAX_KEPT_PROMPTS, TextCache, keep_recent
 
@@ -35,7 +36,8 @@ def load_policy(model: ModelConfig, *, device: torch.device | str, text_cache: T
     Returns:
       WanPolicy with an adapter that changes nothing yet.
     Raises:
-      ValueError: not a WanPipeline folder, or one with two transformers or per-token timesteps (Wan2.2).
+      ValueError: not a WanPipeline folder, or one with two transformers or per-token timesteps (Wan2.2); an attention
+        kernel that does not run here.
     """
     folder = Path(model.path)
     _check_folder(folder)
@@ -153,6 +155,10 @@ class WanPolicy:
         self.tokenizer = tokenizer
         self._read_text_encoder = read_text_encoder
         self.transformer = transformer.to(self.device)
+        set_attention(transformer, model.attention, device=self.device)
+        if model.tf32:
+            # For the whole process: a backward pass, which recomputes parts of the forward one, runs outside ours.
+            torch.backends.cuda.matmul.allow_tf32 = True
         self.vae = vae.to(self.device)
         self.max_sequence_length = int(min(tokenizer.model_max_length, _MAX_SEQUENCE_LENGTH))
         self._parameters = lora.add_lora(transformer, rank=model.lora_rank, alpha=model.lora_alpha, ffn=model.lora_ffn)
@@ -269,11 +275,17 @@ class WanPolicy:
           sigma: In [0, 1].
           prompt_embeds: [N, L, D].
           adapter: False asks for the base model.
-          exact: False may run the compiled transformer (`model.compile`).
+          exact: False may run the compiled transformer (`model.compile`), or the adapter merged into the weights
+            (`model.merge_lora`), then without a graph.
         Returns:
           [N, C, f, h, w] in the base's dtype. Differentiable in the adapter where it acts; elsewhere without a graph.
         """
-        with contextlib.nullcontext() if adapter and self.is_adapted(sigma) else self._switch.off():
+        state: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if not (adapter and self.is_adapted(sigma)):
+            state = self._switch.off()
+        elif self.model.merge_lora and not exact:
+            state = self._switch.merged()
+        with state:
             timestep = torch.full((len(sample),), sigma * _TRAIN_TIMESTEPS, device=self.device)
             return (self.transformer if exact else self._inexact)(
                 hidden_states=sample.to(self.transformer.dtype),
