@@ -38,8 +38,8 @@ class Mixture:
 class MixturePolicy:
     """The mixture's velocity; at step i of the grid the adapter adds x W_i + b_i, zero at the start.
 
-    Latents are [n, 2, 1, 1, 1], and a "video" is its latent beside a zero. A reward is a function of `x0()`: the bytes of
-    a rollout's video could not say it.
+    Latents are [n, 2, 1, 1, 1], and a "video" is its latent beside a zero. A reward is a function of `x0()`: the bytes
+    of a rollout's video could not say it.
     """
 
     def __init__(self, mixture: Mixture, sigmas: Sequence[float]) -> None:
