@@ -68,7 +68,7 @@ class LoraSwitch:
     def __init__(self, transformer: Any) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        self._layers = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
+        self._layers: list[Any] = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
