@@ -80,6 +80,15 @@ class ModelConfig:
     compile: bool = False
     """torch.compile the transformer for deterministic steps. Stochastic steps and the update stay eager, both alike, so
     that every log_prob is the training path's."""
+    merge_lora: bool = False
+    """Merge the adapter into the weights for deterministic steps: spares its products there, and rounds the sum to the
+    base's precision (micro world: velocities move by 4e-7 in float32, by .8 % in bfloat16, where the adapter itself
+    moves them by 4 %). Stochastic steps and the update keep it apart, both alike."""
+    attention: Literal["auto", "native", "cudnn", "flash", "efficient", "math"] = "auto"
+    """Attention kernel of rollout and update alike; auto: diffusers' default. One that does not run here is refused."""
+    tf32: bool = False
+    """Allow TF32 in the process's float32 matrix products on CUDA: those of the adapter are the slow part of a bfloat16
+    pass, and the judges' float32 ones follow. Rollout and update change alike."""
 
 
 @dataclass(frozen=True)

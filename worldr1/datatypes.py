@@ -48,7 +48,7 @@ class PromptBatch:
 class Rollout:
     """What the sampler hands on: the videos, and what the update needs of the stochastic steps."""
 
-    video: Tensor  # [N, F, 3, H, W] in [0, 1], float32
+    video: Tensor  # [N, F, 3, H, W] uint8, 0 .. 255; on the host, pinned if the policy is on a GPU
     prompt_embeds: Tensor  # [N, L, D]
     negative_embeds: Tensor | None  # [N, L, D] with guidance, else None
     samples: Tensor  # [S, N, C, f, h, w] float32: the latent before each stochastic step
@@ -56,7 +56,7 @@ class Rollout:
     log_prob: Tensor  # [N, S] nats, mean over elements, under the policy that sampled
     steps: tuple[int, ...]  # S indices into sigmas
     sigmas: tuple[float, ...]  # T + 1 grid values, 1 ... 0
-    finite: Tensor  # [N] bool: every latent of the sample was finite
+    finite: Tensor  # [N] bool: every latent of the sample was finite, and its video
     alike: int = 1  # so many samples in a row enter the first stochastic step with one latent, and share its passes
 
 

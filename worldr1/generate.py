@@ -96,7 +96,7 @@ def run(config: GenerateConfig) -> list[Path]:
     from worldr1.camera.motion import read_camera
     from worldr1.camera.noise import initial_noise
     from worldr1.models.wan import load_adapted_policy, load_policy
-    from worldr1.rollout.sample import generate
+    from worldr1.rollout.sample import NEGATIVE_PROMPT, generate
     from worldr1.rollout.schedule import evaluation_sigmas
 
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -113,6 +113,7 @@ def run(config: GenerateConfig) -> list[Path]:
         if reading.unread:
             print("  not understood: " + "; ".join(reading.unread))
     shape = policy.latent_shape(settings.video)
+    policy.keep_prompts([*config.prompt, NEGATIVE_PROMPT])  # the text encoder leaves its memory to the others
     batch = _batch(config.prompt, settings, device=device)
     noise = initial_noise(batch, shape, config=settings)
     sigmas = evaluation_sigmas(config.solver, settings.schedule.num_steps, settings.schedule.shift)

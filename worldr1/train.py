@@ -29,6 +29,7 @@ if __name__ == "__main__":
 
 import time
 import webbrowser
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,13 +55,13 @@ from worldr1.learn.update import (
 )
 from worldr1.microworld.captions import read_labels
 from worldr1.models.ema import Ema
-from worldr1.models.text_cache import TextCache
-from worldr1.models.wan import load_policy
+from worldr1.models.text_cache import MAX_KEPT_PROMPTS, TextCache
+from worldr1.models.wan import WanPolicy, load_policy
 from worldr1.prompts.reading import reading_lines
 from worldr1.prompts.sampler import is_dynamic, prompt_batch, rank_share, read_prompts
 from worldr1.report import write_report
 from worldr1.rewards import RewardStack, build_rewards
-from worldr1.rollout.sample import sample
+from worldr1.rollout.sample import NEGATIVE_PROMPT, sample
 from worldr1.rollout.schedule import rollout_sigmas, sde_window
 from worldr1.run import checkpoint, distributed
 from worldr1.run.metrics import MetricsWriter, Progress, Stopwatch, reward_metrics
@@ -120,6 +121,7 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     torch.manual_seed(config.seed)
     policy = load_policy(config.model, device=world.device, text_cache=_text_cache(config))
     policy.latent_shape(config.video)  # sizes that the model cannot make are found here
+    texts = _encode_prompts(policy, [*prompts[False], *prompts[True], *held_out])
     rewards = build_rewards(config, device=world.device)
     evaluator = load_evaluator(config.evaluation.evaluator, device=world.device) if held_out else None
     params = policy.adapter_parameters()
@@ -137,6 +139,7 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     try:
         progress.say(opening_line(config, world, first=first, num_params=sum(p.numel() for p in params)))
         progress.say(describe(config, world_size=world.size))
+        progress.say(texts)
         if world.is_main:
             progress.say("\n".join(reading_lines(prompts[False], prompts[True])))
         if config.rollout.memory_budget_gib:
@@ -161,6 +164,16 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
 def _text_cache(config: TrainConfig) -> TextCache | None:
     folder = config.output_dir.parent / "text_cache"  # beside the runs, which share it
     return TextCache(folder, model=config.model.path, dtype=config.model.dtype) if config.text_cache else None
+
+
+def _encode_prompts(policy: WanPolicy, prompts: list[str]) -> str:
+    """Encode the prompts of the run before the judges need the memory, if they can all be kept; says what was done."""
+    asked, start = list(dict.fromkeys([*prompts, NEGATIVE_PROMPT])), time.perf_counter()
+    if len(asked) > MAX_KEPT_PROMPTS:
+        return f"text: {len(asked):,} prompts, more than the {MAX_KEPT_PROMPTS:,} kept; an iteration encodes its own"
+    num = policy.keep_prompts(asked)
+    seconds = time.perf_counter() - start
+    return f"text: {num} of {len(asked)} prompts encoded in {seconds:.1f} s, the others were kept; text encoder freed"
 
 
 def _iterate(
@@ -190,7 +203,8 @@ def _iterate(
                 rank=world.rank, world_size=world.size,
             )  # fmt: skip
             with watch.stage("noise"), progress.stage("noise"):
-                noise = initial_noise(batch, latent_shape, config=config)  # [N, C, f, h, w]
+                where = replace(batch, viewmats=batch.viewmats.to(learner.policy.device))  # the noise is moved there
+                noise = initial_noise(where, latent_shape, config=config)  # [N, C, f, h, w]
             with watch.stage("rollout"), progress.stage("rollout"):
                 gradients = sample_gradients(learner.ema.params, batch, config) if config.update.deferred else None
                 rollout = sample(

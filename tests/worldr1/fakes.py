@@ -91,7 +91,7 @@ def fake_learner(config: TrainConfig, *, seed: int = 0) -> Learner:
 
 def brightness(rollout: Rollout) -> RewardOutput:
     """Mean of the video: what the policy can raise by its bias alone."""
-    value = rollout.video.flatten(1).mean(1)
+    value = rollout.video.flatten(1).float().mean(1) / 255
     return RewardOutput(reward=value, valid=rollout.finite, breakdown={"light": value}, weights={"light": 1.0})
 
 

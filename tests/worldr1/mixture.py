@@ -38,7 +38,8 @@ class Mixture:
 class MixturePolicy:
     """The mixture's velocity; at step i of the grid the adapter adds x W_i + b_i, zero at the start.
 
-    Latents are [n, 2, 1, 1, 1], and a "video" is its latent beside a zero, so that a reward can be a function of x0.
+    Latents are [n, 2, 1, 1, 1], and a "video" is its latent beside a zero. A reward is a function of `x0()`: the bytes
+    of a rollout's video could not say it.
     """
 
     def __init__(self, mixture: Mixture, sigmas: Sequence[float]) -> None:
@@ -46,6 +47,13 @@ class MixturePolicy:
         self.mixture, self.sigmas = mixture, list(sigmas)
         self.w = nn.Parameter(torch.zeros(len(sigmas) - 1, 2, 2))
         self.b = nn.Parameter(torch.zeros(len(sigmas) - 1, 2))
+        self._decoded: list[Tensor] = []
+
+    def x0(self) -> Tensor:
+        """What was decoded since the last call, [N, 2]."""
+        out = torch.cat(self._decoded).flatten(1)
+        self._decoded.clear()
+        return out
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         return torch.zeros(len(prompts), 1, 1)
@@ -61,6 +69,7 @@ class MixturePolicy:
         return v.view(sample.shape)
 
     def decode(self, latents: Tensor) -> Tensor:
+        self._decoded.append(latents)
         return torch.nn.functional.pad(latents, (0, 0, 0, 0, 0, 0, 0, 1)).transpose(1, 2)  # [n, 1, 3, 1, 1]
 
     def adapter_parameters(self) -> list[nn.Parameter]:

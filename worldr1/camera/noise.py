@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -50,16 +51,19 @@ def initial_noise(batch: PromptBatch, latent_shape: tuple[int, int, int, int], *
         return noise.repeat_interleave(per_draw, dim=0)
     draws = ids.reshape(len(batch.prompts), -1)  # [P, 1 or group_size]
     asked = [True] * len(batch.prompts) if batch.asked is None else batch.asked.tolist()
-    groups = [
-        warped_noise(
-            viewmats, latent_shape, camera=config.camera, seed=config.seed, sample_ids=own,
+    noise = torch.empty(*draws.shape, *latent_shape, device=batch.viewmats.device)
+    # Prompts of one path after each other: few plans are kept at Wan's size, and making one takes seconds.
+    paths = [v.numpy().tobytes() for v in batch.viewmats.detach().cpu()]
+    for p in sorted(range(len(paths)), key=lambda p: paths[p]):
+        if not asked[p]:
+            noise[p] = _normal(latent_shape, seed=config.seed, sample_ids=draws[p], purpose=_FRESH, device=noise.device)
+            continue
+        noise[p] = warped_noise(
+            batch.viewmats[p], latent_shape, camera=config.camera, seed=config.seed, sample_ids=draws[p],
             flow_scale=config.noise.flow_scale, degradation=config.noise.degradation,
             dither=config.noise.dither,
-        ) if is_asked
-        else _normal(latent_shape, seed=config.seed, sample_ids=own, purpose=_FRESH, device=viewmats.device)
-        for viewmats, own, is_asked in zip(batch.viewmats, draws, asked, strict=True)
-    ]  # fmt: skip
-    return torch.cat(groups).repeat_interleave(per_draw, dim=0)
+        )  # fmt: skip
+    return noise.flatten(0, 1).repeat_interleave(per_draw, dim=0)
 
 
 def warped_noise(
@@ -150,9 +154,17 @@ def _normal(shape: tuple[int, ...], *, seed: int, sample_ids: Tensor, purpose: i
     ids = check_sample_ids("warped_noise", sample_ids, len(sample_ids), torch.device("cpu"))
     zero = torch.zeros((), dtype=torch.int64)
     words = philox4x32(ids, zero, zero, torch.tensor(_STREAM_NOISE + purpose), seed=seed)
+    seeds = [(high << 32 | low) & (2**63 - 1) for low, high in zip(words[0].tolist(), words[1].tolist(), strict=True)]
     out = torch.empty(len(ids), *shape)
-    generator = torch.Generator()
-    for row, low, high in zip(out, words[0].tolist(), words[1].tolist(), strict=True):
-        generator.manual_seed((high << 32 | low) & (2**63 - 1))
-        row.normal_(generator=generator)
+
+    def draw(row: Tensor, own: int) -> None:
+        row.normal_(generator=torch.Generator().manual_seed(own))
+
+    threads = min(torch.get_num_threads(), len(seeds))
+    if threads > 1 and out.numel() > 1 << 20:  # a generator draws on one thread alone
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(draw, out, seeds))
+    else:
+        for row, own in zip(out, seeds, strict=True):
+            draw(row, own)
     return out.to(device)

@@ -1,7 +1,7 @@
-"""The cost of a training sample, by recipe, against the official release's.
+"""The cost of a training sample, by recipe, against the official release's, and the memory of an iteration by stage.
 
 python -m worldr1.cost              # Wan2.1-1.3B at 480x832x81
-python -m worldr1.cost --model 14b
+python -m worldr1.cost --model 14b --ranks 16
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from worldr1.config import VideoConfig
+from worldr1.cost import memory
 from worldr1.cost.flops import WAN, recipe_flops, recipes, table
+from worldr1.cost.memory import WAN_VAE, meta_policy
+from worldr1.presets import preset
 
 
 @dataclass(frozen=True)
 class CostConfig:
-    """Print the cost of a training sample, by recipe, against the official release's."""
+    """Print the cost of a training sample, by recipe, and the memory of an iteration of the preset, by stage."""
 
     model: Literal["1.3b", "14b"] = "1.3b"
     """Published Wan2.1-T2V transformer."""
@@ -31,6 +34,10 @@ class CostConfig:
     """Of the video, in pixels."""
     num_frames: int = 81
     """4 k + 1."""
+    ranks: int = 8
+    """Among which an iteration's prompts are dealt: the memory is that of one."""
+    micro_batch: int = 1
+    """Samples per transformer call."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"(LoRA rank {recipes()['official release'].model.lora_rank}, gradient checkpointing)"
     )
     print(table(costs))
+    settings = preset(f"wan2.1-{config.model}")
+    settings = replace(settings, video=video, rollout=replace(settings.rollout, micro_batch=config.micro_batch))
+    policy = meta_policy(transformer, WAN_VAE, settings.model)
+    print(f"\none of {config.ranks} ranks, preset wan2.1-{config.model}:")
+    print(memory.table(memory.stages(policy, settings, num_ranks=config.ranks), policy))
     return 0
 
 

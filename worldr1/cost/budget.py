@@ -18,6 +18,7 @@ from worldr1.datatypes import Rollout
 from worldr1.models.base import VideoPolicy
 from worldr1.rollout.sample import NEGATIVE_PROMPT, reference_velocity, window_step
 from worldr1.rollout.schedule import rollout_sigmas
+from worldr1.rollout.videos import videos_per_call
 from worldr1.run import distributed
 
 
@@ -25,7 +26,7 @@ class SampleBytes(NamedTuple):
     """Most memory that one row of a micro-batch holds at a time, beside what is there before and after."""
 
     update: int  # forward and backward pass of a stochastic step; without a graph the rollout takes less
-    decode: int  # latent to video
+    decode: int  # latent to video; no more than videos_per_call of them at a time
 
 
 def sample_bytes(policy: VideoPolicy, prompt: str, config: TrainConfig) -> SampleBytes:
@@ -84,7 +85,11 @@ def fit_micro_batch(policy: VideoPolicy, prompt: str, config: TrainConfig, *, nu
     """
     budget = config.rollout.memory_budget_gib * 2**30
     need = sample_bytes(policy, prompt, config)
-    fitting = [n for n in range(1, num_samples + 1) if num_samples % n == 0 and n * max(need) <= budget]
+    together = videos_per_call(policy.latent_shape(config.video))
+    fitting = [
+        n for n in range(1, num_samples + 1)
+        if num_samples % n == 0 and max(n * need.update, min(n, together) * need.decode) <= budget
+    ]  # fmt: skip
     chosen = int(distributed.gather(torch.tensor([max(fitting, default=0)])).min())
     if not chosen:
         raise ValueError(

@@ -63,12 +63,12 @@ def add_lora(transformer: Any, *, rank: int, alpha: int, ffn: bool, seed: int = 
 
 
 class LoraSwitch:
-    """Turns the LoRA layers of a model off for the length of a block."""
+    """Turns the LoRA layers of a model off, or merges them into its weights, for the length of a block."""
 
     def __init__(self, transformer: Any) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        self._layers = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
+        self._layers: list[Any] = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
@@ -85,6 +85,23 @@ class LoraSwitch:
         finally:
             for layer in self._layers:
                 layer.enable_adapters(True)
+
+    @contextlib.contextmanager
+    def merged(self) -> Iterator[None]:
+        """Inside, the frozen weights hold W + alpha / rank B A, rounded to their dtype, and no graph is recorded.
+
+        Spares the adapter's products of a pass. The weights come back as the very tensors that they were.
+        """
+        own = [(layer.base_layer.weight, layer.base_layer.weight.data) for layer in self._layers]
+        try:
+            for layer, (weight, data) in zip(self._layers, own, strict=True):
+                a, b = layer.lora_A[_NAME].weight.detach(), layer.lora_B[_NAME].weight.detach()
+                weight.data = torch.addmm(data.float(), b, a, alpha=layer.scaling[_NAME]).to(data.dtype)
+            with self.off():
+                yield
+        finally:
+            for weight, data in own:
+                weight.data = data
 
 
 def save_lora(transformer: Any, folder: Path, *, sigma_min: float, ffn: bool) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from worldr1.config import ModelConfig, VideoConfig
 from worldr1.models import lora
+from worldr1.models.attention import set_attention
 from worldr1.models.recompute import checkpoint_blocks
-from worldr1.models.text_cache import TextCache
+from worldr1.models.text_cache import MAX_KEPT_PROMPTS, TextCache, keep_recent
 
 _MAX_SEQUENCE_LENGTH = 512
 """Text tokens that Wan was trained with; a tokenizer with a smaller model_max_length shortens it."""
@@ -35,7 +36,8 @@ def load_policy(model: ModelConfig, *, device: torch.device | str, text_cache: T
     Returns:
       WanPolicy with an adapter that changes nothing yet.
     Raises:
-      ValueError: not a WanPipeline folder, or one with two transformers or per-token timesteps (Wan2.2).
+      ValueError: not a WanPipeline folder, or one with two transformers or per-token timesteps (Wan2.2); an attention
+        kernel that does not run here.
     """
     folder = Path(model.path)
     _check_folder(folder)
@@ -153,6 +155,10 @@ class WanPolicy:
         self.tokenizer = tokenizer
         self._read_text_encoder = read_text_encoder
         self.transformer = transformer.to(self.device)
+        set_attention(transformer, model.attention, device=self.device)
+        if model.tf32:
+            # For the whole process: a backward pass, which recomputes parts of the forward one, runs outside ours.
+            torch.backends.cuda.matmul.allow_tf32 = True
         self.vae = vae.to(self.device)
         self.max_sequence_length = int(min(tokenizer.model_max_length, _MAX_SEQUENCE_LENGTH))
         self._parameters = lora.add_lora(transformer, rank=model.lora_rank, alpha=model.lora_alpha, ffn=model.lora_ffn)
@@ -191,16 +197,53 @@ class WanPolicy:
 
     @functools.cached_property
     def text_encoder(self) -> Any:
-        """The largest part of the model, read when a prompt is not in the text cache: with all of them there, never."""
-        return self._read_text_encoder().to(self.device)
+        """The largest part of a small model (UMT5-XXL: 11.4 GB in bfloat16), read when a prompt is met that was not
+        encoded yet. It stands on the host, and on the policy's device only while it encodes."""
+        return self._read_text_encoder()
+
+    def free_text_encoder(self) -> None:
+        """Drop the text encoder; the next prompt without an embedding reads it again."""
+        self.__dict__.pop("text_encoder", None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def keep_prompts(self, prompts: Sequence[str]) -> int:
+        """Encode prompts ahead, keep their embeddings on the host and drop the text encoder.
+
+        Args:
+          prompts: All that will be asked for, at most MAX_KEPT_PROMPTS different ones.
+        Returns:
+          How many were encoded; the others were there.
+        Raises:
+          ValueError: more prompts than are kept.
+        """
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeds]
+        if len(set(prompts)) > MAX_KEPT_PROMPTS:
+            raise ValueError(f"keep_prompts: at most {MAX_KEPT_PROMPTS} prompts are kept, got {len(set(prompts))}")
+        self._embeddings(missing)
+        self.free_text_encoder()
+        return len(missing)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings [N, L, D] as `WanPipeline` computes them, zero beyond each prompt's tokens.
 
         L is the tokenizer's model_max_length, at most 512. Each new prompt is encoded alone, so that its embedding
-        does not depend on when and beside which others it first appeared; it is kept without the padding.
+        does not depend on when and beside which others it first appeared; it is kept on the host, without the padding.
         """
+        kept = self._embeddings(prompts)
+        if self.device.type != "cpu" and "text_encoder" in vars(self):
+            self.text_encoder.to("cpu")
+        width = self.transformer.config.text_dim
+        out = torch.zeros(len(kept), self.max_sequence_length, width, dtype=self.transformer.dtype, device=self.device)
+        for row, embed in zip(out, kept, strict=True):
+            row[: len(embed)] = embed
+        return out  # [N, L, D]
+
+    @torch.no_grad()
+    def _embeddings(self, prompts: Sequence[str]) -> list[Tensor]:
+        """[L, D] of each prompt, on the host."""
+        out = []
         for prompt in prompts:
             if prompt not in self._embeds:
                 tokens = self.tokenizer(
@@ -208,14 +251,15 @@ class WanPolicy:
                     add_special_tokens=True, return_attention_mask=True, return_tensors="pt",
                 )  # fmt: skip
                 mask = tokens.attention_mask.to(self.device)  # [1, L]
-                hidden = self.text_encoder(tokens.input_ids.to(self.device), mask).last_hidden_state  # [1, L, D]
-                self._embeds[prompt] = hidden[0, : int(mask.sum())].to(self.transformer.dtype).clone()
-        kept = [self._embeds[prompt] for prompt in prompts]
-        width = self.transformer.config.text_dim
-        out = torch.zeros(len(kept), self.max_sequence_length, width, dtype=self.transformer.dtype, device=self.device)
-        for row, embed in zip(out, kept, strict=True):
-            row[: len(embed)] = embed
-        return out  # [N, L, D]
+                encoder = self.text_encoder.to(self.device)
+                hidden = encoder(tokens.input_ids.to(self.device), mask).last_hidden_state  # [1, L, D]
+                embedding = hidden[0, : int(mask.sum())].to("cpu", self.transformer.dtype).clone()
+                if isinstance(self._embeds, TextCache):
+                    self._embeds[prompt] = embedding
+                else:
+                    keep_recent(self._embeds, prompt, embedding)
+            out.append(self._embeds[prompt])
+        return out
 
     def is_adapted(self, sigma: float) -> bool:
         """Whether the adapter acts at this sigma."""
@@ -231,11 +275,17 @@ class WanPolicy:
           sigma: In [0, 1].
           prompt_embeds: [N, L, D].
           adapter: False asks for the base model.
-          exact: False may run the compiled transformer (`model.compile`).
+          exact: False may run the compiled transformer (`model.compile`), or the adapter merged into the weights
+            (`model.merge_lora`), then without a graph.
         Returns:
           [N, C, f, h, w] in the base's dtype. Differentiable in the adapter where it acts; elsewhere without a graph.
         """
-        with contextlib.nullcontext() if adapter and self.is_adapted(sigma) else self._switch.off():
+        state: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if not (adapter and self.is_adapted(sigma)):
+            state = self._switch.off()
+        elif self.model.merge_lora and not exact:
+            state = self._switch.merged()
+        with state:
             timestep = torch.full((len(sample),), sigma * _TRAIN_TIMESTEPS, device=self.device)
             return (self.transformer if exact else self._inexact)(
                 hidden_states=sample.to(self.transformer.dtype),

@@ -16,6 +16,7 @@ from worldr1.models.base import VideoPolicy
 from worldr1.rollout.sample_gradients import SampleGradients
 from worldr1.rollout.schedule import step_weights
 from worldr1.rollout.solver import OdeSolver
+from worldr1.rollout.videos import ByteVideos, decoded
 from worldr1_kernels.sde_step import SdeStepOutput, sde_step
 
 NEGATIVE_PROMPT = ""
@@ -50,7 +51,7 @@ def sample(
       config: schedule, rollout and seed; update.kl_beta with `gradients`.
       gradients: Filled by a backward pass right after each stochastic step (`update.deferred`).
     Returns:
-      Rollout. A sample whose latent stopped being finite is marked in `finite`, and holds zeros instead.
+      Rollout. A sample whose latent or video stopped being finite is marked in `finite`, and holds zeros instead.
     Raises:
       ValueError: noise of another shape, steps out of range or order, a shared prefix with noise that differs inside
         a group, or a stochastic step at which the adapter does not act.
@@ -70,7 +71,7 @@ def sample(
     after = torch.empty_like(before)
     log_prob = noise.new_empty(num, len(steps))
     ids = batch.sample_ids.to(policy.device)
-    videos, finite = [], []
+    videos, finite = ByteVideos(num), []
     empty = Rollout(
         video=noise.new_empty(0), prompt_embeds=embeds, negative_embeds=negative, samples=before, prev_samples=after,
         log_prob=log_prob, steps=tuple(steps), sigmas=tuple(sigmas), alike=alike,
@@ -104,12 +105,12 @@ def sample(
             if i == steps[-1]:
                 solver = OdeSolver(config.rollout.solver, sigmas)
         ok = torch.isfinite(latents).flatten(1).all(1) & torch.isfinite(log_prob[rows]).all(1)
-        videos.append(policy.decode(torch.where(ok[:, None, None, None, None], latents, 0.0)))
-        finite.append(ok)
+        latents = torch.where(ok[:, None, None, None, None], latents, 0.0)
+        finite.append(ok & videos.decode(policy, latents, first=rows.start))
     valid = torch.cat(finite)
     if not bool(valid.all()):  # zeros: a NaN would pass through any mask that multiplies
         before[:, ~valid], after[:, ~valid], log_prob[~valid] = 0.0, 0.0, 0.0
-    return dataclasses.replace(empty, video=torch.cat(videos), finite=valid)
+    return dataclasses.replace(empty, video=videos.video, finite=valid)
 
 
 def window_step(
@@ -189,7 +190,7 @@ def generate(
             f"generate: noise must have shape [{len(prompts)} prompts >= 1, C, f, h, w], got {list(noise.shape)}"
         )
     noise = noise.to(policy.device, torch.float32)
-    videos = []
+    video: Tensor | None = None
     for rows in batch_rows(len(prompts), micro_batch):
         latents = noise[rows]
         embeds = policy.encode_prompts(prompts[rows])
@@ -197,8 +198,11 @@ def generate(
         ode = OdeSolver(solver, sigmas)
         for i in range(len(sigmas) - 1):
             latents = _ode(policy, ode, latents, i, embeds, negative, guidance_scale, adapter=adapter)
-        videos.append(policy.decode(latents))
-    return torch.cat(videos)
+        for part, made in decoded(policy, latents):
+            video = made.new_empty(len(prompts), *made.shape[1:]) if video is None else video
+            video[rows.start + part.start : rows.start + part.stop] = made
+    assert video is not None  # there is a prompt
+    return video
 
 
 def window_rows(rollout: Rollout, index: int, config: TrainConfig) -> Iterator[slice]:

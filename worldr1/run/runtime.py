@@ -99,10 +99,12 @@ def opening_line(config: TrainConfig, world: distributed.World, *, first: int, n
     """What is about to run, in two lines."""
     total = config.rollout.prompts_per_iteration * config.rollout.group_size
     waits = os.environ.get("OMP_WAIT_POLICY", "unset")
+    m = config.model
+    ways = f"attention {m.attention}" + ", TF32" * m.tf32 + ", compiled" * m.compile + ", LoRA merged" * m.merge_lora
     start = f"going on after iteration {first}" if first else "starting"
     return (
         f"{config.model.path} on {world.device.type}, adapter of {num_params:,} parameters; {world.size} rank(s) of "
-        f"{torch.get_num_threads()} thread(s), OMP_WAIT_POLICY {waits}\n"
+        f"{torch.get_num_threads()} thread(s), OMP_WAIT_POLICY {waits}; {ways}\n"
         f"{start}: {config.max_iterations} iterations of {total} videos, seed {config.seed}, "
         f"control {config.reward.control}, writing to {config.output_dir}"
     )

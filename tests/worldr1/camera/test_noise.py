@@ -179,6 +179,27 @@ def test_plans_are_made_once_for_each_trajectory_and_lens(monkeypatch: pytest.Mo
     assert len(made) == 7 and len(module._plans) == 2
 
 
+def test_prompts_of_one_path_share_its_plan_even_if_one_alone_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(noise=NoiseConfig(degradation=0.35), rollout=RolloutConfig(share_initial_noise=False))
+    batch = make_batch("pan_left", "push_in", "pan_left", "push_in", "pan_left", group_size=2)
+    expected = initial_noise(batch, SHAPE, config=config)
+    made = []
+    monkeypatch.setattr(module, "plan_transport", lambda *a, **k: made.append(1) or plan_transport(*a, **k))
+    monkeypatch.setattr(module, "_plans", module.OrderedDict())
+    monkeypatch.setattr(module, "_CACHED_PIXELS", 8 * 64 * 64)
+    assert torch.equal(initial_noise(batch, SHAPE, config=config), expected) and len(made) == 2
+    for p in range(5):  # each prompt's samples stay in their place
+        alone = warp(batch.prompts[p], batch.sample_ids[2 * p : 2 * p + 2], seed=config.seed)
+        assert torch.equal(expected[2 * p : 2 * p + 2], alone)
+
+
+def test_threads_draw_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = {"seed": 3, "sample_ids": torch.arange(5), "purpose": module._FINE, "device": torch.device("cpu")}
+    expected = module._normal((4, 256, 256), **draw)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(module._normal((4, 256, 256), **draw), expected)
+
+
 _MEMORY = """
 import torch
 from pathlib import Path

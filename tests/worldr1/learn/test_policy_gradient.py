@@ -70,7 +70,7 @@ def test_gradient_is_unbiased_on_a_mixture_whose_gradient_is_known(sde_type: str
     batch = plane_batch(groups, size)
     noise = batch.repeat(torch.randn(groups, 2, 1, 1, 1, generator=torch.Generator().manual_seed(3)))
     rollout = sample(policy, batch, noise, sigmas=sigmas, steps=steps, config=config)
-    scores = RewardOutput(reward=reward(rollout.video[:, 0, :2, 0, 0]), valid=rollout.finite)
+    scores = RewardOutput(reward=reward(policy.x0()), valid=rollout.finite)
     advantage = group_advantage(scores, group_size=size, config=config.advantage)
     optimizer = make_optimizer(policy.adapter_parameters(), config.update)
     taken: list[torch.Tensor] = []
@@ -111,10 +111,9 @@ def sampled(config: TrainConfig, mixture: Mixture, steps: tuple[int, ...], num: 
     sigmas = euler_sigmas(config.schedule.num_steps, config.schedule.shift)
     noise = torch.randn(num, 2, 1, 1, 1, generator=torch.Generator().manual_seed(9))
     config = replace(config, rollout=replace(config.rollout, share_initial_noise=False))
-    rollout = sample(
-        MixturePolicy(mixture, sigmas), plane_batch(num // 8, 8), noise, sigmas=sigmas, steps=steps, config=config
-    )
-    return rollout.video[:, 0, :2, 0, 0]
+    policy = MixturePolicy(mixture, sigmas)
+    sample(policy, plane_batch(num // 8, 8), noise, sigmas=sigmas, steps=steps, config=config)
+    return policy.x0()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from worldr1.config import ModelConfig
+from worldr1.models import text_cache, wan
 from worldr1.models.text_cache import TextCache
 from worldr1.models.wan import load_policy
 
@@ -49,3 +50,40 @@ def test_a_damaged_file_is_named(tiny_wan: Path, tmp_path: Path) -> None:
     own.path("a").write_bytes(b"half")
     with pytest.raises(ValueError, match="TextCache: .*must hold an embedding.*delete it"):
         TextCache(tmp_path, model=tiny_wan, dtype="float32")["a"]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_the_text_encoder_leaves_when_all_prompts_are_encoded(tiny_wan: Path, tmp_path: Path, on_disk: bool) -> None:
+    settings = ModelConfig(path=tiny_wan, lora_rank=2)
+    expected = load_policy(settings, device="cpu").encode_prompts([*PROMPTS, "never seen"])
+    policy = cached(tiny_wan, tmp_path / "cache") if on_disk else load_policy(settings, device="cpu")
+    reads, read = [], policy._read_text_encoder
+    policy._read_text_encoder = lambda: reads.append(1) or read()
+    policy.free_text_encoder()
+    assert policy.keep_prompts([*PROMPTS, *PROMPTS]) == 3 and len(reads) == 1
+    assert "text_encoder" not in vars(policy)
+    assert torch.equal(policy.encode_prompts(PROMPTS), expected[:3]) and len(reads) == 1
+    assert policy.keep_prompts(PROMPTS[:2]) == 0 and len(reads) == 1
+    assert torch.equal(policy.encode_prompts(["never seen"]), expected[3:]) and len(reads) == 2  # read when asked for
+    for prompt in PROMPTS:  # on the host, without the padding
+        kept = policy._embeds[prompt]
+        assert kept.device.type == "cpu" and 0 < len(kept) < expected.shape[1] and kept._base is None
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_no_more_than_so_many_embeddings_are_in_memory(
+    tiny_wan: Path, tmp_path: Path, on_disk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ModelConfig(path=tiny_wan, lora_rank=2)
+    policy = cached(tiny_wan, tmp_path / "cache") if on_disk else load_policy(settings, device="cpu")
+    expected = policy.encode_prompts(PROMPTS)
+    other = cached(tiny_wan, tmp_path / "cache") if on_disk else load_policy(settings, device="cpu")
+    for module in (text_cache, wan):
+        monkeypatch.setattr(module, "MAX_KEPT_PROMPTS", 2)
+    assert torch.equal(other.encode_prompts(PROMPTS), expected)  # more at once than are kept
+    memory = other._embeds._memory if on_disk else other._embeds
+    assert list(memory) == PROMPTS[1:]
+    assert torch.equal(other.encode_prompts(PROMPTS[:1]), expected[:1])
+    assert ("text_encoder" in vars(other)) != on_disk
+    with pytest.raises(ValueError, match="keep_prompts: at most 2 prompts are kept, got 3"):
+        other.keep_prompts(PROMPTS)

@@ -251,3 +251,45 @@ def test_what_is_not_a_wan_folder_is_refused(tmp_path: Path) -> None:
     refuse("Wan2.2")
     index.write_text(json.dumps({"_class_name": "WanPipeline", "transformer_2": [None, None]}))
     refuse("tokenizer, text_encoder, transformer, vae missing")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_merged_adapter_is_the_adapter_to_rounding_and_leaves_no_trace(tiny_wan: Path, dtype: str) -> None:
+    model = ModelConfig(path=tiny_wan, dtype=dtype, lora_rank=4, lora_alpha=12, lora_ffn=True, merge_lora=True)  # type: ignore[arg-type]
+    policy = load_policy(replace(model, adapter_sigma_min=0.4), device="cpu")
+    _stir(policy)
+    sample, embeds = _inputs(policy)
+    before = {name: p.detach().clone() for name, p in policy.transformer.named_parameters()}
+    exact = policy.velocity(sample, 0.5, embeds).detach()
+    with torch.no_grad():
+        merged = policy.velocity(sample, 0.5, embeds, exact=False)
+    off = policy.velocity(sample, 0.5, embeds, adapter=False)
+    drift = float((merged.float() - exact.float()).norm() / exact.float().norm())
+    assert drift < (1e-5 if dtype == "float32" else 2e-2) and not torch.equal(merged, off)
+    assert dtype == "float32" or drift > 1e-4  # it did merge
+    assert float((merged - off).float().norm()) > 0.1 * float(off.float().norm())
+    after = dict(policy.transformer.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert torch.equal(policy.velocity(sample, 0.5, embeds), exact)
+    # Where the adapter does not act there is nothing to merge.
+    assert torch.equal(policy.velocity(sample, 0.3, embeds, exact=False), policy.velocity(sample, 0.3, embeds))
+
+
+def test_an_attention_kernel_by_name(tiny_wan: Path, policy: WanPolicy) -> None:
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    default = _AttentionBackendRegistry._active_backend
+    sample, embeds = _inputs(policy)
+    expected = policy.velocity(sample, 0.5, embeds)
+    for name, exact in (("native", True), ("math", False)):
+        own = load_policy(replace(policy.model, attention=name), device="cpu")  # type: ignore[arg-type]
+        found = own.velocity(sample, 0.5, embeds)
+        assert (found - expected).norm() < 1e-5 * expected.norm() and (not exact or torch.equal(found, expected))
+        assert {b.attn1.processor._attention_backend.value for b in own.transformer.blocks} == {
+            "native" if exact else "_native_math"
+        }
+    assert _AttentionBackendRegistry._active_backend == default  # other models attend as before
+    with pytest.raises(
+        ValueError, match=r"model.attention must be one that works here \(auto, native, .*math\), got 'cud"
+    ):
+        load_policy(replace(policy.model, attention="cudnn"), device="cpu")

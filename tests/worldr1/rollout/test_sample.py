@@ -58,6 +58,12 @@ def policy(tiny_wan: Path) -> WanPolicy:
     return loaded
 
 
+def apart(rollout: Rollout, video: Tensor | Rollout) -> float:
+    """Largest difference to a video in [0, 1], or to another rollout's, in levels of 255."""
+    levels = video.video if isinstance(video, Rollout) else 255 * video
+    return float((rollout.video.float() - levels.float()).abs().max())
+
+
 def run(policy: WanPolicy, config: TrainConfig, noise: Tensor | None = None, steps=STEPS) -> Rollout:
     return sample(
         policy, make_batch(config), make_noise() if noise is None else noise, sigmas=SIGMAS, steps=steps, config=config
@@ -129,7 +135,7 @@ def test_sample_is_the_written_loop(policy: WanPolicy, tiny_wan: Path, scale: fl
         assert (out.prev_samples[s] - step.prev_sample).abs().max() < 2e-5 * x.abs().max()
         assert (out.log_prob[:, s] - density.flatten(1).mean(1)).abs().max() < 2e-5
         x = step.prev_sample
-    assert (out.video - policy.decode(x)).abs().max() < 5e-5
+    assert apart(out, policy.decode(x)) < 0.5 + 255 * 5e-5
     assert bool(out.finite.all()) and out.steps == STEPS and out.sigmas == SIGMAS
 
 
@@ -182,10 +188,28 @@ def test_compiled_steps_leave_the_densities_to_the_training_path(
     plain, out = run(policy, config), run(compiled, config)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
     assert calls == pytest.approx([s for i, s in enumerate(SIGMAS[:-1]) if i not in STEPS for _ in range(2)])
-    assert (out.video - plain.video).abs().max() < 1e-4
+    assert apart(out, plain) <= 1
     for index in range(len(STEPS)):
         scored = window_step(compiled, out, index=index, rows=slice(0, 8), config=config)
         assert scored.log_prob.requires_grad and torch.equal(scored.log_prob, out.log_prob[:, index])
+
+
+def test_merged_steps_leave_the_densities_to_the_training_path(policy: WanPolicy, tiny_wan: Path) -> None:
+    """model.merge_lora in a bfloat16 base: the latents drift by its rounding, the ratio before the update stays 1."""
+    config = make_config(tiny_wan, guidance_scale=4.0)
+    outs = []
+    for merge in (False, True):
+        model = replace(config.model, dtype="bfloat16", merge_lora=merge)
+        own = load_policy(model, device="cpu")
+        own.load_adapter_state(policy.adapter_state())
+        outs.append(run(own, config))
+    plain, merged = outs
+    drift = float((merged.samples[0] - plain.samples[0]).norm() / plain.samples[0].norm())
+    assert 1e-5 < drift < 3e-2
+    assert (merged.log_prob - plain.log_prob).abs().max() < 1e-3  # nats
+    for index in range(len(STEPS)):
+        scored = window_step(own, merged, index=index, rows=slice(0, 8), config=config)
+        assert scored.log_prob.requires_grad and torch.equal(scored.log_prob, merged.log_prob[:, index])
 
 
 def test_a_rollout_is_a_function_of_seed_and_sample_ids(policy: WanPolicy, tiny_wan: Path) -> None:
@@ -223,7 +247,7 @@ def test_branching_a_shared_prefix_changes_nothing(policy: WanPolicy, tiny_wan: 
         policy.velocity = velocity  # type: ignore[method-assign]
     assert plain_calls == [8] * 6
     assert calls == [2] * steps[0] + [8] * (6 - steps[0])  # the prefix costs 1 / G
-    assert (plain.video - shared.video).abs().max() < 1e-4
+    assert apart(plain, shared) <= 1
     assert (plain.prev_samples - shared.prev_samples).abs().max() < 1e-4
     assert torch.allclose(plain.log_prob, shared.log_prob, atol=1e-5)
     within = shared.prev_samples[0].unflatten(0, (2, 4))
@@ -257,7 +281,8 @@ def test_one_pass_serves_a_group_at_the_first_stochastic_step(
                 assert torch.equal(scored.log_prob, merged.log_prob[rows, index])
     finally:
         hook.remove()
-    for name in ("video", "samples", "prev_samples"):
+    assert apart(plain, merged) <= 1
+    for name in ("samples", "prev_samples"):
         assert (getattr(plain, name) - getattr(merged, name)).abs().max() < 1e-4
     assert torch.allclose(plain.log_prob, merged.log_prob, atol=1e-5)
 
@@ -280,9 +305,9 @@ def test_a_latent_that_is_not_finite_is_masked_and_alone(
     struck = [4, 5, 6, 7] if share else [5]
     kept = [i for i in range(8) if i not in struck]
     assert out.finite.tolist() == [i in kept for i in range(8)]
-    for name in ("video", "samples", "prev_samples", "log_prob"):
+    for name in ("samples", "prev_samples", "log_prob"):
         assert bool(torch.isfinite(getattr(out, name)).all())
-    assert (out.video[kept] - clean.video[kept]).abs().max() < 1e-6
+    assert torch.equal(out.video[kept], clean.video[kept])
     assert torch.equal(out.log_prob[kept], clean.log_prob[kept])
 
 
@@ -291,7 +316,7 @@ def test_latents_and_densities_are_float32_under_a_bfloat16_base(tiny_wan: Path)
     config = replace(config, model=replace(config.model, dtype="bfloat16"))
     half = load_policy(config.model, device="cpu")
     out = run(half, config)
-    assert {out.samples.dtype, out.prev_samples.dtype, out.log_prob.dtype, out.video.dtype} == {torch.float32}
+    assert {out.samples.dtype, out.prev_samples.dtype, out.log_prob.dtype} == {torch.float32}
     scored = window_step(half, out, index=0, rows=slice(0, 8), config=config)
     assert torch.equal(scored.log_prob, out.log_prob[:, 0])
 
