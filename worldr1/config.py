@@ -257,6 +257,16 @@ class EvaluationConfig:
     """Steps of the study's sampler; 0 takes schedule.num_steps."""
     evaluator: Path = EMBEDDED / "microeval"
     """Folder of the independent evaluator."""
+    labels: bool = True
+    """Also measure obedience and content, which the embedded prompts name and the embedded evaluator can name."""
+    height: int = 0
+    """Frame height of the study and of validation; 0, as the two below: as in training."""
+    width: int = 0
+    """Their frame width."""
+    num_frames: int = 0
+    """Their frames, 4 k + 1."""
+    num_validation: int = 4
+    """Prompts of a validation (validate_every): of the held-out ones the first of each camera motion, then the rest."""
     num_sheet_rows: int = 9
     """Rows of the before/after contact sheet in the report."""
 
@@ -281,8 +291,12 @@ class TrainConfig:
     """UTF-8 text file, one prompt a line: never trained on."""
     checkpoint_every: int = 20
     """Iterations between checkpoints; one is also written at the end and on Ctrl-C."""
+    checkpoint_minutes: float = 0.0
+    """Also write one at the end of the iteration in which so many minutes have passed since the last; 0: off."""
     keep_checkpoints: int = 2
     """Older checkpoints are removed."""
+    validate_every: int = 0
+    """Iterations between validations, clips of held-out prompts by the base and the averaged adapter; 0: off."""
     self_test: bool = True
     """Check the policy gradient's identities before the first update; a failure stops the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -340,11 +354,16 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         if not ok:
             bad.append(text)
 
-    must(c.max_iterations >= 0, f"max_iterations must be >= 0, got {c.max_iterations}")
-    must(c.seed >= 0, f"seed must be >= 0, got {c.seed}")
-    must(c.checkpoint_every >= 1, f"checkpoint_every must be >= 1, got {c.checkpoint_every}")
-    must(c.keep_checkpoints >= 1, f"keep_checkpoints must be >= 1, got {c.keep_checkpoints}")
-    must(c.num_threads >= 0, f"num_threads must be >= 0, got {c.num_threads}")
+    e = c.evaluation
+    for name, value, least in (
+        ("max_iterations", c.max_iterations, 0), ("seed", c.seed, 0), ("num_threads", c.num_threads, 0),
+        ("checkpoint_every", c.checkpoint_every, 1), ("checkpoint_minutes", c.checkpoint_minutes, 0),
+        ("keep_checkpoints", c.keep_checkpoints, 1), ("validate_every", c.validate_every, 0),
+        ("phase.main_iterations", c.phase.main_iterations, 1),
+        ("phase.dynamic_iterations", c.phase.dynamic_iterations, 0), ("evaluation.num_samples", e.num_samples, 0),
+        ("evaluation.num_steps", e.num_steps, 0), ("evaluation.num_validation", e.num_validation, 1),
+    ):  # fmt: skip
+        must(value >= least, f"{name} must be >= {least}, got {value}")
     v = c.video
     must(v.num_frames >= 5 and v.num_frames % 4 == 1, f"video.num_frames must be 4 k + 1 and >= 5, got {v.num_frames}")
     must(v.height >= 8 and v.width >= 8, f"video.height and video.width must be >= 8, got {v.height}x{v.width}")
@@ -419,10 +438,9 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
     w = c.reward
     weights = (w.weight_traj, w.weight_recon, w.weight_meta, w.weight_gen)
     must(min(weights) >= 0 and max(weights) > 0, f"reward weights must be >= 0 and not all 0, got {weights}")
-    must(c.phase.main_iterations >= 1, f"phase.main_iterations must be >= 1, got {c.phase.main_iterations}")
-    must(c.phase.dynamic_iterations >= 0, f"phase.dynamic_iterations must be >= 0, got {c.phase.dynamic_iterations}")
-    must(c.evaluation.num_samples >= 0, f"evaluation.num_samples must be >= 0, got {c.evaluation.num_samples}")
-    must(c.evaluation.num_steps >= 0, f"evaluation.num_steps must be >= 0, got {c.evaluation.num_steps}")
+    for name, side in (("height", e.height), ("width", e.width), ("num_frames", e.num_frames)):
+        right = side == 0 or (side >= 5 and side % 4 == 1 if name == "num_frames" else side >= 8)
+        must(right, f"evaluation.{name} must be 0 or what video.{name} may be, got {side}")
 
     must(m.path.is_dir(), f"model.path must be a diffusers WanPipeline folder, got {m.path} (no such folder)")
     judges = {
@@ -430,8 +448,7 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
     }  # fmt: skip
     for name, path in judges.items():
         must(path.is_dir(), f"reward.{name} must be a model folder, got {path} (no such folder)")
-    if c.evaluation.num_samples:
-        path = c.evaluation.evaluator
-        must(path.is_dir(), f"evaluation.evaluator must be a model folder, got {path} (no such folder)")
+    if e.num_samples:
+        must(e.evaluator.is_dir(), f"evaluation.evaluator must be a model folder, got {e.evaluator} (no such folder)")
     if bad:
         raise ValueError("configuration:\n  - " + "\n  - ".join(bad))
