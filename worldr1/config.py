@@ -354,7 +354,7 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         if not ok:
             bad.append(text)
 
-    e = c.evaluation
+    r, s, n, u, e = c.rollout, c.schedule, c.noise, c.update, c.evaluation
     for name, value, least in (
         ("max_iterations", c.max_iterations, 0), ("seed", c.seed, 0), ("num_threads", c.num_threads, 0),
         ("checkpoint_every", c.checkpoint_every, 1), ("checkpoint_minutes", c.checkpoint_minutes, 0),
@@ -362,18 +362,21 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         ("phase.main_iterations", c.phase.main_iterations, 1),
         ("phase.dynamic_iterations", c.phase.dynamic_iterations, 0), ("evaluation.num_samples", e.num_samples, 0),
         ("evaluation.num_steps", e.num_steps, 0), ("evaluation.num_validation", e.num_validation, 1),
+        ("rollout.prompts_per_iteration", r.prompts_per_iteration, 1), ("rollout.guidance_scale", r.guidance_scale, 1),
+        ("rollout.memory_budget_gib", r.memory_budget_gib, 0), ("schedule.num_steps", s.num_steps, 2),
+        ("schedule.window_interval", s.window_interval, 1), ("noise.flow_scale", n.flow_scale, 1),
+        ("update.warmup_iterations", u.warmup_iterations, 0), ("update.kl_beta", u.kl_beta, 0),
+        ("update.updates_per_rollout", u.updates_per_rollout, 1),
     ):  # fmt: skip
         must(value >= least, f"{name} must be >= {least}, got {value}")
     v = c.video
     must(v.num_frames >= 5 and v.num_frames % 4 == 1, f"video.num_frames must be 4 k + 1 and >= 5, got {v.num_frames}")
     must(v.height >= 8 and v.width >= 8, f"video.height and video.width must be >= 8, got {v.height}x{v.width}")
-    r = c.rollout
     must(r.group_size >= 2, f"rollout.group_size must be >= 2, got {r.group_size}")
     must(
         r.group_size >= 4 or r.allow_small_group,
         f"rollout.group_size must be >= 4, got {r.group_size}; --rollout.allow-small-group accepts it",
     )
-    must(r.prompts_per_iteration >= 1, f"rollout.prompts_per_iteration must be >= 1, got {r.prompts_per_iteration}")
     must(
         r.prompts_per_iteration % world_size == 0,
         f"rollout.prompts_per_iteration must be a multiple of the {world_size} ranks, got {r.prompts_per_iteration}",
@@ -383,12 +386,7 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         r.memory_budget_gib > 0 or r.micro_batch >= 1 and samples % min(r.micro_batch, max(1, samples)) == 0,
         f"rollout.micro_batch must divide the {samples} samples of a rank, got {r.micro_batch}",
     )
-    must(r.memory_budget_gib >= 0, f"rollout.memory_budget_gib must be >= 0, got {r.memory_budget_gib}")
-    must(r.guidance_scale >= 1, f"rollout.guidance_scale must be >= 1, got {r.guidance_scale}")
-    s = c.schedule
-    must(s.num_steps >= 2, f"schedule.num_steps must be >= 2, got {s.num_steps}")
     must(s.shift > 0, f"schedule.shift must be > 0, got {s.shift}")
-    must(s.window_interval >= 1, f"schedule.window_interval must be >= 1, got {s.window_interval}")
     must(
         not s.compat or (r.solver == "euler" and not r.share_initial_noise),
         "schedule.compat brings its own solver and has no shared prefix: leave rollout.solver and share_initial_noise",
@@ -409,19 +407,14 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         1 <= s.window_size <= last - first,
         f"schedule.window_size must be in [1, {last - first}] to fit window_range {(first, last)}, got {s.window_size}",
     )
-    n = c.noise
     must(0 <= n.degradation <= 1, f"noise.degradation must be in [0, 1], got {n.degradation}")
-    must(n.flow_scale >= 1, f"noise.flow_scale must be >= 1, got {n.flow_scale}")
     m = c.model
     must(
         m.lora_rank >= 1 and m.lora_alpha >= 1,
         f"model.lora_rank and lora_alpha must be >= 1, got {m.lora_rank}, {m.lora_alpha}",
     )
     must(0 <= m.adapter_sigma_min <= 1, f"model.adapter_sigma_min must be in [0, 1], got {m.adapter_sigma_min}")
-    u = c.update
     must(u.learning_rate > 0, f"update.learning_rate must be > 0, got {u.learning_rate}")
-    must(u.warmup_iterations >= 0, f"update.warmup_iterations must be >= 0, got {u.warmup_iterations}")
-    must(u.updates_per_rollout >= 1, f"update.updates_per_rollout must be >= 1, got {u.updates_per_rollout}")
     must(
         not u.deferred or (u.surrogate == "clip" and not s.compat),
         "update.deferred must be off with the guard surrogate and with schedule.compat",
@@ -432,7 +425,6 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         f"got {m.checkpoint_keep}",
     )
     must(u.clip_range > 0, f"update.clip_range must be > 0, got {u.clip_range}")
-    must(u.kl_beta >= 0, f"update.kl_beta must be >= 0, got {u.kl_beta}")
     must(u.max_grad_norm > 0, f"update.max_grad_norm must be > 0, got {u.max_grad_norm}")
     must(0 <= u.ema_decay < 1, f"update.ema_decay must be in [0, 1), got {u.ema_decay}")
     w = c.reward

@@ -168,17 +168,17 @@ def compare(
     seconds: float = math.nan,
 ) -> Study:
     """The measures, the table by motion and the gates of two assessments of the same prompts."""
-    measures = {"obedience": _measure(before.obeyed, after.obeyed), "content": _measure(before.content, after.content)}
+    measures = {"obedience": paired(before.obeyed, after.obeyed), "content": paired(before.content, after.content)}
     for name in _MEASURED:
         pair = (before.__dict__[name], after.__dict__[name])
-        measures[name] = _measure(*pair, unit=_UNITS.get(name, ""), better=_BETTER.get(name, "up"))
+        measures[name] = paired(*pair, unit=_UNITS.get(name, ""), better=_BETTER.get(name, "up"))
     right = before.obeyed & before.content
     broken = (right & ~(after.obeyed & after.content)).sum().item()
     per_motion = {}
     for k, motion in enumerate(labels.motions):
         rows = labels.motion == k
         if rows.any():
-            per_motion[motion] = _measure(before.obeyed[rows], after.obeyed[rows])
+            per_motion[motion] = paired(before.obeyed[rows], after.obeyed[rows])
     share = broken / max(1, int(right.sum()))
     gates = _gates(measures, per_motion, broken=share) if control == "none" else _control_gates(measures)
     of_all = broken / len(prompts)
@@ -187,7 +187,8 @@ def compare(
     return Study(control, seconds, measures, per_motion, gates, before, after, list(prompts))
 
 
-def _measure(before: Tensor, after: Tensor, *, unit: str = "", better: str = "up") -> Measure:
+def paired(before: Tensor, after: Tensor, *, unit: str = "", better: str = "up") -> Measure:
+    """Means of [N] and [N], and the mean difference with its standard error, over the pairs that are finite."""
     both = torch.isfinite(before.double()) & torch.isfinite(after.double())
     b, a = before[both].double(), after[both].double()
     count = int(both.sum())

@@ -53,7 +53,7 @@ def load_run(run_dir: Path) -> RunFiles:
     asked = config.get("max_iterations")
     done = len(metrics)
     if isinstance(asked, int) and done < asked:
-        missing.append(f"The run stopped after {done} of {asked} iterations.")
+        missing.append(f"{done} of {asked} iterations are done: the run goes on, or was stopped.")
     return RunFiles(run_dir, config, environment, metrics, timings, study, samples, missing)
 
 

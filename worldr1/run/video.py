@@ -108,7 +108,7 @@ def _check_whole(path: Path, *, num_frames: int) -> None:
     elif size:
         try:
             with imageio.get_reader(str(path)) as reader:
-                found = reader.count_frames()
+                found = reader.count_frames()  # type: ignore[attr-defined]
         except Exception as error:  # a broken file raises whatever its decoder likes
             raise OSError(f"{path} cannot be read back ({type(error).__name__}); is the disk full?") from error
     if found != num_frames:

@@ -98,7 +98,7 @@ def test_a_run_cut_short_still_has_a_page(tmp_path: Path) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     (run / "metrics.jsonl").write_text("\n".join(lines[:12]) + '\n{"iteration": 12, "rew')  # power cut
     html = write_report(run).read_text(encoding="utf-8")
-    assert "The run stopped after 12 of 80 iterations." in html
+    assert "12 of 80 iterations are done: the run goes on, or was stopped." in html
     assert "metrics.jsonl: 1 damaged line(s) left out." in html
     assert "No before/after study: 12 iterations trained, and no gain is claimed." in html
     assert 'id="gates"' not in html and 'id="sheet"' not in html and html.count("<svg ") == 5
