@@ -42,7 +42,7 @@ from worldr1.evaluation.evaluate import Evaluator, load_evaluator
 from worldr1.evaluation.study import run_study
 from worldr1.evaluation.validate import Validator
 from worldr1.learn.advantage import group_advantage
-from worldr1.learn.selftest import run_self_tests
+from worldr1.learn.selftest import run_self_tests, self_test_video
 from worldr1.learn.update import (
     Learner,
     NonFiniteGuard,
@@ -152,9 +152,11 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
         if config.schedule.compat:
             progress.say(COMPAT_NOTICE)
         if config.self_test and first < config.max_iterations:
+            v = self_test_video(policy, config.video)
             with progress.stage("self-tests"):
                 tests = run_self_tests(policy, prompts=prompts[False], config=config)
-            progress.say("self-tests passed: " + ", ".join(f"{t.name} {t.deviation:.0e}" for t in tests))
+            found = ", ".join(f"{t.name} {t.deviation:.0e}" for t in tests)
+            progress.say(f"self-tests passed, at {v.num_frames}x{v.height}x{v.width}: {found}")
         done = _iterate(config, settings, world, learner, rewards, validator, prompts, first, writer, progress)
         if done < config.max_iterations:
             progress.say(f"stopped after {done} of {config.max_iterations} iterations, saved; go on with:")

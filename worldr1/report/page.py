@@ -77,7 +77,10 @@ def render(run: RunFiles) -> str:
 def outcome(run: RunFiles) -> tuple[str, str]:
     """What the run shows, in one sentence, and how the page should colour it: good, mixed or none."""
     prefix = _CONTROLS.get(str(run.study.get("control", "none")), "")
-    measure = _dict(_dict(run.study.get("metrics")).get("obedience"))
+    measures = _dict(run.study.get("metrics"))
+    what, measure = "obedience to the camera", _dict(measures.get("obedience"))
+    if measures and not measure:  # a study without labels
+        what, measure = "camera score (S_traj by the evaluator)", _dict(measures.get("trajectory_score"))
     before, after, gain = (number(measure.get(k)) for k in ("before", "after", "gain"))
     if not math.isfinite(gain):
         return prefix + (_so_far(run) or _no_study(run)), "none"
@@ -89,7 +92,7 @@ def outcome(run: RunFiles) -> tuple[str, str]:
     sure = math.isfinite(ratio) and abs(ratio) > 2
     verb = "rose" if gain > 0 and sure else "fell" if gain < 0 and sure else "did not change beyond chance"
     spread = f" ± {figure(stderr)}, {abs(ratio):.1f} s.e." if math.isfinite(ratio) else ""
-    text = f"{prefix}obedience to the camera {verb}: {figure(before)} to {figure(after)} ({gain:+.3f}{spread}){size}"
+    text = f"{prefix}{what} {verb}: {figure(before)} to {figure(after)} ({gain:+.3f}{spread}){size}"
     if verdicts:
         text += f"; {passed} of {len(verdicts)} gates hold."
     mood = "none" if prefix else "good" if verdicts and passed == len(verdicts) else "mixed"
@@ -119,9 +122,8 @@ def _validation(run: RunFiles) -> dict[str, Any]:
     curves = []
     names = dict.fromkeys(name for row in run.validation for name in _dict(row.get("terms")))
     for name in [None, *names]:
-        rows = [
-            _dict(row.get("reward") if name is None else _dict(row.get("terms")).get(name)) for row in run.validation
-        ]
+        figures = [row.get("reward") if name is None else _dict(row.get("terms")).get(name) for row in run.validation]
+        rows = [_dict(value) for value in figures]
         base, adapter, stderr = (
             np.array([number(r.get(k)) for r in rows], dtype=float) for k in ("base", "adapter", "stderr")
         )
