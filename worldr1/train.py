@@ -38,6 +38,7 @@ from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig
 from worldr1.cost.budget import fit_micro_batch
 from worldr1.cost.flops import describe
+from worldr1.evaluation.clips import evaluation_settings
 from worldr1.evaluation.evaluate import Evaluator, load_evaluator
 from worldr1.evaluation.study import run_study
 from worldr1.evaluation.validate import Validator
@@ -112,22 +113,24 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     prompts = {False: read_prompts(config.prompts)}
     prompts[True] = read_prompts(config.dynamic_prompts) if config.phase.dynamic_iterations else []
     held_out = read_prompts(config.eval_prompts) if config.evaluation.num_samples or config.validate_every else []
-    if config.evaluation.num_samples:
+    if config.evaluation.num_samples and config.evaluation.labels:
         try:
             read_labels(held_out)  # now, not after hours of training
         except ValueError as error:
-            raise ValueError(
-                f"{config.eval_prompts}: {error}; --evaluation.num-samples 0 leaves the study out"
-            ) from error
+            hint = "--evaluation.no-labels leaves obedience out, --evaluation.num-samples 0 the study"
+            raise ValueError(f"{config.eval_prompts}: {error}; {hint}") from error
     check_window(config)
     start_from = prepare_output_dir(config, world)
 
     torch.manual_seed(config.seed)
     policy = load_policy(config.model, device=world.device, text_cache=_text_cache(config))
-    policy.latent_shape(config.video)  # sizes that the model cannot make are found here
+    for sized in (config, evaluation_settings(config)):
+        policy.latent_shape(sized.video)  # sizes that the model cannot make are found here
     rewards = build_rewards(config, device=world.device)
     evaluator = (
-        load_evaluator(config.evaluation.evaluator, device=world.device) if config.evaluation.num_samples else None
+        load_evaluator(config.evaluation.evaluator, device=world.device, labels=config.evaluation.labels)
+        if config.evaluation.num_samples
+        else None
     )
     params = policy.adapter_parameters()
     distributed.broadcast(params)
@@ -301,8 +304,8 @@ def _finish(
         if evaluator is not None:
             with progress.stage("evaluation"):
                 run_study(
-                    policy, held_out, read_labels=read_labels, evaluator=evaluator, config=config, world=world,
-                    folder=config.output_dir,
+                    policy, held_out, read_labels=read_labels if config.evaluation.labels else None,
+                    evaluator=evaluator, config=config, world=world, folder=config.output_dir,
                 )  # fmt: skip
     progress.close()
     if not world.is_main:

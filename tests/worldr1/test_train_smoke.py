@@ -282,7 +282,7 @@ def test_bad_input_is_named_before_anything_is_loaded(small, tmp_path, monkeypat
         train.train(replace(small, prompts=empty))
     other = tmp_path / "other.txt"
     other.write_text("A cat plays the piano.\n")
-    with pytest.raises(ValueError, match="--evaluation.num-samples 0 leaves the study out"):
+    with pytest.raises(ValueError, match="--evaluation.num-samples 0 the study"):
         train.train(replace(small, eval_prompts=other, evaluation=EvaluationConfig(num_samples=4)))
     with pytest.raises(ValueError, match="output_dir must be a folder that can be written"):
         train.train(replace(small, output_dir=empty / "run"))

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from worldr1.config import TrainConfig
 from worldr1.datatypes import PromptBatch
+from worldr1.evaluation.evaluate import CLIPS_PER_CALL
 from worldr1.models.base import VideoPolicy
 from worldr1.rollout.sample import batch_rows, generate
 from worldr1.rollout.schedule import evaluation_sigmas
 
-CLIPS_PER_CALL = 32
 PIXELS_PER_CALL = 1 << 19
-"""Video pixels that are held as float32 at a time: 32 clips of 9x32x32 (CLIPS_PER_CALL), one of 81x480x832."""
+"""Video pixels that are held as float32 at a time: one clip of 81x480x832."""
 
 
 def evaluation_settings(config: TrainConfig) -> TrainConfig:
