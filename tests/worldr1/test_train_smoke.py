@@ -130,8 +130,8 @@ def test_ctrl_c_in_the_rollout_saves_the_finished_iterations_and_resume_is_exact
 
     def interrupted_in_the_fourth(policy, *args, between, **kwargs):
         def counted():
-            seen.append("micro-batch")
             between()
+            seen.append("micro-batch")
             if seen.count("micro-batch") == 7:  # the first of the fourth rollout is under way
                 os.kill(os.getpid(), signal.SIGINT)
 
@@ -141,7 +141,7 @@ def test_ctrl_c_in_the_rollout_saves_the_finished_iterations_and_resume_is_exact
     monkeypatch.setattr(train.RewardStack, "score", lambda *a, **k: (seen.append("score"), true_score(*a, **k))[1])
     outcome = train.train(config)
     assert outcome.interrupted and outcome.iterations == 3
-    assert seen.count("micro-batch") == 8 and seen[-1] == "micro-batch" and seen.count("score") == 3
+    assert seen.count("micro-batch") == 7 and seen[-1] == "micro-batch" and seen.count("score") == 3
     assert (config.output_dir / "checkpoints" / "iteration_000003" / "state.json").is_file()
     assert lines(config.output_dir) == lines(straight.output_dir)[:3]
     monkeypatch.undo()
