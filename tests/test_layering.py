@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("worldr1_kernels",),
     ("worldr1.datatypes", "worldr1.config"),
-    ("worldr1.presets", "worldr1.run"),
+    ("worldr1.presets", "worldr1.config_checks", "worldr1.run"),
     ("worldr1.camera",),
     ("worldr1.prompts",),
     ("worldr1.models",),
@@ -27,7 +27,7 @@ LAYERS = (
     ("worldr1.train", "worldr1.generate", "worldr1.study"),
 )
 COMMANDS = {"worldr1.train", "worldr1.generate", "worldr1.study"}
-SHARED = {"worldr1.config", "worldr1.presets", "worldr1.datatypes", "worldr1.cli"}
+SHARED = {"worldr1.config", "worldr1.config_checks", "worldr1.presets", "worldr1.datatypes", "worldr1.cli"}
 """Files at the root: commands, and what all stages share."""
 KERNELS_MAY_IMPORT = {"torch", "triton", "numpy", "worldr1_kernels"} | set(sys.stdlib_module_names)
 KERNEL_TESTING_MAY_IMPORT = {"pytest", "hypothesis"}

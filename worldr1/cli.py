@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from worldr1.config import TrainConfig, validate
+from worldr1.config import TrainConfig
+from worldr1.config_checks import validate
 from worldr1.presets import PRESETS, REQUIRED, preset
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

@@ -1,7 +1,7 @@
 """Every setting of a run, as documented frozen dataclasses; a preset is a function that returns a `TrainConfig`.
 
 The string under a field is its documentation: `torchrun worldr1/train.py --help` shows it. A default lives here and
-nowhere else. `validate` reports what is wrong before any model is loaded.
+nowhere else. `config_checks.validate` reports what is wrong before any model is loaded.
 """
 
 from __future__ import annotations
@@ -269,6 +269,16 @@ class EvaluationConfig:
     """Steps of the study's sampler; 0 takes schedule.num_steps."""
     evaluator: Path = EMBEDDED / "microeval"
     """Folder of the independent evaluator."""
+    labels: bool = True
+    """Also measure obedience and content, which the embedded prompts name and the embedded evaluator can name."""
+    height: int = 0
+    """Frame height of the study and of validation; 0, as the two below: as in training."""
+    width: int = 0
+    """Their frame width."""
+    num_frames: int = 0
+    """Their frames, 4 k + 1."""
+    num_validation: int = 4
+    """Prompts of a validation (validate_every): of the held-out ones the first of each camera motion, then the rest."""
     num_sheet_rows: int = 9
     """Rows of the before/after contact sheet in the report."""
 
@@ -293,8 +303,12 @@ class TrainConfig:
     """UTF-8 text file, one prompt a line: never trained on."""
     checkpoint_every: int = 20
     """Iterations between checkpoints; one is also written at the end and on Ctrl-C."""
+    checkpoint_minutes: float = 0.0
+    """Also write one at the end of the iteration in which so many minutes have passed since the last; 0: off."""
     keep_checkpoints: int = 2
     """Older checkpoints are removed."""
+    validate_every: int = 0
+    """Iterations between validations, clips of held-out prompts by the base and the averaged adapter; 0: off."""
     self_test: bool = True
     """Check the policy gradient's identities before the first update; a failure stops the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -335,119 +349,3 @@ def to_json(config: TrainConfig) -> dict:
         return str(value) if isinstance(value, Path) else value
 
     return plain(config)
-
-
-def validate(config: TrainConfig, *, world_size: int = 1) -> None:
-    """Check what can be checked before any model is loaded.
-
-    Args:
-      config: The run's settings.
-      world_size: Number of ranks; the samples of an iteration must divide among them.
-    Raises:
-      ValueError: what must hold, what was given, how to mend it; all findings at once.
-    """
-    c, bad = config, []
-
-    def must(ok: bool, text: str) -> None:
-        if not ok:
-            bad.append(text)
-
-    must(c.max_iterations >= 0, f"max_iterations must be >= 0, got {c.max_iterations}")
-    must(c.seed >= 0, f"seed must be >= 0, got {c.seed}")
-    must(c.checkpoint_every >= 1, f"checkpoint_every must be >= 1, got {c.checkpoint_every}")
-    must(c.keep_checkpoints >= 1, f"keep_checkpoints must be >= 1, got {c.keep_checkpoints}")
-    must(c.num_threads >= 0, f"num_threads must be >= 0, got {c.num_threads}")
-    v = c.video
-    must(v.num_frames >= 5 and v.num_frames % 4 == 1, f"video.num_frames must be 4 k + 1 and >= 5, got {v.num_frames}")
-    must(v.height >= 8 and v.width >= 8, f"video.height and video.width must be >= 8, got {v.height}x{v.width}")
-    r = c.rollout
-    must(r.group_size >= 2, f"rollout.group_size must be >= 2, got {r.group_size}")
-    must(
-        r.group_size >= 4 or r.allow_small_group,
-        f"rollout.group_size must be >= 4, got {r.group_size}; --rollout.allow-small-group accepts it",
-    )
-    must(r.prompts_per_iteration >= 1, f"rollout.prompts_per_iteration must be >= 1, got {r.prompts_per_iteration}")
-    samples = r.prompts_per_iteration * r.group_size
-    near = sorted((n for n in range(1, samples + 1) if samples % n == 0), key=lambda n: abs(n - world_size))[:2]
-    must(
-        samples % world_size == 0,
-        f"rollout.prompts_per_iteration x group_size must be a multiple of the {world_size} ranks, "
-        f"got {r.prompts_per_iteration} x {r.group_size} = {samples}; start {' or '.join(map(str, near))} ranks",
-    )
-    samples //= world_size
-    must(
-        r.memory_budget_gib > 0 or r.micro_batch >= 1 and samples % min(r.micro_batch, max(1, samples)) == 0,
-        f"rollout.micro_batch must divide the {samples} samples of a rank, got {r.micro_batch}",
-    )
-    must(r.memory_budget_gib >= 0, f"rollout.memory_budget_gib must be >= 0, got {r.memory_budget_gib}")
-    must(r.guidance_scale >= 1, f"rollout.guidance_scale must be >= 1, got {r.guidance_scale}")
-    s = c.schedule
-    must(s.num_steps >= 2, f"schedule.num_steps must be >= 2, got {s.num_steps}")
-    must(s.shift > 0, f"schedule.shift must be > 0, got {s.shift}")
-    must(s.window_interval >= 1, f"schedule.window_interval must be >= 1, got {s.window_interval}")
-    must(
-        not s.compat or (r.solver == "euler" and not r.share_initial_noise),
-        "schedule.compat brings its own solver and has no shared prefix: leave rollout.solver and share_initial_noise",
-    )
-    must(
-        not r.share_first_step or (r.share_initial_noise and not c.update.deferred),
-        "rollout.share_first_step needs rollout.share_initial_noise (else the latents differ), and update.deferred off "
-        "(it needs a pass for each sample)",
-    )
-    must(0 < s.noise_level < 10, f"schedule.noise_level must be in (0, 10), got {s.noise_level}")
-    first, last = s.window_range
-    must(
-        0 <= first < last <= s.num_steps - 1,
-        f"schedule.window_range must satisfy 0 <= first < last <= num_steps - 1 = {s.num_steps - 1}, "
-        f"got {(first, last)}",
-    )
-    must(
-        1 <= s.window_size <= last - first,
-        f"schedule.window_size must be in [1, {last - first}] to fit window_range {(first, last)}, got {s.window_size}",
-    )
-    n = c.noise
-    must(0 <= n.degradation <= 1, f"noise.degradation must be in [0, 1], got {n.degradation}")
-    must(n.flow_scale >= 1, f"noise.flow_scale must be >= 1, got {n.flow_scale}")
-    m = c.model
-    must(
-        m.lora_rank >= 1 and m.lora_alpha >= 1,
-        f"model.lora_rank and lora_alpha must be >= 1, got {m.lora_rank}, {m.lora_alpha}",
-    )
-    must(0 <= m.adapter_sigma_min <= 1, f"model.adapter_sigma_min must be in [0, 1], got {m.adapter_sigma_min}")
-    u = c.update
-    must(u.learning_rate > 0, f"update.learning_rate must be > 0, got {u.learning_rate}")
-    must(u.warmup_iterations >= 0, f"update.warmup_iterations must be >= 0, got {u.warmup_iterations}")
-    must(u.updates_per_rollout >= 1, f"update.updates_per_rollout must be >= 1, got {u.updates_per_rollout}")
-    must(
-        not u.deferred or (u.surrogate == "clip" and not s.compat),
-        "update.deferred must be off with the guard surrogate and with schedule.compat",
-    )
-    must(
-        not (u.deferred and u.kl_beta > 0) or m.checkpoint_keep == "nothing",
-        f"model.checkpoint_keep must be nothing with update.deferred and a KL (two backward passes through one graph), "
-        f"got {m.checkpoint_keep}",
-    )
-    must(0 < u.clip_range < 1, f"update.clip_range must be in (0, 1), got {u.clip_range}")
-    must(u.kl_beta >= 0, f"update.kl_beta must be >= 0, got {u.kl_beta}")
-    must(u.max_grad_ratio > 0, f"update.max_grad_ratio must be > 0, got {u.max_grad_ratio}")
-    must(0 <= u.ema_decay < 1, f"update.ema_decay must be in [0, 1), got {u.ema_decay}")
-    w = c.reward
-    weights = (w.weight_traj, w.weight_recon, w.weight_meta, w.weight_gen)
-    must(min(weights) >= 0 and max(weights) > 0, f"reward weights must be >= 0 and not all 0, got {weights}")
-    must(w.num_aesthetic_frames >= 1, f"reward.num_aesthetic_frames must be >= 1, got {w.num_aesthetic_frames}")
-    must(c.phase.main_iterations >= 1, f"phase.main_iterations must be >= 1, got {c.phase.main_iterations}")
-    must(c.phase.dynamic_iterations >= 0, f"phase.dynamic_iterations must be >= 0, got {c.phase.dynamic_iterations}")
-    must(c.evaluation.num_samples >= 0, f"evaluation.num_samples must be >= 0, got {c.evaluation.num_samples}")
-    must(c.evaluation.num_steps >= 0, f"evaluation.num_steps must be >= 0, got {c.evaluation.num_steps}")
-
-    must(m.path.is_dir(), f"model.path must be a diffusers WanPipeline folder, got {m.path} (no such folder)")
-    judges = {
-        "reconstructor": w.reconstructor, "critic": w.critic, "aesthetic": w.aesthetic, "perceptual": w.perceptual,
-    }  # fmt: skip
-    for name, path in judges.items():
-        must(path.is_dir(), f"reward.{name} must be a model folder, got {path} (no such folder)")
-    if c.evaluation.num_samples:
-        path = c.evaluation.evaluator
-        must(path.is_dir(), f"evaluation.evaluator must be a model folder, got {path} (no such folder)")
-    if bad:
-        raise ValueError("configuration:\n  - " + "\n  - ".join(bad))

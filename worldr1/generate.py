@@ -8,22 +8,14 @@ from __future__ import annotations
 
 import sys
 import time
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-if typing.TYPE_CHECKING:
-    from torch import Tensor
-
 from worldr1.cli import exit_code
 from worldr1.config import TrainConfig
 from worldr1.run.saved_config import read_run_config
-
-SMALLEST_SIDE = 256
-"""Videos below this height are enlarged by a whole factor, so that players show pixels and not a blur."""
-_GAP_PX = 4
 
 
 @dataclass(frozen=True)
@@ -98,6 +90,7 @@ def run(config: GenerateConfig) -> list[Path]:
     from worldr1.models.wan import load_adapted_policy, load_policy
     from worldr1.rollout.sample import NEGATIVE_PROMPT, generate
     from worldr1.rollout.schedule import evaluation_sigmas
+    from worldr1.run.video import beside, write_video
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("generate: --device cuda needs a CUDA device, torch sees none; use --device cpu")
@@ -197,50 +190,6 @@ def output_files(output: Path, count: int) -> list[Path]:
         return [output]
     width = len(str(count - 1))
     return [output.with_name(f"{output.stem}_{i:0{width}d}{output.suffix}") for i in range(count)]
-
-
-def beside(videos: Sequence[Tensor]) -> Tensor:
-    """Videos [F, 3, H, W] of one size next to each other, a white line between them: [F, 3, H, sum of W + gaps]."""
-    import torch
-
-    parts = [videos[0]]
-    for video in videos[1:]:
-        parts += [torch.ones_like(video[..., :_GAP_PX]), video]
-    return torch.cat(parts, dim=-1)
-
-
-def write_video(video: Tensor, path: Path, *, fps: int, upscale: int = 0) -> None:
-    """Write a video file.
-
-    Args:
-      video: [F, 3, H, W] in [0, 1].
-      path: .mp4 (H.264) or .gif.
-      fps: Frames per second.
-      upscale: Whole factor of enlargement, nearest pixel; 0: the smallest that gives SMALLEST_SIDE rows.
-    Raises:
-      ValueError: another shape, suffix or fps < 1.
-      OSError: the file cannot be written.
-    """
-    import imageio.v2 as imageio
-
-    if video.ndim != 4 or video.shape[1] != 3:
-        raise ValueError(f"write_video: video must have shape [F, 3, H, W], got {list(video.shape)}")
-    if fps < 1:
-        raise ValueError(f"write_video: fps must be >= 1, got {fps}")
-    factor = upscale or max(1, -(-SMALLEST_SIDE // video.shape[2]))
-    frames = (video.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()  # [F, H, W, 3]
-    frames = frames.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    suffix = path.suffix.lower()
-    if suffix == ".gif":
-        imageio.mimwrite(str(path), list(frames.numpy()), format="GIF", duration=1000 / fps, loop=0)  # type: ignore[call-overload]
-    elif suffix == ".mp4":
-        height, width = (n - n % 2 for n in frames.shape[1:3])  # H.264 with subsampled colour takes even sizes only
-        writer = imageio.get_writer(str(path), fps=fps, codec="libx264", quality=9, macro_block_size=1)
-        with writer:
-            for frame in frames[:, :height, :width].contiguous().numpy():
-                writer.append_data(frame)
-    else:
-        raise ValueError(f"write_video: path must end in .mp4 or .gif, got {path}")
 
 
 if __name__ == "__main__":

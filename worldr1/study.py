@@ -59,11 +59,11 @@ def study_of_run(config: StudyConfig) -> Study:
     policy = load_adapted_policy(
         settings.model.path, config.run / "adapter", dtype=settings.model.dtype, device=world.device
     )
-    evaluator = load_evaluator(settings.evaluation.evaluator, device=world.device)
+    evaluator = load_evaluator(settings.evaluation.evaluator, device=world.device, labels=settings.evaluation.labels)
     folder = config.output_dir or config.run / f"study_seed{config.seed}"
     result = run_study(
-        policy, read_prompts(settings.eval_prompts), read_labels=read_labels, evaluator=evaluator, config=settings,
-        world=world, folder=folder,
+        policy, read_prompts(settings.eval_prompts), read_labels=read_labels if settings.evaluation.labels else None,
+        evaluator=evaluator, config=settings, world=world, folder=folder,
     )  # fmt: skip
     assert result is not None  # one rank
     print(f"written to {folder / 'evaluation'}")

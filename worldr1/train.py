@@ -5,8 +5,8 @@
     python worldr1/train.py --preset wan2.1-1.3b --help
     python -m worldr1.train --resume
 
-Ctrl-C finishes the iteration, saves and prints how to go on. torchrun waits 30 s for that; with longer iterations start
-it as `torchrun --shutdown-timeout 600 ...`.
+Ctrl-C finishes the stage (of a rollout: the micro-batch), saves the finished iterations and prints how to go on.
+torchrun waits 30 s for that; where a stage takes longer start it as `torchrun --shutdown-timeout 600 ...`.
 """
 
 if __name__ == "__main__":
@@ -39,10 +39,12 @@ from worldr1.camera.noise import initial_noise
 from worldr1.config import TrainConfig
 from worldr1.cost.budget import fit_micro_batch
 from worldr1.cost.flops import describe
+from worldr1.evaluation.clips import evaluation_settings
 from worldr1.evaluation.evaluate import Evaluator, load_evaluator
 from worldr1.evaluation.study import run_study
+from worldr1.evaluation.validate import Validator
 from worldr1.learn.advantage import group_advantage
-from worldr1.learn.selftest import run_self_tests
+from worldr1.learn.selftest import run_self_tests, self_test_video
 from worldr1.learn.update import (
     Learner,
     NonFiniteGuard,
@@ -66,6 +68,8 @@ from worldr1.rollout.schedule import rollout_sigmas, sde_window
 from worldr1.run import checkpoint, distributed
 from worldr1.run.metrics import MetricsWriter, Progress, Stopwatch, reward_metrics
 from worldr1.run.runtime import (
+    Stop,
+    Stopped,
     opening_line,
     peak_memory_gib,
     prepare_output_dir,
@@ -92,7 +96,7 @@ def train(config: TrainConfig) -> Outcome:
     """Train, evaluate, report: the whole pipeline, in order.
 
     Args:
-      config: Validated settings (config.validate).
+      config: Validated settings (config_checks.validate).
     Returns:
       Outcome.
     Raises:
@@ -110,24 +114,34 @@ def train(config: TrainConfig) -> Outcome:
 def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     prompts = {False: read_prompts(config.prompts)}
     prompts[True] = read_prompts(config.dynamic_prompts) if config.phase.dynamic_iterations else []
-    held_out = read_prompts(config.eval_prompts) if config.evaluation.num_samples else []
-    try:
-        read_labels(held_out)  # now, not after hours of training
-    except ValueError as error:
-        raise ValueError(f"{config.eval_prompts}: {error}; --evaluation.num-samples 0 leaves the study out") from error
+    held_out = read_prompts(config.eval_prompts) if config.evaluation.num_samples or config.validate_every else []
+    if config.evaluation.num_samples and config.evaluation.labels:
+        try:
+            read_labels(held_out)  # now, not after hours of training
+        except ValueError as error:
+            hint = "--evaluation.no-labels leaves obedience out, --evaluation.num-samples 0 the study"
+            raise ValueError(f"{config.eval_prompts}: {error}; {hint}") from error
     check_window(config)
     start_from = prepare_output_dir(config, world)
 
     torch.manual_seed(config.seed)
     policy = load_policy(config.model, device=world.device, text_cache=_text_cache(config))
-    policy.latent_shape(config.video)  # sizes that the model cannot make are found here
+    for sized in (config, evaluation_settings(config)):
+        policy.latent_shape(sized.video)  # sizes that the model cannot make are found here
     texts = _encode_prompts(policy, [*prompts[False], *prompts[True], *held_out])
     rewards = build_rewards(config, device=world.device)
-    evaluator = load_evaluator(config.evaluation.evaluator, device=world.device) if held_out else None
+    evaluator = (
+        load_evaluator(config.evaluation.evaluator, device=world.device, labels=config.evaluation.labels)
+        if config.evaluation.num_samples
+        else None
+    )
     params = policy.adapter_parameters()
     distributed.broadcast(params)
     learner = Learner(policy, make_optimizer(params, config.update), Ema(params, decay=config.update.ema_decay))
     first = checkpoint.load(start_from, *learner) if start_from else 0
+    validator = None
+    if config.validate_every:
+        validator = Validator(policy, rewards, held_out, config=config, world=world)
 
     settings = config  # as they were given: what a resumed run is compared with
     if config.rollout.memory_budget_gib:
@@ -147,10 +161,12 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
         if config.schedule.compat:
             progress.say(COMPAT_NOTICE)
         if config.self_test and first < config.max_iterations:
+            v = self_test_video(policy, config.video)
             with progress.stage("self-tests"):
                 tests = run_self_tests(policy, prompts=prompts[False], config=config)
-            progress.say("self-tests passed: " + ", ".join(f"{t.name} {t.deviation:.0e}" for t in tests))
-        done = _iterate(config, settings, world, learner, rewards, prompts, first, writer, progress)
+            found = ", ".join(f"{t.name} {t.deviation:.0e}" for t in tests)
+            progress.say(f"self-tests passed, at {v.num_frames}x{v.height}x{v.width}: {found}")
+        done = _iterate(config, settings, world, learner, rewards, validator, prompts, first, writer, progress)
         if done < config.max_iterations:
             progress.say(f"stopped after {done} of {config.max_iterations} iterations, saved; go on with:")
             progress.say(f"  {resume_command()}")
@@ -182,60 +198,112 @@ def _iterate(
     world: distributed.World,
     learner: Learner,
     rewards: RewardStack,
+    validator: Validator | None,
     prompts: dict[bool, list[str]],
     first: int,
     writer: MetricsWriter,
     progress: Progress,
 ) -> int:
-    """The loop; returns the iterations done, fewer than asked for after Ctrl-C."""
+    """The loop; returns the iterations done, fewer than asked for after Ctrl-C.
+
+    It may be left between stages, never within an update: what is then saved is the state after the last finished
+    iteration, and a resumed run does the unfinished one again, with the same draws.
+    """
     sigmas = rollout_sigmas(config.schedule)
     latent_shape = learner.policy.latent_shape(config.video)
-    guard, iteration = NonFiniteGuard(), first
+    guard, clock = NonFiniteGuard(), checkpoint.Clock(config.checkpoint_minutes)
+    iteration, saved = first, first or None
+
+    def save() -> None:
+        if world.is_main:
+            checkpoint.save(config.output_dir, *learner, iteration=iteration, config=settings)
+        distributed.barrier()
+        clock.saved()
+
     with stop_on_signal(progress) as stop:
-        while iteration < config.max_iterations:
-            watch = Stopwatch(nvtx=config.nvtx)
-            dynamic = is_dynamic(iteration, config.phase)
-            steps = sde_window(config.schedule, seed=config.seed, iteration=iteration)
-            lr = learning_rate(iteration, max_iterations=config.max_iterations, config=config.update)
+        try:
+            while True:
+                _validate(validator, iteration, config, world, learner, stop, writer, progress)
+                if iteration == config.max_iterations:
+                    break
+                watch = Stopwatch(nvtx=config.nvtx)
+                dynamic = is_dynamic(iteration, config.phase)
+                steps = sde_window(config.schedule, seed=config.seed, iteration=iteration)
+                lr = learning_rate(iteration, max_iterations=config.max_iterations, config=config.update)
 
-            batch = prompt_batch(
-                prompts[dynamic], config=config, iteration=iteration, dynamic=dynamic,
-                rank=world.rank, world_size=world.size,
-            )  # fmt: skip
-            with watch.stage("noise"), progress.stage("noise"):
-                where = replace(batch, viewmats=batch.viewmats.to(learner.policy.device))  # the noise is moved there
-                noise = initial_noise(where, latent_shape, config=config)  # [N, C, f, h, w]
-            with watch.stage("rollout"), progress.stage("rollout"):
-                gradients = sample_gradients(learner.ema.params, batch, config) if config.update.deferred else None
-                rollout = sample(
-                    learner.policy, batch, noise, sigmas=sigmas, steps=steps, config=config, gradients=gradients
-                )
-            with watch.stage("rewards"), progress.stage("rewards"):
-                scores = rewards.score(batch, rollout.video, finite=rollout.finite)
-            advantage = group_advantage(scores, group_size=config.rollout.group_size, config=config.advantage)
-            with watch.stage("update"), progress.stage("update"):
-                update = policy_step(*learner, rollout, advantage, config=config, lr=lr, gradients=gradients)
+                batch = prompt_batch(
+                    prompts[dynamic], config=config, iteration=iteration, dynamic=dynamic,
+                    rank=world.rank, world_size=world.size,
+                )  # fmt: skip
+                with watch.stage("noise"), progress.stage("noise"):
+                    where = replace(
+                        batch, viewmats=batch.viewmats.to(learner.policy.device)
+                    )  # the noise is moved there
+                    noise = initial_noise(where, latent_shape, config=config)  # [N, C, f, h, w]
+                with watch.stage("rollout"), progress.stage("rollout"):
+                    gradients = sample_gradients(learner.ema.params, batch, config) if config.update.deferred else None
+                    rollout = sample(
+                        learner.policy, batch, noise, sigmas=sigmas, steps=steps, config=config, gradients=gradients,
+                        between=stop.check,
+                    )  # fmt: skip
+                stop.check()
+                with watch.stage("rewards"), progress.stage("rewards"):
+                    scores = rewards.score(batch, rollout.video, finite=rollout.finite)
+                stop.check()
+                advantage = group_advantage(scores, group_size=config.rollout.group_size, config=config.advantage)
+                with watch.stage("update"), progress.stage("update"):
+                    update = policy_step(*learner, rollout, advantage, config=config, lr=lr, gradients=gradients)
 
-            metrics = {
-                "iteration": iteration, "phase": "dynamic" if dynamic else "main", "learning_rate": lr,
-                "window": list(steps), **reward_metrics(scores), **advantage.metrics(), **update,
-                "alarms": [*advantage.alarms, *update_alarms(update)],
-            }  # fmt: skip
-            iteration += 1
-            writer.write(metrics)
-            guard.check(metrics)
-            asked = distributed.any_rank(stop.asked)
-            if asked or iteration % config.checkpoint_every == 0 or iteration == config.max_iterations:
-                with watch.stage("checkpoint"), progress.stage("checkpoint"):
-                    if world.is_main:
-                        checkpoint.save(config.output_dir, *learner, iteration=iteration, config=settings)
-                    distributed.barrier()
-            seconds = watch.finish()
-            writer.write_seconds(metrics["iteration"], seconds)
-            progress.iteration(metrics, seconds["total"])
-            if asked:
-                break
+                metrics = {
+                    "iteration": iteration, "phase": "dynamic" if dynamic else "main", "learning_rate": lr,
+                    "window": list(steps), **reward_metrics(scores), **advantage.metrics(), **update,
+                    "alarms": [*advantage.alarms, *update_alarms(update)],
+                }  # fmt: skip
+                iteration += 1
+                writer.write(metrics)
+                guard.check(metrics)
+                if clock.due() or iteration % config.checkpoint_every == 0 or iteration == config.max_iterations:
+                    with watch.stage("checkpoint"), progress.stage("checkpoint"):
+                        save()
+                    saved = iteration
+                seconds = watch.finish()
+                writer.write_seconds(metrics["iteration"], seconds)
+                progress.iteration(metrics, seconds["total"])
+                stop.check()
+        except Stopped:
+            if saved != iteration:
+                save()
     return iteration
+
+
+def _validate(
+    validator: Validator | None,
+    iteration: int,
+    config: TrainConfig,
+    world: distributed.World,
+    learner: Learner,
+    stop: Stop,
+    writer: MetricsWriter,
+    progress: Progress,
+) -> None:
+    """Show the averaged adapter after `iteration` iterations, where that is due and was not done before a resume."""
+    if validator is None or iteration == 0 or iteration % config.validate_every:
+        return
+    if distributed.gather_objects("validation" in writer.newest())[0]:
+        return
+    with progress.stage("validation"), learner.ema.applied():
+        figures = validator.run(iteration, between=stop.check, say=progress.say)
+    writer.amend(validation=figures)
+    m = figures["reward"]
+    progress.say(
+        f"validation after {iteration}: reward {m['base']:.3f} -> {m['adapter']:.3f} ({m['gain']:+.3f} +- "
+        f"{m['stderr']:.3f}), {validator.folder / f'iteration_{iteration:06d}'}"
+    )
+    if world.is_main:
+        try:
+            write_report(config.output_dir)
+        except RuntimeError as error:  # a full disk
+            progress.say(str(error))
 
 
 def _finish(
@@ -255,8 +323,8 @@ def _finish(
         if evaluator is not None:
             with progress.stage("evaluation"):
                 run_study(
-                    policy, held_out, read_labels=read_labels, evaluator=evaluator, config=config, world=world,
-                    folder=config.output_dir,
+                    policy, held_out, read_labels=read_labels if config.evaluation.labels else None,
+                    evaluator=evaluator, config=config, world=world, folder=config.output_dir,
                 )  # fmt: skip
     progress.close()
     if not world.is_main:

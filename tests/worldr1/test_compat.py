@@ -9,7 +9,8 @@ import torch
 from mixture import Mixture, MixturePolicy, plane_batch
 
 from worldr1.cli import parse
-from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, validate
+from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig
+from worldr1.config_checks import validate
 from worldr1.presets import PRESETS, preset
 from worldr1.rollout.sample import generate, sample, window_step
 from worldr1.rollout.schedule import rollout_sigmas, sde_window

@@ -9,6 +9,7 @@ import pytest
 
 from worldr1 import config as config_module
 from worldr1.config import (
+    EvaluationConfig,
     ModelConfig,
     RewardConfig,
     RolloutConfig,
@@ -16,8 +17,8 @@ from worldr1.config import (
     TrainConfig,
     UpdateConfig,
     to_json,
-    validate,
 )
+from worldr1.config_checks import validate
 from worldr1.learn.update import check_window
 from worldr1.presets import PRESETS, REQUIRED, preset
 from worldr1.rollout.schedule import rollout_sigmas
@@ -53,6 +54,11 @@ def test_defaults_are_valid(good):
         ({"schedule": ScheduleConfig(noise_level=float("nan"))}, "noise_level must be in"),
         ({"schedule": ScheduleConfig(window_interval=0)}, "window_interval must be >= 1, got 0"),
         ({"update": UpdateConfig(clip_range=0.0)}, r"clip_range must be in \(0, 1\)"),
+        ({"validate_every": -1}, "validate_every must be >= 0, got -1"),
+        ({"checkpoint_minutes": -0.5}, "checkpoint_minutes must be >= 0, got -0.5"),
+        ({"evaluation": EvaluationConfig(num_frames=6)}, "evaluation.num_frames must be 0 or .*, got 6"),
+        ({"evaluation": EvaluationConfig(width=4)}, "evaluation.width must be 0 or .*, got 4"),
+        ({"evaluation": EvaluationConfig(num_validation=0)}, "evaluation.num_validation must be >= 1, got 0"),
         ({"rollout": RolloutConfig(share_first_step=True)}, "share_first_step needs rollout.share_initial_noise"),
         (
             {

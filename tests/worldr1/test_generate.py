@@ -15,6 +15,7 @@ from worldr1.models.wan import load_policy
 from worldr1.rollout.sample import generate
 from worldr1.rollout.schedule import euler_sigmas
 from worldr1.run.saved_config import read_run_config
+from worldr1.run.video import write_video
 
 PROMPT = "the camera pans left on a green floor"
 
@@ -140,7 +141,7 @@ def test_several_prompts_make_several_files(run_folder: Path, capsys: pytest.Cap
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_a_written_video_reads_back(tmp_path: Path, suffix: str) -> None:
     video = torch.rand(6, 3, 3, 5, generator=torch.Generator().manual_seed(0)).round()  # 0 or 1: exact in a palette
-    command.write_video(video, tmp_path / f"v{suffix}", fps=7)
+    write_video(video, tmp_path / f"v{suffix}", fps=7)
     factor = 86  # ceil(256 / 3)
     got = read(tmp_path / f"v{suffix}")
     assert got.shape == (6, 3, 3 * factor, 5 * factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -25,8 +26,10 @@ from worldr1.config import (
     RolloutConfig,
     ScheduleConfig,
     TrainConfig,
-    validate,
 )
+from worldr1.config_checks import validate
+from worldr1.evaluation import validate as validate_module
+from worldr1.run import checkpoint, video
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -102,7 +105,9 @@ def test_same_seed_same_lines_and_resume_is_exact(finished, tmp_path, monkeypatc
 
     monkeypatch.setattr(train, "policy_step", interrupted_in_the_second)
     outcome = train.train(again)
-    assert outcome.interrupted and outcome.iterations == 2 and "The run stopped" in outcome.report.read_text()
+    assert (
+        outcome.interrupted and outcome.iterations == 2 and "2 of 4 iterations are done" in outcome.report.read_text()
+    )
     assert lines(again.output_dir) == lines(finished.output_dir)[:2]
     assert "--resume" in capsys.readouterr().out
     # A run that died later leaves a line beyond its last checkpoint.
@@ -114,6 +119,126 @@ def test_same_seed_same_lines_and_resume_is_exact(finished, tmp_path, monkeypatc
     mine, other = load_file(again.output_dir / name), load_file(finished.output_dir / name)
     assert mine.keys() == other.keys()
     assert all(torch.equal(mine[k], other[k]) for k in mine if k != "torch_rng")
+
+
+def test_ctrl_c_in_the_rollout_saves_the_finished_iterations_and_resume_is_exact(finished, tmp_path, monkeypatch):
+    """A signal during the first of two micro-batches of iteration 4 ends the run before the second."""
+    config = replace(finished, output_dir=tmp_path / "cut", rollout=replace(finished.rollout, micro_batch=4))
+    straight = replace(config, output_dir=tmp_path / "straight")
+    train.train(straight)
+    true_sample, true_score, seen = train.sample, train.RewardStack.score, []
+
+    def interrupted_in_the_fourth(policy, *args, between, **kwargs):
+        def counted():
+            between()
+            seen.append("micro-batch")
+            if seen.count("micro-batch") == 7:  # the first of the fourth rollout is under way
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return true_sample(policy, *args, between=counted, **kwargs)
+
+    monkeypatch.setattr(train, "sample", interrupted_in_the_fourth)
+    monkeypatch.setattr(train.RewardStack, "score", lambda *a, **k: (seen.append("score"), true_score(*a, **k))[1])
+    outcome = train.train(config)
+    assert outcome.interrupted and outcome.iterations == 3
+    assert seen.count("micro-batch") == 7 and seen[-1] == "micro-batch" and seen.count("score") == 3
+    assert (config.output_dir / "checkpoints" / "iteration_000003" / "state.json").is_file()
+    assert lines(config.output_dir) == lines(straight.output_dir)[:3]
+    monkeypatch.undo()
+    assert train.train(replace(config, resume=True)).iterations == 4
+    assert lines(config.output_dir) == lines(straight.output_dir)
+    name = "checkpoints/iteration_000004/tensors.safetensors"
+    mine, other = load_file(config.output_dir / name), load_file(straight.output_dir / name)
+    assert all(torch.equal(mine[k], other[k]) for k in mine if k != "torch_rng")
+
+
+def test_ctrl_c_in_the_first_iteration_leaves_a_checkpoint_of_none(small, monkeypatch):
+    """The signal comes while the judges score: no update begins."""
+    true_score = train.RewardStack.score
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return true_score(*args, **kwargs)
+
+    monkeypatch.setattr(train.RewardStack, "score", interrupted)
+    monkeypatch.setattr(train, "policy_step", lambda *a, **k: pytest.fail("an update began after the signal"))
+    config = replace(small, max_iterations=2, self_test=False)
+    outcome = train.train(config)
+    assert outcome.interrupted and outcome.iterations == 0 and lines(config.output_dir) == []
+    monkeypatch.undo()
+    assert train.train(replace(config, resume=True)).iterations == 2
+
+
+def test_checkpoints_by_the_clock(small, monkeypatch):
+    """Every 10 minutes, where an iteration takes 4: after the third, and again after the sixth."""
+    true_noise, now = train.initial_noise, [0.0]
+
+    def four_minutes(*args, **kwargs):
+        now[0] += 240.0
+        return true_noise(*args, **kwargs)
+
+    monkeypatch.setattr(train, "initial_noise", four_minutes)
+    monkeypatch.setattr(checkpoint, "monotonic", lambda: now[0])
+    config = replace(small, max_iterations=7, checkpoint_every=100, checkpoint_minutes=10.0, self_test=False)
+    train.train(config)
+    found = sorted(p.name for p in (config.output_dir / "checkpoints").iterdir())
+    assert found == ["iteration_000003", "iteration_000006", "iteration_000007"]
+
+
+VALIDATED = EvaluationConfig(num_samples=0, num_validation=3, num_steps=3)
+
+
+def test_validation_shows_base_and_adapter_and_a_resume_changes_nothing(finished, tmp_path, monkeypatch, capsys):
+    """Also where the signal comes inside a validation, and where the disk is full."""
+    config = replace(finished, output_dir=tmp_path / "seen", validate_every=2, evaluation=VALIDATED)
+    train.train(config)
+    rows = [json.loads(line) for line in lines(config.output_dir)]
+    assert ["validation" in row for row in rows] == [False, True, False, True]
+    for row, plain in zip(rows, map(json.loads, lines(finished.output_dir)), strict=True):
+        assert {k: v for k, v in row.items() if k != "validation"} == plain  # to watch changes nothing
+    folder = config.output_dir / "validation"
+    for name in ("iteration_000002", "iteration_000004"):
+        found = sorted(p.name for p in (folder / name).iterdir())
+        assert found == ["grid.mp4", "prompt_00.mp4", "prompt_01.mp4", "prompt_02.mp4"]
+    told = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in told] == [1, 3] and len(set(told[0]["prompts"])) == 3
+    assert told[1]["terms"] == rows[3]["validation"]["terms"]
+    assert set(told[1]["terms"]) == {"traj", "recon", "meta", "gen"}
+    assert told[0]["reward"]["base"] == told[1]["reward"]["base"] and told[1]["reward"]["gain"] != 0.0
+    assert told[0]["reward"]["adapter"] != told[1]["reward"]["adapter"]
+    assert "validation after 4: reward" in capsys.readouterr().out
+
+    cut = replace(config, output_dir=tmp_path / "cut")
+    true_clips, calls = validate_module.sample_clips, []
+
+    def interrupted(*args, adapter, **kwargs):
+        calls.append(adapter)
+        if len(calls) == 3:  # the second prompt's base, in the first validation
+            os.kill(os.getpid(), signal.SIGINT)
+        return true_clips(*args, adapter=adapter, **kwargs)
+
+    monkeypatch.setattr(validate_module, "sample_clips", interrupted)
+    outcome = train.train(cut)
+    assert outcome.interrupted and outcome.iterations == 2 and calls == [False, True, False]
+    assert lines(cut.output_dir) == lines(finished.output_dir)[:2]
+    calls += [None] * 9
+    monkeypatch.setattr(video, "_write_mp4", full_disk)
+    assert train.train(replace(cut, resume=True)).iterations == 4
+    assert lines(cut.output_dir) == lines(config.output_dir)
+    assert calls[12:] == [True, True, False, True, True, True, True]  # one base was left to make
+    written = [p.name for p in (cut.output_dir / "validation").glob("iteration_*/*")]
+    assert written == ["prompt_00.mp4"]  # from before the disk was full; no half file
+    assert capsys.readouterr().out.count("not all files could be written: [Errno 28]") == 2
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_validation_prompts_that_are_missing_are_named_before_anything_is_loaded(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "load_policy", lambda *a, **k: pytest.fail("the model was loaded"))
+    with pytest.raises(ValueError, match="file must be readable, got .*none.txt"):
+        train.train(replace(small, validate_every=2, eval_prompts=tmp_path / "none.txt"))
 
 
 def test_a_memory_budget_chooses_the_micro_batch_also_after_a_resume(finished, tmp_path, capsys):
@@ -166,7 +291,7 @@ def test_bad_input_is_named_before_anything_is_loaded(small, tmp_path, monkeypat
         train.train(replace(small, prompts=empty))
     other = tmp_path / "other.txt"
     other.write_text("A cat plays the piano.\n")
-    with pytest.raises(ValueError, match="--evaluation.num-samples 0 leaves the study out"):
+    with pytest.raises(ValueError, match="--evaluation.num-samples 0 the study"):
         train.train(replace(small, eval_prompts=other, evaluation=EvaluationConfig(num_samples=4)))
     with pytest.raises(ValueError, match="output_dir must be a folder that can be written"):
         train.train(replace(small, output_dir=empty / "run"))
@@ -202,7 +327,7 @@ def test_study_and_report(small):
     study = json.loads((config.output_dir / "evaluation" / "study.json").read_text())
     assert study["num_samples"] == 5 and study["gates"]
     page = (config.output_dir / "report.html").read_text()
-    assert "obedience" in page and "The run stopped" not in page
+    assert "obedience" in page and "iterations are done" not in page
     # The same study from the exported adapter: the same seed gives the same figures, another one others.
     assert study_command.main(["--run", str(config.output_dir), "--seed", "0", "--num-samples", "5"]) == 0
     again = json.loads((config.output_dir / "study_seed0" / "evaluation" / "study.json").read_text())

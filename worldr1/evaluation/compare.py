@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldr1.evaluation.evaluate import Assessment, Evaluator, assess
+from worldr1.evaluation.evaluate import Assessment, Classifier, Evaluator, assess
 from worldr1.evaluation.labels import Labels
+from worldr1.run.video import to_bytes
 
 
 class Gate(NamedTuple):
@@ -60,8 +61,8 @@ class Study:
 
     @property
     def passed(self) -> bool:
-        """All gates hold."""
-        return all(gate.passed for gate in self.gates)
+        """All gates hold, and there is one."""
+        return bool(self.gates) and all(gate.passed for gate in self.gates)
 
 
 DEFINITIONS = {
@@ -115,8 +116,8 @@ def compare_clips(
     prompts: list[str],
     viewmats_requested: Tensor,
     *,
-    labels: Labels,
-    evaluator: Evaluator,
+    labels: Labels | None,
+    evaluator: Evaluator | Classifier,
     control: str = "none",
 ) -> Study:
     """Compare two sets of clips, paired by prompt and seed.
@@ -128,8 +129,8 @@ def compare_clips(
       videos_after: With it, same shape.
       prompts: N texts, for the record.
       viewmats_requested: World-to-camera, shape [N, F, 4, 4].
-      labels: What the N prompts ask for.
-      evaluator: Independent of every judge of the reward.
+      labels: What the N prompts ask for; None leaves out obedience, content, what follows from them, and their gates.
+      evaluator: Independent of every judge of the reward; a Classifier where there are labels.
       control: RewardConfig.control of the run. The one gate of a control experiment is that nothing was gained or lost.
     Returns:
       Study.
@@ -142,10 +143,11 @@ def compare_clips(
             f"compare_clips: videos_before and videos_after must share a shape [N, F, 3, H, W], "
             f"got {list(videos_before.shape)} and {list(videos_after.shape)}"
         )
-    if num < 2 or videos_before.shape[0] != num or len(labels) != num:
+    num_labels = num if labels is None else len(labels)
+    if num < 2 or videos_before.shape[0] != num or num_labels != num:
         raise ValueError(
             f"compare_clips: there must be as many prompts as videos and labels, 2 or more, got {num}, "
-            f"{videos_before.shape[0]} and {len(labels)}"
+            f"{videos_before.shape[0]} and {num_labels}"
         )
     if tuple(viewmats_requested.shape) != (num, videos_before.shape[1], 4, 4):
         raise ValueError(
@@ -162,32 +164,39 @@ def compare(
     before: Assessment,
     after: Assessment,
     prompts: list[str],
-    labels: Labels,
+    labels: Labels | None,
     *,
     control: str = "none",
     seconds: float = math.nan,
 ) -> Study:
     """The measures, the table by motion and the gates of two assessments of the same prompts."""
-    measures = {"obedience": _measure(before.obeyed, after.obeyed), "content": _measure(before.content, after.content)}
+    measures: dict[str, Measure] = {}
+    per_motion: dict[str, Measure] = {}
+    broken: dict[str, Measure] = {}
+    if labels is not None:
+        assert before.obeyed is not None and before.content is not None, "labels, but nothing was named"
+        assert after.obeyed is not None and after.content is not None, "labels, but nothing was named"
+        measures["obedience"] = paired(before.obeyed, after.obeyed)
+        measures["content"] = paired(before.content, after.content)
+        right = before.obeyed & before.content
+        count = (right & ~(after.obeyed & after.content)).sum().item()
+        share, of_all = count / max(1, int(right.sum())), count / len(prompts)
+        broken["broken"] = Measure(0.0, share, share, math.nan, int(right.sum()), better="down")
+        broken["broken_of_all"] = Measure(0.0, of_all, of_all, math.nan, len(prompts), better="down")
+        for k, motion in enumerate(labels.motions):
+            rows = labels.motion == k
+            if rows.any():
+                per_motion[motion] = paired(before.obeyed[rows], after.obeyed[rows])
     for name in _MEASURED:
         pair = (before.__dict__[name], after.__dict__[name])
-        measures[name] = _measure(*pair, unit=_UNITS.get(name, ""), better=_BETTER.get(name, "up"))
-    right = before.obeyed & before.content
-    broken = (right & ~(after.obeyed & after.content)).sum().item()
-    per_motion = {}
-    for k, motion in enumerate(labels.motions):
-        rows = labels.motion == k
-        if rows.any():
-            per_motion[motion] = _measure(before.obeyed[rows], after.obeyed[rows])
-    share = broken / max(1, int(right.sum()))
-    gates = _gates(measures, per_motion, broken=share) if control == "none" else _control_gates(measures)
-    of_all = broken / len(prompts)
-    measures["broken"] = Measure(0.0, share, share, math.nan, int(right.sum()), better="down")
-    measures["broken_of_all"] = Measure(0.0, of_all, of_all, math.nan, len(prompts), better="down")
+        measures[name] = paired(*pair, unit=_UNITS.get(name, ""), better=_BETTER.get(name, "up"))
+    measures |= broken
+    gates = _gates(measures, per_motion) if control == "none" else _control_gates(measures)
     return Study(control, seconds, measures, per_motion, gates, before, after, list(prompts))
 
 
-def _measure(before: Tensor, after: Tensor, *, unit: str = "", better: str = "up") -> Measure:
+def paired(before: Tensor, after: Tensor, *, unit: str = "", better: str = "up") -> Measure:
+    """Means of [N] and [N], and the mean difference with its standard error, over the pairs that are finite."""
     both = torch.isfinite(before.double()) & torch.isfinite(after.double())
     b, a = before[both].double(), after[both].double()
     count = int(both.sum())
@@ -204,25 +213,35 @@ def _gate(name: str, label: str, value: float, relation: str, threshold: float) 
     return Gate(name, label, value, relation, threshold, holds[relation])
 
 
-def _gates(measures: dict[str, Measure], per_motion: dict[str, Measure], *, broken: float) -> list[Gate]:
-    gain, own = measures["obedience"], measures["psnr_own"]
+def _gates(measures: dict[str, Measure], per_motion: dict[str, Measure]) -> list[Gate]:
+    """The gates of a run; those whose measure is not there are left out, not failed."""
+    own = measures["psnr_own"]
+    requested, contrast = measures["psnr_requested"].gain, abs(measures["contrast"].gain)
+    picture = [
+        _gate("psnr_requested", "PSNR at requested poses, gain in dB", requested, ">=", 1.0),
+        _gate("psnr_own", "PSNR at recovered poses, not down by more than its s.e., dB", own.gain, ">=", -own.stderr),
+    ]
+    still = _gate("contrast", "contrast, absolute change", contrast, "<=", 0.005)
+    if "obedience" not in measures:
+        return [*picture, still]
+    gain, broken = measures["obedience"], measures["broken"].after
     # A gain without spread is one and the same in every sample: infinitely many standard errors.
     sigmas = gain.gain / gain.stderr if gain.stderr > 0 else math.copysign(math.inf, gain.gain) if gain.gain else 0.0
-    requested, contrast = measures["psnr_requested"].gain, abs(measures["contrast"].gain)
     worst = min(measure.gain for measure in per_motion.values())
     return [
         _gate("obedience_gain", "obedience gain", gain.gain, ">=", 0.20),
         _gate("obedience_sigmas", "obedience gain in standard errors", sigmas, ">", 4.0),
-        _gate("psnr_requested", "PSNR at requested poses, gain in dB", requested, ">=", 1.0),
-        _gate("psnr_own", "PSNR at recovered poses, not down by more than its s.e., dB", own.gain, ">=", -own.stderr),
+        *picture,
         _gate("content", "content accuracy lost", -measures["content"].gain, "<=", 0.01),
-        _gate("contrast", "contrast, absolute change", contrast, "<=", 0.005),
+        still,
         _gate("broken", "of the samples that were right, share broken", broken, "<=", 0.05),
         _gate("per_motion", "worst change of one motion's obedience", worst, ">=", -0.10),
     ]
 
 
 def _control_gates(measures: dict[str, Measure]) -> list[Gate]:
+    if "obedience" not in measures:
+        return []
     value = abs(measures["obedience"].gain)
     return [_gate("control", "control: obedience gain, absolute", value, "<=", 0.05)]
 
@@ -254,18 +273,24 @@ def to_json(result: Study) -> dict:
 
 
 def write_study(
-    result: Study, output_dir: Path, *, videos_before: Tensor, videos_after: Tensor, viewmats_requested: Tensor
+    result: Study,
+    output_dir: Path,
+    *,
+    videos_before: Tensor | np.ndarray,
+    videos_after: Tensor | np.ndarray,
+    viewmats_requested: Tensor,
 ) -> None:
     """Write output_dir/evaluation/study.json and samples.npz, each through a temporary file.
 
     samples.npz: before, after [N, F, 3, H, W] uint8; prompts [N]; requested, recovered_before, recovered_after
-    [N, F, 4, 4] float32 world-to-camera; obeyed_before, obeyed_after [N] bool.
+    [N, F, 4, 4] float32 world-to-camera; with labels obeyed_before, obeyed_after [N] bool. Videos that come as arrays
+    are uint8 already and are copied piece by piece, so that they may be mapped from a file.
     """
     folder = Path(output_dir) / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
 
-    def pixels(video: Tensor) -> np.ndarray:
-        return (torch.nan_to_num(video.float(), nan=0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    def pixels(video: Tensor | np.ndarray) -> np.ndarray:
+        return video if isinstance(video, np.ndarray) else to_bytes(video).numpy()
 
     arrays: dict[str, Any] = {
         "before": pixels(videos_before),
@@ -274,9 +299,10 @@ def write_study(
         "requested": viewmats_requested.float().cpu().numpy(),
         "recovered_before": result.before.viewmats.float().numpy(),
         "recovered_after": result.after.viewmats.float().numpy(),
-        "obeyed_before": result.before.obeyed.numpy(),
-        "obeyed_after": result.after.obeyed.numpy(),
     }
+    for name, found in (("obeyed_before", result.before.obeyed), ("obeyed_after", result.after.obeyed)):
+        if found is not None:
+            arrays[name] = found.numpy()
     temporary = folder / "samples.npz.tmp"
     with temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)

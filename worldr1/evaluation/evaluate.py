@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,25 +23,36 @@ MAX_PSNR_DB = 60.0
 
 
 class Evaluator(Protocol):
-    """A reconstructor that can also name the camera motion and the content of a clip."""
+    """A reconstructor that no reward has seen."""
 
     def infer(self, video: Tensor) -> Reconstruction:
         """Video [N, F, 3, H, W] in [0, 1] -> Reconstruction."""
         ...
+
+
+class Classifier(Evaluator, Protocol):
+    """One that can also name the camera motion and the content of a clip."""
 
     def classify(self, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Video -> motion logits [N, motions], and the logits of each content head, [N, k]."""
         ...
 
 
-def load_evaluator(folder: Path, *, device: torch.device) -> Evaluator:
+def load_evaluator(folder: Path, *, device: torch.device, labels: bool = True) -> Evaluator:
     """Open an evaluator's folder, frozen and in evaluation mode.
 
+    Args:
+      folder: Of a MicroEvaluator; without labels, of any reconstructor that rewards.judges.registry knows.
+      labels: It must be able to name motion and content (EvaluationConfig.labels).
     Raises:
-      ValueError: no such folder, a damaged config.json, or another network than an evaluator.
+      ValueError: no such folder, a damaged config.json, or another network than asked for.
     """
     from worldr1.evaluation.micro_evaluator import MicroEvaluator
+    from worldr1.rewards.judges.folder import read_config
+    from worldr1.rewards.judges.registry import load_judge
 
+    if not labels and read_config(folder).get("architecture") != MicroEvaluator.__name__:
+        return load_judge(folder, role="reconstructor", device=device)
     return MicroEvaluator.from_pretrained(folder, device=device)
 
 
@@ -49,8 +61,8 @@ class Assessment:
     """What the evaluator finds in N clips; every field is [N]. NaN where the quantity is not defined for the prompt."""
 
     finite: Tensor  # bool: the clip has no NaN or infinity
-    obeyed: Tensor  # bool: the motion class found is the one asked for
-    content: Tensor  # bool: every content head finds what is asked for
+    obeyed: Tensor | None  # bool: the motion class found is the one asked for; None without labels
+    content: Tensor | None  # bool: every content head finds what is asked for; None likewise
     rotation_deg: Tensor  # mean geodesic over frames 1 .. F-1 between recovered and requested poses
     rot_err: Tensor  # radians, summed over frames
     trans_err: Tensor  # NaN where the requested camera does not travel
@@ -65,48 +77,58 @@ class Assessment:
     viewmats: Tensor  # [N, F, 4, 4] recovered
 
 
+def joined(parts: Sequence[Assessment]) -> Assessment:
+    """Assessments of clips one after the other, as one."""
+    columns = {name: [part.__dict__[name] for part in parts] for name in parts[0].__dict__}
+    whole: dict[str, Any] = {name: None if c[0] is None else torch.cat(c) for name, c in columns.items()}
+    return Assessment(**whole)
+
+
 @torch.no_grad()
-def assess(videos: Tensor, labels: Labels, viewmats_requested: Tensor, *, evaluator: Evaluator) -> Assessment:
+def assess(
+    videos: Tensor, labels: Labels | None, viewmats_requested: Tensor, *, evaluator: Evaluator | Classifier
+) -> Assessment:
     """What the evaluator finds in N clips.
 
     Args:
       videos: Shape [N, F, 3, H, W] in [0, 1], F >= 3.
-      labels: What the N prompts ask for.
+      labels: What the N prompts ask for; None asks the evaluator for geometry alone.
       viewmats_requested: World-to-camera, shape [N, F, 4, 4].
-      evaluator: Asked CLIPS_PER_CALL clips at a time.
+      evaluator: A Classifier where there are labels. Asked CLIPS_PER_CALL clips at a time.
     Returns:
       Assessment on the CPU.
     """
     finite = torch.isfinite(videos).flatten(1).all(dim=1)  # [N]
     clean = torch.where(finite[:, None, None, None, None], videos, torch.full_like(videos, 0.5))
     parts: list[dict[str, Tensor]] = []
-    for start in range(0, len(labels), CLIPS_PER_CALL):
+    for start in range(0, len(videos), CLIPS_PER_CALL):
         rows = slice(start, start + CLIPS_PER_CALL)
-        part = _assess_chunk(clean[rows], viewmats_requested[rows].to(clean), evaluator, heads=tuple(labels.contents))
-        part["obeyed"] = part.pop("motion_class") == labels.motion[rows]
-        content = [part.pop(f"{name}_class") == wanted[rows] for name, wanted in labels.contents.items()]
-        part["content"] = torch.stack(content).all(dim=0)
+        part = _geometry(clean[rows], viewmats_requested[rows].to(clean), evaluator)
+        if labels is not None:
+            part |= _names(clean[rows], labels, rows, evaluator)  # type: ignore[arg-type]
         parts.append(part)
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    joined["finite"] = finite.cpu()
-    joined["obeyed"] &= joined["finite"]
-    joined["content"] &= joined["finite"]
-    return Assessment(**joined)
+    found: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    finite = finite.cpu()
+    for name in ("obeyed", "content"):
+        right = found.get(name)
+        found[name] = None if right is None else right & finite
+    return Assessment(finite=finite, **found)
 
 
-def _assess_chunk(
-    video: Tensor, requested: Tensor, evaluator: Evaluator, *, heads: tuple[str, ...]
-) -> dict[str, Tensor]:
-    scene = evaluator.infer(video)
+def _names(video: Tensor, labels: Labels, rows: slice, evaluator: Classifier) -> dict[str, Tensor]:
     motion, contents = evaluator.classify(video)
+    right = [contents[name].argmax(1).cpu() == wanted[rows] for name, wanted in labels.contents.items()]
+    return {"obeyed": motion.argmax(1).cpu() == labels.motion[rows], "content": torch.stack(right).all(dim=0)}
+
+
+def _geometry(video: Tensor, requested: Tensor, evaluator: Evaluator) -> dict[str, Tensor]:
+    scene = evaluator.infer(video)
     error = trajectory_error(scene.viewmats, requested, scale="max_norm")
     depth = scene.depth.flatten(1).median(dim=1).values
     control = camera_control(scene.viewmats, requested, min_path=1e-3 * depth)
     moving = error.path_target > 1e-3 * depth  # [n]
     luma = (video * video.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(2)  # [n, F, H, W]
     out = {
-        "motion_class": motion.argmax(1),
-        **{f"{name}_class": contents[name].argmax(1) for name in heads},
         "rotation_deg": torch.rad2deg(error.rotation[:, 1:].mean(dim=1)),
         "rot_err": control.rot_err,
         "trans_err": control.trans_err,

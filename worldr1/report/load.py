@@ -22,6 +22,8 @@ class RunFiles:
     metrics: list[dict[str, Any]]  # one an iteration, in order
     timings: list[dict[str, Any]]
     study: dict[str, Any]
+    validation: list[dict[str, Any]]  # one a validation, in order; empty where none was asked for
+    sheets: list[Path]  # .mp4 of the newest validation: the grid of all prompts first
     samples: dict[str, np.ndarray]  # before, after uint8 [n, F, 3, H, W]; prompts [n]; viewmats [n, F, 4, 4]
     missing: list[str] = field(default_factory=list)
 
@@ -46,6 +48,10 @@ def load_run(run_dir: Path) -> RunFiles:
     environment = _json(run_dir / "environment.json", "versions of the machine", missing)
     study = _json(run_dir / "evaluation" / "study.json", "before/after figures and gates", missing)
     samples = _samples(run_dir / "evaluation" / "samples.npz", missing)
+    validation_folder = run_dir / "validation"
+    validation: list[dict[str, Any]] = []
+    if (validation_folder / "validation.jsonl").is_file():
+        validation = _jsonl(validation_folder / "validation.jsonl", "validation curves", missing)
     if not (config or metrics or study or samples):
         raise ValueError(
             f"report: run_dir must hold config.json, metrics.jsonl or evaluation/, got {run_dir} with none of them"
@@ -53,8 +59,9 @@ def load_run(run_dir: Path) -> RunFiles:
     asked = config.get("max_iterations")
     done = len(metrics)
     if isinstance(asked, int) and done < asked:
-        missing.append(f"The run stopped after {done} of {asked} iterations.")
-    return RunFiles(run_dir, config, environment, metrics, timings, study, samples, missing)
+        missing.append(f"{done} of {asked} iterations are done: the run goes on, or was stopped.")
+    sheets = _newest_sheets(validation_folder)
+    return RunFiles(run_dir, config, environment, metrics, timings, study, validation, sheets, samples, missing)
 
 
 def number(value: Any) -> float:
@@ -98,6 +105,15 @@ def _jsonl(path: Path, what: str, missing: list[str]) -> list[dict[str, Any]]:
     if not rows:
         missing.append(f"{path.name} holds no iteration: the {what} are not shown.")
     return [rows[k] for k in sorted(rows)]
+
+
+def _newest_sheets(folder: Path) -> list[Path]:
+    """Files of the newest validation that wrote any; one that is being written has whole files only."""
+    for newest in sorted(folder.glob("iteration_*"), reverse=True):
+        found = sorted(p for p in newest.glob("*.mp4") if not p.name.startswith("."))  # grid.mp4, prompt_00.mp4 ...
+        if found and found[0].name == "grid.mp4":  # written last
+            return found
+    return []
 
 
 def _samples(path: Path, missing: list[str]) -> dict[str, np.ndarray]:

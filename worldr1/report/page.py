@@ -64,6 +64,7 @@ def render(run: RunFiles) -> str:
         measures=_measures(run),
         rows=rows,
         num_samples=num_samples,
+        validation=_validation(run),
         curves=_curves(run),
         motions=_motions(run),
         facts=_facts(run),
@@ -76,10 +77,13 @@ def render(run: RunFiles) -> str:
 def outcome(run: RunFiles) -> tuple[str, str]:
     """What the run shows, in one sentence, and how the page should colour it: good, mixed or none."""
     prefix = _CONTROLS.get(str(run.study.get("control", "none")), "")
-    measure = _dict(_dict(run.study.get("metrics")).get("obedience"))
+    measures = _dict(run.study.get("metrics"))
+    what, measure = "obedience to the camera", _dict(measures.get("obedience"))
+    if measures and not measure:  # a study without labels
+        what, measure = "camera score (S_traj by the evaluator)", _dict(measures.get("trajectory_score"))
     before, after, gain = (number(measure.get(k)) for k in ("before", "after", "gain"))
     if not math.isfinite(gain):
-        return prefix + f"No before/after study: {len(run.metrics)} iterations trained, and no gain is claimed.", "none"
+        return prefix + (_so_far(run) or _no_study(run)), "none"
     stderr, count = number(measure.get("stderr")), run.study.get("num_samples")
     ratio = gain / stderr if stderr > 0 else math.nan
     verdicts = [gate["passed"] for gate in _gates(run) if gate["passed"] is not None]
@@ -88,11 +92,58 @@ def outcome(run: RunFiles) -> tuple[str, str]:
     sure = math.isfinite(ratio) and abs(ratio) > 2
     verb = "rose" if gain > 0 and sure else "fell" if gain < 0 and sure else "did not change beyond chance"
     spread = f" ± {figure(stderr)}, {abs(ratio):.1f} s.e." if math.isfinite(ratio) else ""
-    text = f"{prefix}obedience to the camera {verb}: {figure(before)} to {figure(after)} ({gain:+.3f}{spread}){size}"
+    text = f"{prefix}{what} {verb}: {figure(before)} to {figure(after)} ({gain:+.3f}{spread}){size}"
     if verdicts:
         text += f"; {passed} of {len(verdicts)} gates hold."
     mood = "none" if prefix else "good" if verdicts and passed == len(verdicts) else "mixed"
     return text[0].upper() + text[1:], mood
+
+
+def _no_study(run: RunFiles) -> str:
+    return f"No before/after study: {len(run.metrics)} iterations trained, and no gain is claimed."
+
+
+def _so_far(run: RunFiles) -> str:
+    """The newest validation in a sentence; an empty string where there is none."""
+    newest = run.validation[-1] if run.validation else {}
+    reward = _dict(newest.get("reward"))
+    base, adapter, gain, stderr = (number(reward.get(k)) for k in ("base", "adapter", "gain", "stderr"))
+    if not math.isfinite(gain):
+        return ""
+    spread = f" ± {figure(stderr)}" if math.isfinite(stderr) else ""
+    return (
+        f"After {newest['iteration'] + 1} iterations: reward {figure(base)} to {figure(adapter)} ({gain:+.3f}{spread}) "
+        f"on {reward.get('num')} validation prompts; no before/after study yet."
+    )
+
+
+def _validation(run: RunFiles) -> dict[str, Any]:
+    """Curves of the validations, and the newest sheets: inside the page where small, else by name beside it."""
+    curves = []
+    names = dict.fromkeys(name for row in run.validation for name in _dict(row.get("terms")))
+    for name in [None, *names]:
+        figures = [row.get("reward") if name is None else _dict(row.get("terms")).get(name) for row in run.validation]
+        rows = [_dict(value) for value in figures]
+        base, adapter, stderr = (
+            np.array([number(r.get(k)) for r in rows], dtype=float) for k in ("base", "adapter", "stderr")
+        )
+        if np.isfinite(adapter).any():
+            done = np.array([row["iteration"] + 1 for row in run.validation], dtype=float)
+            label = name or "total reward"
+            curve = plots.Curve(label, done, adapter, stderr)
+            curves.append({"label": label, "svg": Markup(plots.validation_curve(curve, base))})
+    prompts = run.validation[-1].get("prompts") if run.validation else None
+    prompts = [str(p) for p in prompts] if isinstance(prompts, list) else []
+    files = [{"name": p.name, "link": p.relative_to(run.path).as_posix()} for p in run.sheets]
+    grid = run.sheets[0] if run.sheets else None
+    small = grid is not None and grid.stat().st_size <= sheets.MAX_VIDEO_BYTES
+    return {
+        "curves": curves,
+        "prompts": prompts,
+        "files": files,
+        "after": run.sheets[0].parent.name.removeprefix("iteration_").lstrip("0") if run.sheets else "",
+        "video": sheets.video_uri(grid) if small and grid is not None else "",
+    }
 
 
 def figure(value: Any) -> str:

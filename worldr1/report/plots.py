@@ -61,6 +61,27 @@ def reward_curve(curve: Curve, dynamic: np.ndarray) -> str:
 
 
 @rc_context(_STYLE)
+def validation_curve(adapter: Curve, base: np.ndarray) -> str:
+    """One term over the validations: the adapter with a band of one standard error of the paired difference, and the
+    base as a line. Returns SVG.
+
+    Args:
+      adapter: Means of the adapter's clips; stderr is that of the difference to the base.
+      base: Means of the base's clips, [n].
+    """
+    fig, ax = _figure(3.3, 2.0)
+    x, mean, stderr = _thin(adapter)
+    known = np.isfinite(stderr)
+    ax.fill_between(x, mean - stderr, mean + stderr, where=known.tolist(), color=AFTER, alpha=0.22, linewidth=0)
+    ax.errorbar(x, mean, yerr=np.where(known, stderr, 0.0), color=AFTER, linewidth=1.4, marker="o", markersize=3)
+    ax.plot(adapter.iterations, base, color=BEFORE, linewidth=1.4, linestyle="--", marker="o", markersize=2)
+    ax.set_xlabel("iterations done")
+    ax.margins(x=0.05)
+    ax.grid(True, axis="y")
+    return _svg(fig, f"{adapter.label} by validation, base and adapter")
+
+
+@rc_context(_STYLE)
 def top_view(paths: Sequence[tuple[str, str, np.ndarray]], label: str) -> str:
     """Camera paths seen from above: centres in x and z, a short ray along each viewing direction. Returns SVG.
 

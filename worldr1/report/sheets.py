@@ -6,12 +6,15 @@ import base64
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 MAX_BYTES = 2_600_000
 """Encoded size of all clips together; rows beyond it are left out, so that the page stays under 4 MB."""
+MAX_VIDEO_BYTES = 900_000
+"""A validation's grid above this size is linked, not embedded."""
 _MAX_FRAMES = 17  # of an animation
 _STRIP_FRAMES = 9
 _MAX_WIDTH = 208  # pixels of one frame in the page's file
@@ -80,6 +83,11 @@ def encode_clip(frames: np.ndarray, *, fps: float) -> Clip:
     for i, image in enumerate(shown):
         strip.paste(image, (i * width, 0))
     return Clip(animation, _webp(strip, lossless), width, height, len(shown))
+
+
+def video_uri(path: Path) -> str:
+    """An .mp4 file as a data URI."""
+    return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
 def _spread(total: int, most: int) -> list[int]:

@@ -67,7 +67,29 @@ class RewardStack:
     def score(
         self, batch: PromptBatch, video: Tensor, *, finite: Tensor | None = None, dynamic: Tensor | None = None
     ) -> RewardOutput:
-        """The reward of every sample, each term beside it. Every rank must call this: all count the invalid together.
+        """`judge`, its check that not too many samples failed, and the control experiment. Every rank must call this:
+        the invalid are counted together, and a group may lie on several ranks.
+
+        Returns:
+          As `judge`. In a control experiment the terms are permuted, or replaced by one term "random".
+        Raises:
+          ValueError: as `judge`.
+          RuntimeError: more than max_invalid_fraction of the samples of all ranks are invalid; the reasons are
+            counted. Raised on every rank.
+        """
+        output = self.judge(batch, video, finite=finite, dynamic=dynamic)
+        _check_share(batch.num_samples, output.reasons, limit=self.config.max_invalid_fraction)
+        if self.config.control == "permuted":
+            return permuted(output, batch, seed=self.seed)
+        if self.config.control == "random":
+            return randomised(output, batch, seed=self.seed)
+        return output
+
+    @torch.no_grad()
+    def judge(
+        self, batch: PromptBatch, video: Tensor, *, finite: Tensor | None = None, dynamic: Tensor | None = None
+    ) -> RewardOutput:
+        """The reward of every sample of this rank, each term beside it.
 
         The score of a sample depends on its own video, its own prompt and (seed, first sample id of its group), not on
         what else is in the batch. In the dynamic phase the reward of a sample is R_gen alone, with weight 1.
@@ -83,12 +105,9 @@ class RewardStack:
             of its dynamic samples are NaN.
         Returns:
           RewardOutput(reward [N], NaN where invalid; valid [N]; breakdown: "traj", "recon", "meta", "gen" -> [N], only
-          those with a weight > 0 in this phase; weights; reasons). float32, on the device of the judges. In a control
-          experiment the terms are already permuted, or replaced by one term "random".
+          those with a weight > 0 in this phase; weights; reasons). float32, on the device of the judges.
         Raises:
           ValueError: a shape that does not fit the batch.
-          RuntimeError: more than max_invalid_fraction of the samples of all ranks are invalid; the reasons are
-            counted. Raised on every rank.
         """
         num = batch.num_samples
         frames = batch.viewmats.shape[1]
@@ -216,7 +235,6 @@ class RewardStack:
         dynamic, asked = dynamic.to(device), asked.to(device)
         valid = torch.ones(num, dtype=torch.bool, device=device)
         valid[list(reasons)] = False
-        _check_share(num, reasons, limit=self.config.max_invalid_fraction)
         total = torch.zeros(num, device=device)
         for name, weight in weights.items():
             if name in SPATIAL_TERMS:
@@ -225,18 +243,13 @@ class RewardStack:
             else:
                 total = total + torch.where(dynamic, values[name], weight * values[name])
         nan = torch.full_like(total, torch.nan)
-        output = RewardOutput(
+        return RewardOutput(
             reward=torch.where(valid, total, nan),
             valid=valid,
             breakdown={name: torch.where(valid, value, nan) for name, value in values.items()},
             weights=weights,
             reasons=dict(sorted(reasons.items())),
         )
-        if self.config.control == "permuted":
-            return permuted(output, batch, seed=self.seed)
-        if self.config.control == "random":
-            return randomised(output, batch, seed=self.seed)
-        return output
 
 
 def build_rewards(config: TrainConfig, *, device: torch.device | str) -> RewardStack:

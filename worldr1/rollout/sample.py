@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -33,6 +33,7 @@ def sample(
     steps: tuple[int, ...],
     config: TrainConfig,
     gradients: SampleGradients | None = None,
+    between: Callable[[], None] | None = None,
 ) -> Rollout:
     """Sample a batch and keep what the update needs.
 
@@ -50,6 +51,7 @@ def sample(
       steps: Indices of the stochastic steps, rising, not the last of the grid.
       config: schedule, rollout and seed; update.kl_beta with `gradients`.
       gradients: Filled by a backward pass right after each stochastic step (`update.deferred`).
+      between: Called before each micro-batch, as often on every rank; what it raises leaves the rollout.
     Returns:
       Rollout. A sample whose latent or video stopped being finite is marked in `finite`, and holds zeros instead.
     Raises:
@@ -86,6 +88,8 @@ def sample(
         noise, log_prob[:, 0] = torch.cat([d[0] for d in drawn]), torch.cat([d[1] for d in drawn])
         first += 1
     for rows in batch_rows(num, config.rollout.micro_batch):
+        if between is not None:
+            between()
         latents = noise[rows]
         solver = OdeSolver("unipc" if config.schedule.compat else "euler", sigmas)
         if first > steps[-1]:

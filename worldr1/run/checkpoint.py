@@ -14,12 +14,14 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from worldr1.config import TrainConfig, to_json
+from worldr1.run import distributed
 
 FORMAT = 1
 _TEMPORARY = ".unfinished_"
@@ -42,6 +44,28 @@ class Average(Protocol):
     def state(self) -> list[Tensor]: ...
 
     def load_state(self, tensors: Sequence[Tensor]) -> None: ...
+
+
+class Clock:
+    """Whether it is time for a checkpoint, by the clock of rank 0.
+
+    Args:
+      minutes: TrainConfig.checkpoint_minutes; 0: never.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = 60.0 * minutes
+        self.saved()
+
+    def saved(self) -> None:
+        """A checkpoint was written now."""
+        self._since = monotonic()
+
+    def due(self) -> bool:
+        """The same answer on all ranks, which must all ask."""
+        if not self._seconds:
+            return False
+        return distributed.any_rank(distributed.rank() == 0 and monotonic() - self._since >= self._seconds)
 
 
 def save(
@@ -156,8 +180,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 FREE_TO_CHANGE = (
-    "max_iterations", "resume", "output_dir", "open_report", "num_threads", "checkpoint_every", "keep_checkpoints",
-    "self_test", "device", "evaluation",
+    "max_iterations", "resume", "output_dir", "open_report", "num_threads", "checkpoint_every", "checkpoint_minutes",
+    "keep_checkpoints", "validate_every", "self_test", "device", "evaluation",
 )  # fmt: skip
 """Settings that a resumed run may change. None touches what an iteration computes, but for the decay of the learning
 rate, which follows max_iterations."""

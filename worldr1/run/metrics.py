@@ -12,6 +12,8 @@ seed write the same bytes. Its keys:
     clip_fraction, approx_kl, kl, grad_norm, num_updates, skipped_updates, nonfinite_updates, cut_gradients
     steps: {t: {weight, clip_fraction, kl, ratio, lambda, grad_norm}}     by stochastic step t of the grid
     alarms                                sentences, empty when all is well
+    validation                            only where one was made (see evaluation/validate.py): num; reward and
+                                          terms.<name>: {base, adapter, gain, stderr, num}
 A value that does not exist (the mean of no samples) is null.
 """
 
@@ -115,7 +117,8 @@ class MetricsWriter:
         self.enabled = enabled
         if not enabled:
             return
-        self._metrics = _reopened(output_dir / "metrics.jsonl", first_iteration)
+        self._path = output_dir / "metrics.jsonl"
+        self._metrics = _reopened(self._path, first_iteration)
         self._timings = _reopened(output_dir / "timings.jsonl", first_iteration)
         from torch.utils.tensorboard import SummaryWriter
 
@@ -126,9 +129,28 @@ class MetricsWriter:
         if not self.enabled:
             return
         _append(self._metrics, metrics)
-        for key, value in _scalars(metrics):
+        self._show(metrics, metrics["iteration"])
+
+    def newest(self) -> Metrics:
+        """The figures of the newest iteration, an earlier part of the run included; empty if there are none."""
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self.enabled else []
+        return json.loads(lines[-1]) if lines else {}
+
+    def amend(self, **figures: Mapping[str, Any]) -> None:
+        """Add figures to the line of the newest iteration."""
+        if not self.enabled:
+            return
+        row = self.newest() | figures
+        assert "iteration" in row, "there is no line to amend"
+        self._metrics.close()
+        self._metrics = _reopened(self._path, row["iteration"])
+        _append(self._metrics, row)
+        self._show(figures, row["iteration"])
+
+    def _show(self, figures: Mapping[str, Any], iteration: int) -> None:
+        for key, value in _scalars(figures):
             if key != "iteration" and math.isfinite(value):
-                self._board.add_scalar(key, value, metrics["iteration"])
+                self._board.add_scalar(key, value, iteration)
 
     def write_seconds(self, iteration: int, seconds: Mapping[str, float]) -> None:
         """What the stages of one iteration took; must hold "total"."""
@@ -149,7 +171,7 @@ class MetricsWriter:
 
 
 def _append(file: TextIO, row: Mapping[str, Any]) -> None:
-    file.write(json.dumps(_plain(row), allow_nan=False) + "\n")
+    file.write(json.dumps(plain(row), allow_nan=False) + "\n")
     file.flush()
 
 
@@ -162,12 +184,12 @@ def _scalars(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
             yield prefix + key, value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON types; a number that is not finite becomes null, since JSON has no NaN."""
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

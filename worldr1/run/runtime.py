@@ -125,16 +125,25 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+class Stopped(Exception):
+    """The user asked to stop, and every rank knows: raised where an iteration may be left unfinished."""
+
+
 class Stop:
     """Whether the user asked to stop."""
 
     def __init__(self) -> None:
         self.asked = False
 
+    def check(self) -> None:
+        """Raise Stopped on every rank if any was asked to stop. Every rank must call this, as often as the others."""
+        if distributed.any_rank(self.asked):
+            raise Stopped
+
 
 @contextmanager
 def stop_on_signal(progress: Progress) -> Iterator[Stop]:
-    """Inside, the first Ctrl-C (or SIGTERM) sets `asked` and lets the iteration finish; a second one stops at once.
+    """Inside, the first Ctrl-C (or SIGTERM) sets `asked`, which `Stop.check` then acts on; a second one stops at once.
 
     Outside the main thread, where Python allows no handlers, signals keep their meaning.
     """
@@ -144,7 +153,9 @@ def stop_on_signal(progress: Progress) -> Iterator[Stop]:
         nonlocal since
         if not stop.asked:
             stop.asked, since = True, time.monotonic()
-            progress.say("stopping after this iteration, which is saved; Ctrl-C again stops at once, without saving")
+            progress.say(
+                "stopping after this stage; finished iterations are saved. Ctrl-C again stops at once, without saving"
+            )
         elif time.monotonic() - since > SAME_PRESS_SECONDS:
             raise KeyboardInterrupt
 

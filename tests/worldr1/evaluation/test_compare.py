@@ -202,3 +202,33 @@ def test_sizes_that_do_not_fit_are_refused(known_clips):
             labels=read_labels(KNOWN_PROMPTS),
             evaluator=oracle,
         )
+
+
+class Reconstructs:
+    """The oracle's geometry, and no names."""
+
+    def __init__(self, oracle):
+        self.infer = oracle.infer
+
+
+def test_without_labels_geometry_and_picture_stay_as_they_are(known_clips, tmp_path):
+    truth, wrong, oracle = known_clips
+    with_labels = compare_clips(
+        wrong.video, truth.video, KNOWN_PROMPTS, truth.viewmats, labels=read_labels(KNOWN_PROMPTS), evaluator=oracle
+    )
+    prompts = [f"any words, {i}" for i in range(len(KNOWN_PROMPTS))]
+    result = compare_clips(
+        wrong.video, truth.video, prompts, truth.viewmats, labels=None, evaluator=Reconstructs(oracle)
+    )
+    named = {"obedience", "content", "broken", "broken_of_all"}
+    assert set(result.measures) == set(DEFINITIONS) - named and result.per_motion == {}
+    assert all(m == with_labels.measures[name] or math.isnan(m.stderr) for name, m in result.measures.items())
+    kept = [g for g in with_labels.gates if g.name in ("psnr_requested", "psnr_own", "contrast")]
+    assert result.gates == kept
+    write_study(
+        result, tmp_path, videos_before=wrong.video, videos_after=truth.video, viewmats_requested=truth.viewmats
+    )
+    with np.load(tmp_path / "evaluation" / "samples.npz", allow_pickle=False) as arrays:
+        assert "obeyed_after" not in arrays and arrays["prompts"].tolist() == prompts
+    control = compare(result.before, result.after, prompts, None, control="permuted")
+    assert control.gates == [] and not control.passed  # nothing was measured that could pass

@@ -4,9 +4,9 @@ import pytest
 import torch
 from fakes import PROMPTS, FakePolicy, fake_config
 
-from worldr1.config import ModelConfig, ScheduleConfig, UpdateConfig
+from worldr1.config import ModelConfig, ScheduleConfig, UpdateConfig, VideoConfig
 from worldr1.learn import selftest
-from worldr1.learn.selftest import run_self_tests
+from worldr1.learn.selftest import run_self_tests, self_test_video
 from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
 from worldr1.rollout.sample_gradients import SampleGradients
@@ -28,6 +28,39 @@ def test_all_pass_on_a_wan_model(tiny_wan):
     config = fake_config()
     tests = run_self_tests(policy, prompts=PROMPTS, config=config)
     assert max(t.deviation for t in tests if t.name == "ratio_is_one") <= 1e-6
+
+
+def test_a_large_video_is_cut_and_a_small_one_is_not():
+    """The tests of a run at 81x480x832 take the time of 9x128x128; what the micro world is tested at stays."""
+    policy = FakePolicy()
+    micro, wan = VideoConfig(), VideoConfig(height=480, width=832, num_frames=81, fps=16)
+    assert self_test_video(policy, micro) == micro
+    assert self_test_video(policy, wan) == replace(wan, height=128, width=128, num_frames=9)
+
+    class Seen(FakePolicy):
+        sizes = set()
+
+        def velocity(self, sample, *args, **kwargs):
+            self.sizes.add(tuple(sample.shape[2:]))
+            return super().velocity(sample, *args, **kwargs)
+
+    tests = run_self_tests(Seen(), prompts=PROMPTS, config=fake_config(video=wan))
+    assert Seen.sizes == {(3, 32, 32)} and len(tests) == 5  # of (21, 120, 208), which the run has
+
+    class Particular(FakePolicy):
+        def latent_shape(self, video):
+            if video.num_frames != 81:
+                raise ValueError("latent_shape: video.num_frames must be 81")
+            return super().latent_shape(video)
+
+    assert self_test_video(Particular(), wan) == wan
+
+
+@pytest.mark.parametrize("num_frames, height", [(13, 160), (9, 160), (13, 32)])
+def test_a_fault_shows_at_the_small_size_of_a_large_video(num_frames, height):
+    config = fake_config(video=VideoConfig(height=height, width=32, num_frames=num_frames))
+    with pytest.raises(RuntimeError, match="self-test ratio_is_one: "):
+        run_self_tests(RoundsWithoutGradient(), prompts=PROMPTS, config=config)
 
 
 def deferred_config():

@@ -18,7 +18,16 @@ from worldr1.report import write_report
 from worldr1.report.__main__ import main
 from worldr1.report.load import load_run
 from worldr1.report.page import choose_rows, figure, outcome
-from worldr1.report.plots import Curve, _angles, _relative, path_errors, reward_curve, top_view, wilson
+from worldr1.report.plots import (
+    Curve,
+    _angles,
+    _relative,
+    path_errors,
+    reward_curve,
+    top_view,
+    validation_curve,
+    wilson,
+)
 from worldr1.report.sheets import encode_clip, encode_pairs
 from worldr1_kernels import trajectory_error
 
@@ -98,7 +107,7 @@ def test_a_run_cut_short_still_has_a_page(tmp_path: Path) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     (run / "metrics.jsonl").write_text("\n".join(lines[:12]) + '\n{"iteration": 12, "rew')  # power cut
     html = write_report(run).read_text(encoding="utf-8")
-    assert "The run stopped after 12 of 80 iterations." in html
+    assert "12 of 80 iterations are done: the run goes on, or was stopped." in html
     assert "metrics.jsonl: 1 damaged line(s) left out." in html
     assert "No before/after study: 12 iterations trained, and no gain is claimed." in html
     assert 'id="gates"' not in html and 'id="sheet"' not in html and html.count("<svg ") == 5
@@ -251,3 +260,69 @@ def _opened(uri: str) -> Image.Image:
     kind, data = uri.split(",", 1)
     assert kind == "data:image/webp;base64"
     return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def validated(folder: Path, *, size: int = 500) -> Path:
+    """A run that goes on: 30 of 80 iterations, validated after 10 and 20; a third validation is being written."""
+    run = make_run(folder, num_samples=2)
+    for name in ("evaluation/study.json", "evaluation/samples.npz"):
+        (run / name).unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(lines[:30]) + "\n")
+    rows = []
+    for done, adapter in ((10, 1.1), (20, 1.35)):
+        pair = {"base": 1.0, "adapter": adapter, "gain": adapter - 1.0, "stderr": 0.05, "num": 2}
+        rows.append({
+            "iteration": done - 1, "prompts": ["<b>pan</b> left", "push in"], "num": 2, "reward": pair,
+            "terms": {"traj": pair},
+        })  # fmt: skip
+        sheet = run / "validation" / f"iteration_{done:06d}"
+        sheet.mkdir(parents=True)
+        for file in ("grid", "prompt_00", "prompt_01"):
+            (sheet / f"{file}.mp4").write_bytes(bytes([done]) * size)
+    unfinished = run / "validation" / "iteration_000030"
+    unfinished.mkdir()
+    (unfinished / "prompt_00.mp4").write_bytes(b"whole, but the others are not yet there")
+    (unfinished / ".unfinished_prompt_01.mp4").write_bytes(b"half")
+    (run / "validation" / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def test_a_running_run_shows_its_newest_whole_validation(tmp_path: Path) -> None:
+    html = write_report(validated(tmp_path / "run")).read_text(encoding="utf-8")
+    heading = re.search(r"<h1>(.*?)</h1>", html, re.S)[1]
+    assert heading == (
+        "After 20 iterations: reward 1.000 to 1.350 (+0.350 ± 0.050) on 2 validation prompts; "
+        "no before/after study yet."
+    )
+    assert "30 of 80 iterations are done: the run goes on, or was stopped." in html
+    part = html[html.index('id="validation"') : html.index('id="curves"')]
+    assert "newest clips after 20 iterations" in part and part.count("<svg ") == 2
+    shown = re.search(r'<video [^>]*src="data:video/mp4;base64,([^"]*)"', part)[1]
+    assert base64.b64decode(shown) == bytes([20]) * 500
+    assert re.findall(r'href="([^"#]*)"', part) == [
+        f"validation/iteration_000020/{name}.mp4" for name in ("grid", "prompt_00", "prompt_01")
+    ]
+    assert "&lt;b&gt;pan&lt;/b&gt; left" in part and "media-src data:" in html
+
+
+def test_a_large_sheet_is_linked(tmp_path: Path) -> None:
+    html = write_report(validated(tmp_path / "run", size=1_000_000)).read_text(encoding="utf-8")
+    assert "<video" not in html and 'href="validation/iteration_000020/grid.mp4"' in html
+    assert len(html.encode()) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"iteration": 3}', '{"iteration": 3, "terms": [], "reward": 1, "prompts": 2}']
+)
+def test_a_damaged_validation_is_not_fatal(tmp_path: Path, text: str) -> None:
+    run = validated(tmp_path / "run")
+    (run / "validation" / "validation.jsonl").write_text(text)
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "No before/after study: 30 iterations trained" in html and 'id="validation"' in html
+
+
+def test_the_validation_curve_draws_both_sides_and_the_error_of_the_difference() -> None:
+    curve = Curve("traj", np.array([10.0, 20.0]), np.array([0.5, 0.8]), np.array([0.1, np.nan]))
+    svg = validation_curve(curve, np.array([0.4, 0.4]))
+    assert "var(--before)" in svg and "var(--after)" in svg and "iterations done" in svg

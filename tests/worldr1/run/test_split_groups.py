@@ -13,15 +13,8 @@ from thread_ranks import ThreadRanks
 from torch import Tensor
 
 from worldr1.camera.noise import initial_noise
-from worldr1.config import (
-    AdvantageConfig,
-    NoiseConfig,
-    RewardConfig,
-    RolloutConfig,
-    ScheduleConfig,
-    UpdateConfig,
-    validate,
-)
+from worldr1.config import AdvantageConfig, NoiseConfig, RewardConfig, RolloutConfig, ScheduleConfig, UpdateConfig
+from worldr1.config_checks import validate
 from worldr1.cost.flops import passes_per_sample
 from worldr1.datatypes import PromptBatch, RewardOutput
 from worldr1.learn.advantage import group_advantage
