@@ -32,6 +32,7 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         ("rollout.memory_budget_gib", r.memory_budget_gib, 0), ("schedule.num_steps", s.num_steps, 2),
         ("schedule.window_interval", s.window_interval, 1), ("noise.flow_scale", n.flow_scale, 1),
         ("update.warmup_iterations", u.warmup_iterations, 0), ("update.kl_beta", u.kl_beta, 0),
+        ("reward.num_aesthetic_frames", c.reward.num_aesthetic_frames, 1),
         ("update.updates_per_rollout", u.updates_per_rollout, 1),
     ):  # fmt: skip
         must(value >= least, f"{name} must be >= {least}, got {value}")

@@ -41,6 +41,9 @@ def wan2_1_1_3b() -> TrainConfig:
         output_dir=Path("runs/wan2.1-1.3b"),
         prompts=REQUIRED,
         dynamic_prompts=REQUIRED,
+        eval_prompts=REQUIRED,
+        checkpoint_minutes=30.0,
+        validate_every=25,
         # The adapter acts on exactly the steps that may be trained (sigma .786 at step 9 of the 20, .75 at step 10):
         # one that acts further down than it is trained buys obedience with pictures. Attention kept: a quarter less to
         # compute again for three times the kept memory, 9 GB of 141 at 81 frames.
@@ -72,7 +75,14 @@ def wan2_1_1_3b() -> TrainConfig:
             share_initial_noise=True,
             share_first_step=True,
         ),
-        reward=RewardConfig(reconstructor=REQUIRED, critic=REQUIRED, aesthetic=REQUIRED, perceptual=REQUIRED),
+        # The first 8 frames would be half a second of the clip.
+        reward=RewardConfig(
+            reconstructor=REQUIRED,
+            critic=REQUIRED,
+            aesthetic=REQUIRED,
+            perceptual=REQUIRED,
+            aesthetic_frames="spread",
+        ),
         # By the group's own spread: else groups with small rewards, such as orbits, hardly count.
         advantage=AdvantageConfig(std="group"),
         # Two updates, so that the clip can act; warm-up, since AdamW's first steps have unit size whatever the
@@ -81,7 +91,11 @@ def wan2_1_1_3b() -> TrainConfig:
             learning_rate=1e-4, warmup_iterations=15, final_lr_fraction=1.0, updates_per_rollout=2, ema_decay=0.99
         ),
         phase=PhaseConfig(main_iterations=100, dynamic_iterations=50),  # the release's
-        evaluation=EvaluationConfig(num_samples=0),  # the study reads micro-world captions
+        # Validation clips by Wan's own sampler, at its own length. The study at the end needs an evaluator that no
+        # reward shares: --evaluation.num-samples 64 --evaluation.evaluator FOLDER.
+        evaluation=EvaluationConfig(
+            num_samples=0, solver="unipc", num_steps=50, labels=False, num_frames=81, num_validation=8
+        ),
     )
 
 

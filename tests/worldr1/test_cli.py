@@ -38,7 +38,9 @@ def test_flags_are_laid_over_a_preset(spelling):
 
 
 def test_a_preset_without_its_paths_names_the_flags():
-    with pytest.raises(ValueError, match="--prompts --dynamic-prompts --model.path --reward.reconstructor"):
+    with pytest.raises(
+        ValueError, match="--prompts --dynamic-prompts --eval-prompts --model.path --reward.reconstructor"
+    ):
         cli.check_paths(cli.parse(["--preset", "wan2.1-14b"]))
 
 

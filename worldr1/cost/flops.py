@@ -168,6 +168,40 @@ def recipe_flops(transformer: Mapping[str, Any], video: VideoConfig) -> dict[Kee
     return {keep: model_flops(transformer, replace(model, checkpoint_keep=keep), video) for keep in sorted(kept)}
 
 
+SIZES = ((240, 416, 33), (480, 832, 49), (480, 832, 81))
+"""Height, width and frames that the presets are meant for: a first look, what they train on, what Wan makes."""
+
+
+class TrainingCost(NamedTuple):
+    """Of one size of video, in the transformer alone."""
+
+    video: VideoConfig
+    petaflop: float  # a sample
+    share: float  # of the official release's sample, at the largest of SIZES
+    minutes: float  # an iteration
+
+
+def training_costs(
+    transformer: Mapping[str, Any], config: TrainConfig, *, num_ranks: int, tflops: float
+) -> list[TrainingCost]:
+    """What training by these settings costs at each of SIZES.
+
+    Args:
+      transformer: Arguments of WanTransformer3DModel.
+      config: model, schedule, rollout and update are read.
+      num_ranks: Among which the samples of an iteration are dealt.
+      tflops: Sustained throughput of a device, in TFLOP/s.
+    """
+    per_rank = config.rollout.prompts_per_iteration * config.rollout.group_size / num_ranks
+    passes, rows = passes_per_sample(config, world_size=num_ranks), []
+    for height, width, frames in SIZES:
+        video = VideoConfig(height=height, width=width, num_frames=frames)
+        rows.append((video, sample_flops(passes, model_flops(transformer, config.model, video))))
+    official = recipes()["official release"]
+    whole = sample_flops(passes_per_sample(official), model_flops(transformer, official.model, rows[-1][0]))
+    return [TrainingCost(v, n / 1e15, n / whole, n * per_rank / tflops / 1e12 / 60) for v, n in rows]
+
+
 def table(costs: Mapping[Keep, ModelFlops]) -> str:
     """Passes, PFLOP per sample and the share of the official release's, one recipe a line."""
     rows = recipes()

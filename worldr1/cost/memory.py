@@ -20,6 +20,7 @@ from worldr1.config import ModelConfig, TrainConfig
 from worldr1.cost.budget import peak_bytes
 from worldr1.cost.flops import NUM_TEXT_TOKENS
 from worldr1.models.wan import WanPolicy
+from worldr1.prompts.sampler import rank_share
 from worldr1.rollout.videos import videos_per_call
 
 WAN_VAE: dict[str, Any] = {}
@@ -131,15 +132,13 @@ def stages(policy: MetaPolicy, config: TrainConfig, *, num_ranks: int) -> list[S
     Args:
       policy: From `meta_policy`, with config.model.
       config: The run's settings; rollout.micro_batch counts.
-      num_ranks: Among which the prompts are dealt.
+      num_ranks: Among which the samples are dealt.
     Raises:
-      ValueError: the prompts do not divide among the ranks.
+      ValueError: the samples do not divide among the ranks.
     """
     r, v, s = config.rollout, config.video, config.schedule
-    if num_ranks < 1 or r.prompts_per_iteration % num_ranks:
-        raise ValueError(f"stages: num_ranks must divide the {r.prompts_per_iteration} prompts, got {num_ranks}")
-    prompts = r.prompts_per_iteration // num_ranks
-    num, rows = prompts * r.group_size, min(r.micro_batch, prompts * r.group_size)
+    num, _ = rank_share(r, num_ranks)
+    rows = min(r.micro_batch, num)
     shape = policy.latent_shape(v)
     latent = 4 * math.prod(shape)
     element = policy.transformer.dtype.itemsize
@@ -155,7 +154,8 @@ def stages(policy: MetaPolicy, config: TrainConfig, *, num_ranks: int) -> list[S
     kept = texts + window
     if config.update.deferred:
         kept += num * adapter * (2 if config.update.kl_beta > 0 else 1)
-    references = s.window_size * num * latent if config.update.kl_beta > 0 else 0
+    # Of each stochastic step: the base's velocity for the KL, the sampling policy's mean for the ratio.
+    references = s.window_size * num * latent * ((config.update.kl_beta > 0) + (config.update.updates_per_rollout > 1))
     drawn, planned = _noise_bytes(config, shape)
     together = min(rows, videos_per_call(shape))
     return [

@@ -78,7 +78,7 @@ def rank_share(rollout: RolloutConfig, world_size: int) -> tuple[int, int]:
       ValueError: P G is not a multiple of world_size.
     """
     samples = rollout.prompts_per_iteration * rollout.group_size
-    if samples % world_size:
+    if world_size < 1 or samples % world_size:
         raise ValueError(
             f"rank_share: prompts_per_iteration x group_size must be a multiple of the {world_size} ranks, "
             f"got {samples}"

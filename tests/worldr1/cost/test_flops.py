@@ -12,11 +12,21 @@ from fakes import brightness, fake_config
 from worldr1.camera.noise import initial_noise
 from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, VideoConfig
 from worldr1.cost.__main__ import main
-from worldr1.cost.flops import WAN, describe, model_flops, passes_per_sample, recipe_flops, recipes, sample_flops
+from worldr1.cost.flops import (
+    WAN,
+    describe,
+    model_flops,
+    passes_per_sample,
+    recipe_flops,
+    recipes,
+    sample_flops,
+    training_costs,
+)
 from worldr1.learn.advantage import group_advantage
 from worldr1.learn.update import make_optimizer, policy_step, sample_gradients
 from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
+from worldr1.presets import preset
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout.sample import sample
 from worldr1.rollout.schedule import rollout_sigmas, sde_window
@@ -159,9 +169,37 @@ def test_passes_of_the_settings(first_too: bool) -> None:
 def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     import json
 
-    (tmp_path / "config.json").write_text(json.dumps(TINY | {"_class_name": "WanTransformer3DModel"}))
+    tiny = TINY | {"_class_name": "WanTransformer3DModel", "in_channels": 16, "out_channels": 16}
+    (tmp_path / "config.json").write_text(json.dumps(tiny))
     arguments = ["--transformer-config", str(tmp_path / "config.json"), "--height", "32", "--width", "32"]
-    assert main([*arguments, "--num-frames", "9"]) == 0
+    assert main([*arguments, "--num-frames", "9", "--ranks", "3"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("12 tokens") and len(printed.splitlines()) == 2 + len(recipes())
+    first, *_ = printed.split("\n\n")
+    assert first.startswith("12 tokens") and len(first.splitlines()) == 2 + len(recipes())
     assert "official release" in printed and "100.0%" in printed
+    assert "on 3 ranks of 400 TFLOP/s" in printed and "480x832x49" in printed and "<- peak" in printed
+    assert main([*arguments, "--ranks", "7"]) == 2 and main(["--transformer-config", str(tmp_path / "none.json")]) == 2
+    assert "must be a multiple of the 7 ranks" in capsys.readouterr().err
+
+
+def test_minutes_of_an_iteration_are_counted_from_the_samples_of_a_rank() -> None:
+    small = preset("wan2.1-1.3b")
+    costs = training_costs(TINY, small, num_ranks=48, tflops=400.0)
+    flops = sample_flops(passes_per_sample(small, world_size=48), model_flops(TINY, small.model, costs[1].video))
+    assert costs[1].petaflop == pytest.approx(flops / 1e15, rel=1e-12)
+    assert costs[1].minutes == pytest.approx(8 * flops / 400e12 / 60, rel=1e-12)
+    half = training_costs(
+        TINY, small, num_ranks=96, tflops=400.0
+    )  # four samples a rank: a pass serves fewer of a group
+    assert 0.5 * costs[1].minutes < half[1].minutes < 0.6 * costs[1].minutes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "ranks", "minutes"), [("1.3b", 48, 2.1), ("14b", 96, 7.1)])
+def test_the_presets_stay_within_their_cost(model: str, ranks: int, minutes: float) -> None:
+    """With guidance and KL at most 15 % of the official release's FLOP a sample, the iteration of 1.3B in 4 minutes."""
+    config = preset(f"wan2.1-{model}")
+    assert config.rollout.guidance_scale > 1 and config.update.kl_beta > 0
+    costs = training_costs(WAN[model], config, num_ranks=ranks, tflops=400.0)
+    (trained,) = [c for c in costs if c.video.num_frames == config.video.num_frames]
+    assert trained.share <= 0.15 and trained.minutes <= minutes

@@ -123,14 +123,17 @@ def test_how_it_grows(tiny_wan: Path) -> None:
     plan = memory.PLAN_BYTES * 64 * 64 * 16  # serves the whole group: 8 flow pixels a cell, 16 fields
     drawn = one["noise"].passing - plan
     assert grown(replace(larger, noise=NoiseConfig()), "noise", "passing") == (2 * drawn + plan) / (drawn + plan)
-    # A group's four samples more: their noise, texts of 16 x 32, and two latents for each of the window's steps.
+    # Four samples more of each group: their noise, texts of 16 x 32, and three latents for each of the window's steps:
+    # before and after it, and, with two updates, the mean of the policy that sampled.
     latent, extra = 4 * 4 * 5 * 8 * 8, 2 * 4
-    steps = 2 * small.schedule.window_size
+    steps = 3 * small.schedule.window_size
     difference = by_name(larger, meta)["update"].resident - one["update"].resident
     assert difference == extra * (latent + 4 * 16 * 32 + steps * latent)
     # A KL keeps a reference for each step; the deferred update a gradient a sample.
     anchored = replace(small, update=replace(small.update, kl_beta=0.1))
-    assert by_name(anchored, meta)["update"].resident - one["update"].resident == 8 * steps // 2 * latent
+    assert (
+        by_name(anchored, meta)["update"].resident - one["update"].resident == 8 * small.schedule.window_size * latent
+    )
     deferred = replace(small, update=replace(small.update, deferred=True))
     _, adapter, _ = meta.num_bytes()
     assert by_name(deferred, meta)["rollout"].resident - one["rollout"].resident == 8 * adapter
@@ -145,7 +148,9 @@ def test_the_table_marks_the_fullest_stage_and_attention_is_not_spelled_out(tiny
     peak = max(found, key=lambda stage: stage.device)
     assert len(lines) == 1 and lines[0].startswith(peak.name)
     assert [line.split()[0] for line in text.splitlines()[2:]] == ["text", *(s.name for s in found[1:])]
-    with pytest.raises(ValueError, match="stages: num_ranks must divide the 2 prompts, got 3"):
+    with pytest.raises(
+        ValueError, match="rank_share: prompts_per_iteration x group_size must be a multiple of the 3 ranks"
+    ):
         stages(meta, config, num_ranks=3)
     assert torch.nn.functional.scaled_dot_product_attention.__module__ != memory.__name__  # as it was
     # Twice the tokens, twice the bytes: a matrix of T x T would make it four times.

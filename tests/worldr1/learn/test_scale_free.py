@@ -32,7 +32,7 @@ class PixelPolicy(FakePolicy):
         self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True, exact: bool = True
     ) -> Tensor:
         x = sample.movedim(1, -1)  # [N, f, h, w, C]
-        out = x @ self.base + prompt_embeds.sum((1, 2))[:, None, None, None, None]
+        out = x @ self.base
         if adapter:
             hidden = torch.tanh(x @ self.a)
             out = out + hidden @ self.b + nn.functional.pad(hidden @ self.bias, (1, 0))
@@ -40,7 +40,7 @@ class PixelPolicy(FakePolicy):
 
     def decode(self, latents: Tensor) -> Tensor:
         means = latents[:, :3].mean((3, 4)) * latents[0, 0, 0].numel() ** 0.5  # [N, 3, f], of unit size
-        return means.movedim(2, 1)[..., None, None]  # [N, f, 3, 1, 1]
+        return means.sigmoid().movedim(2, 1)[..., None, None]  # [N, f, 3, 1, 1]
 
 
 def config_of(size: tuple[int, int], **update: float) -> TrainConfig:
