@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
 import os
 import re
@@ -99,9 +100,11 @@ def parse(args: Sequence[str]) -> TrainConfig:
     name, rest = _take_preset(list(args))
     default = preset(name)
     _check_choices(rest)
+    why = re.sub(r"\n\s+", " ", inspect.cleandoc(PRESETS[name].__doc__ or "").replace("\n\n", "\n"))
     description = (
-        TrainConfig.__doc__ or ""
-    ) + f"\n\n--preset {{{','.join(PRESETS)}}} (default: micro) chooses the settings that the flags below change."
+        f"{TrainConfig.__doc__}\n\n--preset {{{','.join(PRESETS)}}} (default: micro) chooses the settings that the "
+        f"flags below change.\n\n{name}: " + why.replace("\n", "\n\n")
+    )
     quiet = os.environ.get("RANK", "0") != "0"  # one rank explains, all exit
     with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
         with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from worldr1.config import TrainConfig
+
+FASTEST = 1.5
+"""Magnitude of a fast motion, the largest that camera words give."""
 
 
 def validate(config: TrainConfig, *, world_size: int = 1) -> None:
@@ -77,6 +82,14 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         1 <= s.window_size <= last - first,
         f"schedule.window_size must be in [1, {last - first}] to fit window_range {(first, last)}, got {s.window_size}",
     )
+    must(c.camera.depth > 0 and 0 <= c.camera.ease < 1, "camera.depth must be > 0 and camera.ease in [0, 1)")
+    step = _longest_step(c)
+    must(
+        n.mode == "plain" or c.camera.depth > step,
+        f"camera.depth must exceed the longest step of a fast motion between two of the {v.num_frames} frames, "
+        f"{step:.3g}, for noise to be moved along it, got {c.camera.depth:g}; give lengths of one scale, or "
+        "--noise.mode plain",
+    )
     must(0 <= n.degradation <= 1, f"noise.degradation must be in [0, 1], got {n.degradation}")
     m = c.model
     must(
@@ -114,3 +127,10 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         must(e.evaluator.is_dir(), f"evaluation.evaluator must be a model folder, got {e.evaluator} (no such folder)")
     if bad:
         raise ValueError("configuration:\n  - " + "\n  - ".join(bad))
+
+
+def _longest_step(config: TrainConfig) -> float:
+    """Travel between two frames at cruising speed, scene units, of the longest motion."""
+    c = config.camera
+    longest = max(c.push, c.move, math.hypot(c.pull_back, c.pull_side), c.orbit_radius * math.radians(c.orbit_deg))
+    return FASTEST * longest / max(1, config.video.num_frames - 1) / max(1e-3, 1.0 - c.ease)

@@ -32,9 +32,24 @@ def micro() -> TrainConfig:
 
 
 def wan2_1_1_3b() -> TrainConfig:
-    """Wan2.1-T2V-1.3B, 48 groups of 8: trained on 480x832 with 49 frames, evaluated with 81.
+    """Wan2.1-T2V-1.3B: 48 groups of 8 videos of 480x832 with 49 frames; validated with 81, by Wan's own sampler.
 
     What the article does not fix follows what docs/log.md found in the micro world; docs/scaling.md has the cost.
+
+    video: 49 frames are 20,280 tokens instead of 32,760, half the FLOP, with the same paths.
+    model: the adapter acts on exactly the steps that may be trained (sigma .786 at step 9 of the 20, .75 at step 10);
+      one that acts further down than it is trained buys obedience with pictures. Attention kept: a quarter less to
+      compute again for three times the kept memory, 9 GB of 141 at 81 frames.
+    noise: the constants of Go-with-the-Flow (arXiv 2501.08331), and a dither, which keeps slow motions.
+    schedule: `flow` at .7 is Flow-GRPO's (arXiv 2505.05470) and the micro world's; a window of two steps.
+    rollout: one noise and one first stochastic step a group are a third less FLOP, and all that differs inside a group
+      comes from draws that are trained (with own noise: 24 to 40 % of the variance of S_traj).
+    reward: frames spread over the clip; the first 8 would be half a second. The weights are the article's.
+    advantage: by the group's own spread; else groups with small rewards, such as orbits, hardly count.
+    update: two updates, so that the clip can act; a warm-up, for AdamW's first steps have unit size whatever the
+      gradient.
+    phase: the release's. evaluation: the study at the end needs an evaluator that no reward shares:
+      --evaluation.num-samples 64 --evaluation.evaluator FOLDER.
     """
     return TrainConfig(
         max_iterations=450,
@@ -44,63 +59,37 @@ def wan2_1_1_3b() -> TrainConfig:
         eval_prompts=REQUIRED,
         checkpoint_minutes=30.0,
         validate_every=25,
-        # The adapter acts on exactly the steps that may be trained (sigma .786 at step 9 of the 20, .75 at step 10):
-        # one that acts further down than it is trained buys obedience with pictures. Attention kept: a quarter less to
-        # compute again for three times the kept memory, 9 GB of 141 at 81 frames.
         model=ModelConfig(
-            path=REQUIRED,
-            dtype="bfloat16",
-            lora_rank=32,
-            lora_alpha=64,
-            adapter_sigma_min=0.78,
-            gradient_checkpointing=True,
-            checkpoint_keep="attention",
+            path=REQUIRED, dtype="bfloat16", lora_rank=32, lora_alpha=64, adapter_sigma_min=0.78,
+            gradient_checkpointing=True, checkpoint_keep="attention",
         ),
-        # 20,280 tokens instead of 32,760: half the FLOP, the same paths.
         video=VideoConfig(height=480, width=832, num_frames=49, fps=16),
         camera=CameraConfig(),
-        # Constants of Go-with-the-Flow's release (arXiv 2501.08331) but for the dither, which keeps slow motions.
         noise=NoiseConfig(flow_scale=16, degradation=0.35, dither=True),
-        # `flow` at .7 is Flow-GRPO's own and the micro world's; a window of two in the first half of the grid.
         schedule=ScheduleConfig(
             num_steps=20, shift=3.0, sde_type="flow", noise_level=0.7, window_size=2, window_range=(0, 10)
         ),
-        # One noise and one first stochastic step a group: a third less FLOP, and all that differs inside a group comes
-        # from draws that are trained (with own noise: 24 to 40 % of the variance of S_traj).
         rollout=RolloutConfig(
-            group_size=8,
-            prompts_per_iteration=48,
-            guidance_scale=5.0,
-            micro_batch=1,
-            share_initial_noise=True,
+            group_size=8, prompts_per_iteration=48, guidance_scale=5.0, micro_batch=1, share_initial_noise=True,
             share_first_step=True,
         ),
-        # The first 8 frames would be half a second of the clip.
         reward=RewardConfig(
-            reconstructor=REQUIRED,
-            critic=REQUIRED,
-            aesthetic=REQUIRED,
-            perceptual=REQUIRED,
+            reconstructor=REQUIRED, critic=REQUIRED, aesthetic=REQUIRED, perceptual=REQUIRED,
             aesthetic_frames="spread",
         ),
-        # By the group's own spread: else groups with small rewards, such as orbits, hardly count.
         advantage=AdvantageConfig(std="group"),
-        # Two updates, so that the clip can act; warm-up, since AdamW's first steps have unit size whatever the
-        # gradient.
         update=UpdateConfig(
             learning_rate=1e-4, warmup_iterations=15, final_lr_fraction=1.0, updates_per_rollout=2, ema_decay=0.99
         ),
-        phase=PhaseConfig(main_iterations=100, dynamic_iterations=50),  # the release's
-        # Validation clips by Wan's own sampler, at its own length. The study at the end needs an evaluator that no
-        # reward shares: --evaluation.num-samples 64 --evaluation.evaluator FOLDER.
+        phase=PhaseConfig(main_iterations=100, dynamic_iterations=50),
         evaluation=EvaluationConfig(
             num_samples=0, solver="unipc", num_steps=50, labels=False, num_frames=81, num_validation=8
         ),
-    )
+    )  # fmt: skip
 
 
 def wan2_1_14b() -> TrainConfig:
-    """Wan2.1-T2V-14B: the settings of the 1.3B model."""
+    """Wan2.1-T2V-14B: the settings of wan2.1-1.3b, whose help says why; meant for 96 devices of 141 GB."""
     return dataclasses.replace(wan2_1_1_3b(), output_dir=Path("runs/wan2.1-14b"))
 
 

@@ -235,11 +235,9 @@ def _iterate(
                     prompts[dynamic], config=config, iteration=iteration, dynamic=dynamic,
                     rank=world.rank, world_size=world.size,
                 )  # fmt: skip
+                batch = replace(batch, viewmats=batch.viewmats.to(learner.policy.device))  # where noise is moved
                 with watch.stage("noise"), progress.stage("noise"):
-                    where = replace(
-                        batch, viewmats=batch.viewmats.to(learner.policy.device)
-                    )  # the noise is moved there
-                    noise = initial_noise(where, latent_shape, config=config)  # [N, C, f, h, w]
+                    noise = initial_noise(batch, latent_shape, config=config)  # [N, C, f, h, w]
                 with watch.stage("rollout"), progress.stage("rollout"):
                     gradients = sample_gradients(learner.ema.params, batch, config) if config.update.deferred else None
                     rollout = sample(

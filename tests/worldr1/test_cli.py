@@ -69,6 +69,18 @@ def test_wrong_flags_are_explained(args, message, capsys):
     assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_help_of_a_preset_says_why(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(never, ["--preset", "wan2.1-1.3b", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert caught.value.code == 0
+    for words in ("20,280 tokens instead of 32,760", "the adapter acts on exactly the steps that may be trained"):
+        assert words in text
+    assert (
+        "the draws that are trained" not in text and "(default: 49)" in text
+    )  # its own defaults, not the micro world's
+
+
 def test_other_ranks_keep_quiet(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):

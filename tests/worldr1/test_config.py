@@ -9,6 +9,7 @@ import pytest
 
 from worldr1 import config as config_module
 from worldr1.config import (
+    CameraConfig,
     EvaluationConfig,
     ModelConfig,
     RewardConfig,
@@ -55,6 +56,8 @@ def test_defaults_are_valid(good):
         ({"schedule": ScheduleConfig(window_interval=0)}, "window_interval must be >= 1, got 0"),
         ({"update": UpdateConfig(clip_range=0.0)}, r"clip_range must be in \(0, 1\)"),
         ({"validate_every": -1}, "validate_every must be >= 0, got -1"),
+        ({"camera": CameraConfig(depth=4.0)}, "camera.depth must exceed .* the 9 frames, 132, .* got 4"),
+        ({"camera": CameraConfig(ease=1.0)}, r"camera.ease in \[0, 1\)"),
         ({"checkpoint_minutes": -0.5}, "checkpoint_minutes must be >= 0, got -0.5"),
         ({"evaluation": EvaluationConfig(num_frames=6)}, "evaluation.num_frames must be 0 or .*, got 6"),
         ({"evaluation": EvaluationConfig(width=4)}, "evaluation.width must be 0 or .*, got 4"),
