@@ -40,7 +40,8 @@ def wan2_1_1_3b() -> TrainConfig:
     model: the adapter acts on exactly the steps that may be trained (sigma .786 at step 9 of the 20, .75 at step 10);
       one that acts further down than it is trained buys obedience with pictures. Attention kept: a quarter less to
       compute again for three times the kept memory, 9 GB of 141 at 81 frames.
-    noise: the constants of Go-with-the-Flow (arXiv 2501.08331), and a dither, which keeps slow motions.
+    noise: moved on a grid 16 times finer than the latent, or slow motions round to nothing; a dither keeps the rest of
+      them. A third of it fresh.
     schedule: `flow` at .7 is Flow-GRPO's (arXiv 2505.05470) and the micro world's; a window of two steps.
     rollout: one noise and one first stochastic step a group are a third less FLOP, and all that differs inside a group
       comes from draws that are trained (with own noise: 24 to 40 % of the variance of S_traj).
