@@ -195,11 +195,12 @@ def _set_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
 def running_norm(optimizer: torch.optim.AdamW) -> float:
     """Root of the running mean of the squared gradient norm, from AdamW's second moment; infinity before its first
     step. A checkpoint holds it by holding the optimizer."""
-    total = 0.0
+    parts = []
     for group in optimizer.param_groups:
         for state in (optimizer.state[p] for p in group["params"] if p in optimizer.state):
             seen = 1.0 - group["betas"][1] ** float(state["step"])  # the moment starts at 0
-            total += float(state["exp_avg_sq"].double().sum()) / seen
+            parts.append(state["exp_avg_sq"].double().sum() / seen)
+    total = float(torch.stack(parts).sum()) if parts else 0.0
     return math.sqrt(total) if total > 0 else math.inf
 
 
@@ -294,7 +295,9 @@ def _accumulate(
         root = math.sqrt(mean[0].numel())
         drift = root * (out.log_prob.detach() - rollout.log_prob[rows, index]).double().abs()
         tally.first_deviation = max(tally.first_deviation, float(torch.where(mask[rows], drift, 0.0).max()))
-    old = mean if mean_old is None else mean_old
+    # A masked sample may have had a mean that is not finite, which a zero gradient would not stop.
+    kept = mask[rows].view(-1, *[1] * (mean.ndim - 1))
+    old = mean if mean_old is None else torch.where(kept, mean_old, mean)
     log_ratio = centred_log_ratio(out.prev_sample_mean, old, drawn, std=out.std)
     if u.surrogate == "guard":
         log_ratio, kl_beta = log_ratio * out.std, kl_beta / weight  # 1 / |dt| is not the KL's

@@ -20,9 +20,8 @@ class ReadingReport:
     num_silent: int  # say nothing of how the camera moves
     num_unread: int  # say something, and nothing that was read, or rest and something that was not
     num_partly: int  # of those that ask for a motion: they also say something that was not read
-    unread: tuple[
-        tuple[str, int], ...
-    ]  # an excerpt that was not read, how many begin with its word; most frequent first
+    # An excerpt that was not read, and how many begin with its word; most frequent first.
+    unread: tuple[tuple[str, int], ...]
 
     @property
     def num_prompts(self) -> int:

@@ -193,6 +193,22 @@ def test_a_sample_that_is_not_finite_leaves_the_gradient(tiny_wan: Path) -> None
     assert torch.allclose(taken[0], expected, atol=1e-6) and figures["num_updates"] == 1
 
 
+def test_nor_does_its_mean_in_the_second_update(tiny_wan: Path) -> None:
+    config = make_config(tiny_wan)
+    config = dataclasses.replace(config, update=dataclasses.replace(config.update, updates_per_rollout=2))
+    learner = make_learner(config)
+    rollout, buffers, advantage = roll(learner, config, True)
+    assert buffers is not None and len(buffers.means) > 0
+    for (_, first), mean in buffers.means.items():
+        if first <= 7 < first + len(mean):
+            mean[7 - first] = math.nan
+    mask = torch.tensor([True] * 7 + [False])
+    advantage = dataclasses.replace(advantage, mask=mask, num_active=7)
+    figures = policy_step(*learner, rollout, advantage, config=config, lr=1e-2, gradients=buffers)
+    assert figures["num_updates"] == 2 and figures["nonfinite_updates"] == 0
+    assert all(bool(p.isfinite().all()) for p in learner.ema.params)
+
+
 def test_all_advantages_masked_is_no_update(tiny_wan: Path) -> None:
     config = make_config(tiny_wan)
     learner = make_learner(config)
