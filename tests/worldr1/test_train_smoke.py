@@ -377,13 +377,14 @@ def test_two_ranks_then_one_goes_on_as_if_never_stopped(small, tmp_path):
     assert [m["iteration"] for m in moved] == [0, 1, 2]
     assert moved[0] == straight[0]
 
-    def check(ours: dict, theirs: dict) -> None:  # up to rounding: the ranks' batches have other shapes
+    # Up to rounding: the ranks' batches have other shapes. Videos are bytes: a last digit may move one by 1 / 255.
+    def check(ours: dict, theirs: dict) -> None:
         assert set(ours) == set(theirs)
         for name, value in theirs.items():
             if isinstance(value, dict):
                 check(ours[name], value)
             elif isinstance(value, float):
-                assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+                assert ours[name] == pytest.approx(value, rel=5e-3, abs=1e-5), name
             else:
                 assert ours[name] == value, name
 
