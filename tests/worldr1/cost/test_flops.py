@@ -122,6 +122,7 @@ def test_forward_is_the_arithmetic_of_its_layers() -> None:
     assert kept.backward - got.backward == 2 * small  # the adapter's own products, and nothing of the base
 
 
+@pytest.mark.slow
 def test_shares_of_the_official_recipe_on_wan() -> None:
     """The targets, by torch's FLOP counter on the published 1.3B configuration at 480x832x81."""
     rows = recipes()

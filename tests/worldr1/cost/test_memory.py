@@ -54,9 +54,9 @@ def imagined(config: TrainConfig, *, num_text_tokens: int) -> MetaPolicy:
         ("tiny", False, None),
         ("tiny", True, "nothing"),
         ("micro", False, "nothing"),
-        ("micro", True, None),
-        ("micro", True, "attention"),
-        ("micro-bf16", True, "nothing"),
+        pytest.param("micro", True, None, marks=pytest.mark.slow),
+        pytest.param("micro", True, "attention", marks=pytest.mark.slow),
+        pytest.param("micro-bf16", True, "nothing", marks=pytest.mark.slow),
     ],
 )
 def test_predicted_bytes_are_the_measured_ones(tiny_wan: Path, name: str, large: bool, keep: Keep | None) -> None:
@@ -98,6 +98,7 @@ def by_name(config: TrainConfig, meta: MetaPolicy, *, num_ranks: int = 1) -> dic
     return {stage.name: stage for stage in stages(meta, config, num_ranks=num_ranks)}
 
 
+@pytest.mark.slow
 def test_how_it_grows(tiny_wan: Path) -> None:
     small = make_config(tiny_wan, Video(height=32, width=32, num_frames=17), keep="nothing")
     meta = imagined(small, num_text_tokens=16)
