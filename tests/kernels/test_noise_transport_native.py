@@ -199,7 +199,8 @@ def test_memory_is_the_output_and_one_state(batch: int, threads: int) -> None:
     result = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     grown, output, noise = map(int, result.stdout.split())
     state = noise // batch
-    assert threads * state // 4 <= grown <= 1.5 * output + state
+    stacks = threads * 2**16  # the first pages of each worker's stack, which the small call does not need
+    assert threads * state // 4 <= grown <= 1.5 * output + state + stacks
 
 
 def motion_flow(name: str, height: int, width: int) -> torch.Tensor:

@@ -25,6 +25,7 @@ def _run(arguments: list[str], **environment: str) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_pass_the_tests_of_every_backend() -> None:
     tests = str(HERE / "test_sde_step_backends.py")
     result = _run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton-cpu", tests], TRITON_INTERPRET="1")
@@ -34,6 +35,7 @@ def test_interpreted_kernels_pass_the_tests_of_every_backend() -> None:
     assert passed and int(passed[1]) >= 40 and "skipped" not in summary
 
 
+@pytest.mark.slow
 def test_compiled_kernels_do_not_spill_and_load_whole_lines(tmp_path: Path) -> None:
     result = _run([str(HERE / "sde_step_aot.py")], TRITON_CACHE_DIR=str(tmp_path))
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]

@@ -188,6 +188,7 @@ def test_checkpoints_by_the_clock(small, monkeypatch):
 VALIDATED = EvaluationConfig(num_samples=0, num_validation=3, num_steps=3)
 
 
+@pytest.mark.slow
 def test_validation_shows_base_and_adapter_and_a_resume_changes_nothing(finished, tmp_path, monkeypatch, capsys):
     """Also where the signal comes inside a validation, and where the disk is full."""
     config = replace(finished, output_dir=tmp_path / "seen", validate_every=2, evaluation=VALIDATED)

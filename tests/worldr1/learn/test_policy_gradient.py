@@ -180,6 +180,7 @@ def gains(control: bool, seeds: range) -> torch.Tensor:
     return torch.tensor(out, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_a_tiny_policy_climbs_a_known_reward_and_not_a_random_one() -> None:
     """Ten seeds each. Student's t with 9 degrees of freedom: 4.78 is one in a thousand, 6.6 one in ten thousand."""
     climbed, drifted = gains(False, range(10)), gains(True, range(10))
