@@ -23,7 +23,7 @@ LAYERS = (
     ("worldr1.models",),
     ("worldr1.rollout", "worldr1.rewards"),
     ("worldr1.learn", "worldr1.cost", "worldr1.evaluation", "worldr1.report"),
-    ("worldr1.microworld", "worldr1.cli"),
+    ("worldr1.microworld", "worldr1.rehearsal", "worldr1.cli"),
     ("worldr1.train", "worldr1.generate", "worldr1.study"),
 )
 COMMANDS = {"worldr1.train", "worldr1.generate", "worldr1.study"}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from worldr1.config import TrainConfig
-from worldr1.config_checks import validate
+from worldr1.config_checks import JUDGE_ROLES, judges_asked, validate
 from worldr1.presets import PRESETS, REQUIRED, preset
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -112,12 +112,14 @@ def parse(args: Sequence[str]) -> TrainConfig:
 
 
 def check_paths(config: TrainConfig) -> None:
-    """Every path that a preset leaves to the user must be given.
+    """Every path that a preset leaves to the user must be given; of the judges those that a weight asks for.
 
     Raises:
       ValueError: the flags that are missing.
     """
-    missing = [f"--{name.replace('_', '-')}" for name, value, _ in _leaves(config) if value == REQUIRED]
+    idle = {f"reward.{role}" for role in JUDGE_ROLES if role not in judges_asked(config)}
+    open_ones = [name for name, value, _ in _leaves(config) if str(value) == str(REQUIRED) and name not in idle]
+    missing = [f"--{name.replace('_', '-')}" for name in open_ones]
     if missing:
         raise ValueError(f"this preset needs paths that only you know, missing are: {' '.join(missing)}")
 

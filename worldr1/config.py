@@ -186,14 +186,31 @@ class RewardConfig:
     """R_gen: aesthetic score, in [-1, 1] (lambda of the article)."""
     control: Literal["none", "permuted", "random"] = "none"
     """A control experiment: rewards shuffled inside each group, or replaced by noise. The gain must vanish."""
-    reconstructor: Path = EMBEDDED / "microgeo"
-    """Folder of the reconstructor."""
-    critic: Path = EMBEDDED / "microcritic"
-    """Folder of the critic (embedded, or a Qwen3-VL folder)."""
-    aesthetic: Path = EMBEDDED / "microaesthetic"
-    """Folder of the aesthetic judge."""
-    perceptual: Path = EMBEDDED / "microperceptual"
-    """Folder of the perceptual distance."""
+    reconstructor: str = str(EMBEDDED / "microgeo")
+    """Who lifts a video to 3D: a folder (embedded, or Depth Anything 3), or `module:name` of your own. A judge whose
+    terms have no weight is neither asked for nor loaded."""
+    critic: str = str(EMBEDDED / "microcritic")
+    """Who grades the novel view: a folder (embedded, or Qwen3-VL), the http(s) address of an OpenAI-compatible server,
+    or `module:name`."""
+    aesthetic: str = str(EMBEDDED / "microaesthetic")
+    """Who rates frames: a folder (embedded, or HPSv3), or `module:name`."""
+    perceptual: str = str(EMBEDDED / "microperceptual")
+    """Distance of two images: a folder (embedded, or LPIPS), or `module:name`."""
+    extra: tuple[str, ...] = ()
+    """Terms of your own, `module:function=weight` each: function(videos [N, F, 3, H, W] in [0, 1], prompts) -> [N]."""
+    device: str = ""
+    """Where the judges run: `cpu`, or `cuda:K` for the first rank of a machine, the next device for the next; empty:
+    beside the policy."""
+    offload: bool = False
+    """Keep the judges in host memory but while they judge: frees their weights' memory during rollout and update."""
+    reconstructor_size: int = 504
+    """Longest side, in pixels, of what Depth Anything 3 sees; its published setting. Less is faster and coarser."""
+    gaussian_rotations: Literal["package", "corrected"] = "package"
+    """Depth Anything 3 composes rotations as xyzw and reads them as wxyz; `corrected` reorders them."""
+    critic_model: str = ""
+    """Name of the critic's model on a server; empty: the only one that it serves."""
+    critic_timeout: float = 60.0
+    """Seconds for one answer of a server, its second try included; then the sample has no reward."""
     num_aesthetic_frames: int = 8
     """K: R_gen is the mean over K frames of a clip."""
     aesthetic_frames: Literal["first", "spread"] = "first"

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from worldr1.config import TrainConfig
 
 FASTEST = 1.5
 """Magnitude of a fast motion, the largest that camera words give."""
+
+JUDGE_ROLES = ("reconstructor", "critic", "aesthetic", "perceptual")
+"""Settings of RewardConfig that name a judge."""
+
+
+def judges_asked(config: TrainConfig) -> tuple[str, ...]:
+    """Roles of the judges that a run asks: those whose terms have a weight in any of its phases."""
+    w = config.reward
+    asked = (
+        max(w.weight_traj, w.weight_recon, w.weight_meta) > 0,
+        w.weight_meta > 0,
+        w.weight_gen > 0 or config.phase.dynamic_iterations > 0,
+        w.weight_recon > 0,
+    )
+    return tuple(role for role, yes in zip(JUDGE_ROLES, asked, strict=True) if yes)
 
 
 def validate(config: TrainConfig, *, world_size: int = 1) -> None:
@@ -118,15 +134,38 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         must(right, f"evaluation.{name} must be 0 or what video.{name} may be, got {side}")
 
     must(m.path.is_dir(), f"model.path must be a diffusers WanPipeline folder, got {m.path} (no such folder)")
-    judges = {
-        "reconstructor": w.reconstructor, "critic": w.critic, "aesthetic": w.aesthetic, "perceptual": w.perceptual,
-    }  # fmt: skip
-    for name, path in judges.items():
-        must(path.is_dir(), f"reward.{name} must be a model folder, got {path} (no such folder)")
+    for role in judges_asked(c):
+        source = str(getattr(w, role))
+        server = source.startswith(("http://", "https://"))
+        must(
+            server and role == "critic" or ":" in source or Path(source).is_dir(),
+            f"reward.{role} must be a model folder{', a server' if role == 'critic' else ''} or module:name, "
+            f"got {source}{'' if server else ' (no such folder)'}",
+        )
+    for term in w.extra:
+        name, _, weight = term.partition("=")
+        must(
+            ":" in name and _number(weight) > 0, f"reward.extra must be module:function=weight, weight > 0, got {term}"
+        )
+    must(
+        w.device in ("", "cpu") or w.device.removeprefix("cuda:").isdigit(),
+        f"reward.device must be empty, cpu or cuda:K, got {w.device}",
+    )
+    must(w.reconstructor_size >= 14, f"reward.reconstructor_size must be >= 14, got {w.reconstructor_size}")
+    must(w.critic_timeout > 0, f"reward.critic_timeout must be > 0, got {w.critic_timeout}")
     if e.num_samples:
         must(e.evaluator.is_dir(), f"evaluation.evaluator must be a model folder, got {e.evaluator} (no such folder)")
     if bad:
         raise ValueError("configuration:\n  - " + "\n  - ".join(bad))
+
+
+def _number(text: str) -> float:
+    """A finite number, or NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def _longest_step(config: TrainConfig) -> float:

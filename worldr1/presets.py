@@ -75,7 +75,7 @@ def wan2_1_1_3b() -> TrainConfig:
             share_first_step=True,
         ),
         reward=RewardConfig(
-            reconstructor=REQUIRED, critic=REQUIRED, aesthetic=REQUIRED, perceptual=REQUIRED,
+            reconstructor=str(REQUIRED), critic=str(REQUIRED), aesthetic=str(REQUIRED), perceptual=str(REQUIRED),
             aesthetic_frames="spread",
         ),
         advantage=AdvantageConfig(std="group"),

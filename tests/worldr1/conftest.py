@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from oracle_world import KNOWN_MOTIONS, WRONG_MOTION, Oracle, clips_of
-from tiny_wan import save_tiny_wan
 
 from worldr1.microworld.scene import Clips
+from worldr1.rehearsal.wan import save_tiny_wan
 
 
 @pytest.fixture(scope="session")

@@ -38,8 +38,8 @@ def measure_sensitivity(assets: Path = EMBEDDED, *, num: int = 48) -> dict[str, 
     captions = [captions[i % len(captions)] for i in range(num)]
     config = TrainConfig()
     judges = replace(
-        config.reward, reconstructor=assets / "microgeo", critic=assets / "microcritic",
-        aesthetic=assets / "microaesthetic", perceptual=assets / "microperceptual",
+        config.reward, reconstructor=str(assets / "microgeo"), critic=str(assets / "microcritic"),
+        aesthetic=str(assets / "microaesthetic"), perceptual=str(assets / "microperceptual"),
     )  # fmt: skip
     stack = build_rewards(replace(config, reward=judges), device="cpu")
     batch = PromptBatch(

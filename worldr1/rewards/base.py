@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from worldr1.config import RewardConfig
 from worldr1.datatypes import Reconstruction
 
 
@@ -41,6 +43,25 @@ class PerceptualDistance(Protocol):
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Images [N, 3, H, W] in [0, 1] twice -> distance [N], >= 0, 0 for equal images."""
+        ...
+
+
+class JudgeKind(Protocol):
+    """A class of judges that live in folders; `judges.registry` asks each in turn. One that fills a role has also the
+    method of that role's protocol above, and `to(device)` where it can be offloaded."""
+
+    role: ClassVar[str]
+    """"reconstructor", "critic", "aesthetic" or "perceptual"."""
+
+    @classmethod
+    def recognises(cls, folder: Path, config: dict[str, Any]) -> bool:
+        """Whether the folder holds one; config is its config.json, {} without."""
+        ...
+
+    @classmethod
+    def load(cls, folder: Path, *, device: torch.device, config: RewardConfig) -> Any:
+        """The judge, frozen, in evaluation mode, on `device`. ValueError or OSError where a file is missing, damaged or
+        of another model, with its path."""
         ...
 
 

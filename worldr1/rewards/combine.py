@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldr1.config import RewardConfig, TrainConfig
+from worldr1.config_checks import JUDGE_ROLES, judges_asked
 from worldr1.datatypes import PromptBatch, RewardOutput
 from worldr1.rewards.aesthetic import aesthetic_term, frames_to_judge
 from worldr1.rewards.base import (
@@ -263,22 +265,11 @@ def build_rewards(config: TrainConfig, *, device: torch.device | str) -> RewardS
     Raises:
       ValueError: a folder that does not hold the judge it should.
     """
-    reward, device = config.reward, torch.device(device)
-    spatial = max(reward.weight_traj, reward.weight_recon, reward.weight_meta) > 0
-    gen = reward.weight_gen > 0 or config.phase.dynamic_iterations > 0
-
-    def judge(needed: bool, role: str, folder):
-        return load_judge(folder, role=role, device=device) if needed else None
-
-    return RewardStack(
-        reward,
-        seed=config.seed,
-        reconstructor=judge(spatial, "reconstructor", reward.reconstructor),
-        critic=judge(reward.weight_meta > 0, "critic", reward.critic),
-        aesthetic=judge(gen, "aesthetic", reward.aesthetic),
-        perceptual=judge(reward.weight_recon > 0, "perceptual", reward.perceptual),
-        device=device,
-    )
+    device = torch.device(device)
+    judges: dict[str, Any] = dict.fromkeys(JUDGE_ROLES)
+    for role in judges_asked(config):
+        judges[role] = load_judge(getattr(config.reward, role), role=role, device=device, config=config.reward)
+    return RewardStack(config.reward, seed=config.seed, device=device, **judges)
 
 
 def permuted(output: RewardOutput, batch: PromptBatch, *, seed: int) -> RewardOutput:

@@ -6,11 +6,13 @@ import inspect
 import json
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from worldr1.config import RewardConfig
 
 T = TypeVar("T", bound="FolderNetwork")
 
@@ -21,8 +23,21 @@ WEIGHTS_NAME = "model.safetensors"
 class FolderNetwork(nn.Module):
     """Base of the micro networks: remembers its constructor arguments, goes to a folder and comes back from it.
 
-    A subclass takes keyword arguments of JSON types only and hands them on as `settings`.
+    A subclass takes keyword arguments of JSON types only and hands them on as `settings`. One that names a role is a
+    `rewards.base.JudgeKind`.
     """
+
+    role: ClassVar[str] = ""
+
+    @classmethod
+    def recognises(cls, folder: Path, config: dict[str, Any]) -> bool:
+        """By the architecture in config.json."""
+        return config.get("architecture") == cls.__name__
+
+    @classmethod
+    def load(cls: type[T], folder: Path, *, device: torch.device, config: RewardConfig) -> T:
+        """As `from_pretrained`; it has no settings."""
+        return cls.from_pretrained(folder, device=device)
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()

@@ -30,6 +30,8 @@ class MicroGeo(FolderNetwork):
       half_opacity_confidence: Confidence at which a Gaussian is half opaque.
     """
 
+    role = "reconstructor"
+
     def __init__(
         self,
         *,

@@ -36,6 +36,8 @@ class MicroCritic(FolderNetwork):
       deep: Channels at a quarter of the resolution.
     """
 
+    role = "critic"
+
     def __init__(self, *, size: int = 32, width: int = 32, deep: int = 64) -> None:
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
         self.size = size
@@ -76,6 +78,8 @@ class MicroAesthetic(FolderNetwork):
       scale: Score of one logit of preference.
       offset: Added to the score.
     """
+
+    role = "aesthetic"
 
     def __init__(
         self, *, size: int = 32, width: int = 32, deep: int = 64, scale: float = 1.0, offset: float = 0.0
@@ -123,6 +127,8 @@ class MicroPerceptual(FolderNetwork):
       size: Height and width in pixels.
       widths: Channels of the three layers, at half, half and quarter resolution.
     """
+
+    role = "perceptual"
 
     def __init__(self, *, size: int = 32, widths: Sequence[int] = (32, 48, 64)) -> None:
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})

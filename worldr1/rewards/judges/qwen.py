@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldr1.config import RewardConfig
+
 MAX_PROMPT_CHARS = 400
 """A longer prompt is cut: it must not crowd out the question."""
 
@@ -29,11 +31,23 @@ QUESTION = 'Description of the scene: "{prompt}"\nGrade of the structure, one di
 class QwenCritic:
     """Qwen3-VL as a Critic. Pictures go through it one at a time, so that a grade does not depend on the batch."""
 
+    role = "critic"
+
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.digits = [_single_token(tokenizer, str(d)) for d in range(10)]
+
+    @classmethod
+    def recognises(cls, folder: Path, config: dict[str, Any]) -> bool:
+        """By the model_type in config.json."""
+        return config.get("model_type") == "qwen3_vl"
+
+    @classmethod
+    def load(cls, folder: Path, *, device: torch.device, config: RewardConfig) -> QwenCritic:
+        """As `from_pretrained`."""
+        return cls.from_pretrained(folder, device=device)
 
     @classmethod
     def from_pretrained(cls, folder: Path, *, device: torch.device | str = "cpu") -> QwenCritic:

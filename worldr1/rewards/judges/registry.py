@@ -1,56 +1,111 @@
-"""A folder -> the judge in it: config.json names the architecture."""
+"""What a setting names -> the judge: a folder whose kind is recognised, a server, or something of the user's own."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import torch
 
-MICRO_JUDGES = {
-    "reconstructor": "MicroGeo",
-    "critic": "MicroCritic",
-    "aesthetic": "MicroAesthetic",
-    "perceptual": "MicroPerceptual",
-}
-"""Role -> the architecture that the embedded folder of that role names in its config.json."""
+from worldr1.config import RewardConfig
+from worldr1.rewards.base import JudgeKind
+
+KINDS = (
+    "worldr1.rewards.judges.micro_geo:MicroGeo",
+    "worldr1.rewards.judges.micro_images:MicroCritic",
+    "worldr1.rewards.judges.micro_images:MicroAesthetic",
+    "worldr1.rewards.judges.micro_images:MicroPerceptual",
+    "worldr1.rewards.judges.qwen:QwenCritic",
+)
+"""The kinds that come with the package. Their modules import nothing heavy; `load` does."""
+
+ENTRY_POINTS = "worldr1.rewards.judges"
+"""Entry point group of an installed package that brings kinds of its own."""
 
 
-def load_judge(folder: Path, *, role: str, device: torch.device) -> Any:
-    """Open the judge of one role from its folder; config.json names the architecture.
+def kinds() -> Iterator[type[JudgeKind]]:
+    """Every kind of folder that can be recognised: those of installed packages first, then the package's own."""
+    for point in entry_points(group=ENTRY_POINTS):
+        yield point.load()
+    for name in KINDS:
+        yield by_name(name)
+
+
+def load_judge(source: str | Path, *, role: str, device: torch.device, config: RewardConfig | None = None) -> Any:
+    """Open the judge that a setting names.
 
     Args:
-      folder: Holds config.json with an "architecture", and the weights.
-      role: A key of MICRO_JUDGES.
+      source: A folder; for the critic also the http(s) address of an OpenAI-compatible server; or `module:name`, a
+        function or class of the user's that is called with `device` and returns the judge.
+      role: "reconstructor", "critic", "aesthetic" or "perceptual".
       device: Where it runs.
+      config: Settings of the kinds that have some.
     Returns:
       The judge, frozen, in evaluation mode.
     Raises:
-      ValueError: no such folder, no or unreadable config.json, an architecture that does not fill the role.
+      ValueError: nothing there, nothing that is recognised, or a judge of another role.
+      OSError: a file of the folder is missing or damaged.
     """
-    wanted = MICRO_JUDGES[role]
-    path = Path(folder) / "config.json"
+    source, config = os.fspath(source), config or RewardConfig()
+    if is_address(source):
+        raise ValueError(f"load_judge: reward.{role} must be a folder or module:name, got {source}")
+    if is_dotted(source):
+        return by_name(source)(device=device)
+    folder = Path(source)
+    if not folder.is_dir():
+        raise ValueError(f"load_judge: reward.{role} must be a folder, got {source} (no such folder)")
+    settings = _config_of(folder)
+    found = [kind for kind in kinds() if kind.recognises(folder, settings)]
+    for kind in found:
+        if kind.role == role:
+            return kind.load(folder, device=device, config=config)
+    known = ", ".join(kind.__name__ for kind in kinds() if kind.role == role)
+    what = settings.get("architecture") or settings.get("model_type") or settings.get("model_name")
+    is_a = ", ".join(f"{kind.__name__} ({kind.role})" for kind in found) or (
+        f"no kind that is known (config.json says {what!r})" if what else "no kind that is known"
+    )
+    raise ValueError(
+        f"load_judge: reward.{role} must be a folder of {known}, got {folder}, which is {is_a}; docs/rewards.md says "
+        f"how another model takes this place"
+    )
+
+
+def is_address(source: str) -> bool:
+    """Whether it names a server."""
+    return source.startswith(("http://", "https://"))
+
+
+def is_dotted(source: str) -> bool:
+    """Whether it is `module:name`; a folder of that name wins."""
+    module, _, name = source.partition(":")
+    return not Path(source).exists() and name.isidentifier() and all(p.isidentifier() for p in module.split("."))
+
+
+def by_name(source: str) -> Any:
+    """`module:name` -> the thing itself. ValueError where there is no such module or name."""
+    module, _, name = source.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{source}: no module {error.name}; the working directory and installed packages count"
+        ) from error
+    except AttributeError as error:
+        raise ValueError(f"{source}: module {module} has no {name}") from error
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """config.json of a folder; {} where there is none (some published folders have none)."""
+    path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"load_judge: the {role} must be a folder with a config.json, got {folder}")
+        return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"load_judge: {path} must be JSON, got {error}") from error
-    config = config if isinstance(config, dict) else {}
-    if role == "critic" and config.get("model_type") == "qwen3_vl":
-        from worldr1.rewards.judges.qwen import QwenCritic
-
-        return QwenCritic.from_pretrained(Path(folder), device=device)
-    found = config.get("architecture")
-    if found != wanted:
-        raise ValueError(
-            f'load_judge: the {role} in {folder} must have "architecture": {wanted!r} in config.json, got {found!r}; '
-            f"docs/rewards.md says how another model takes this place"
-        )
-    from worldr1.rewards.judges.folder import FolderNetwork
-    from worldr1.rewards.judges.micro_geo import MicroGeo
-    from worldr1.rewards.judges.micro_images import MicroAesthetic, MicroCritic, MicroPerceptual
-
-    classes: tuple[type[FolderNetwork], ...] = (MicroGeo, MicroCritic, MicroAesthetic, MicroPerceptual)
-    return {c.__name__: c for c in classes}[wanted].from_pretrained(Path(folder), device=device)
+    return config if isinstance(config, dict) else {}

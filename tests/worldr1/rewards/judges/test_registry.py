@@ -29,7 +29,9 @@ def test_only_the_judges_with_a_weight_are_loaded(tmp_path: Path):
     config = replace(TrainConfig(), reward=nowhere, phase=PhaseConfig(dynamic_iterations=0))
     stack = build_rewards(config, device="cpu")
     assert stack.critic is None and stack.aesthetic is None and stack.perceptual is None
-    with pytest.raises(ValueError, match="the aesthetic must be a folder with a config.json"):
+    with pytest.raises(
+        ValueError, match="reward.aesthetic must be a folder of MicroAesthetic.*, got .*, which is no kind"
+    ):
         build_rewards(replace(config, phase=PhaseConfig()), device="cpu")
 
 
@@ -37,9 +39,10 @@ def test_only_the_judges_with_a_weight_are_loaded(tmp_path: Path):
     "text, message",
     [
         ("{", "must be JSON"),
-        ("[]", "got None"),
-        (json.dumps({"architecture": "MicroCritic"}), "'MicroGeo' in config.json, got 'MicroCritic'"),
-        (json.dumps({"model_type": "qwen3_vl"}), "docs/rewards.md"),
+        ("[]", "which is no kind that is known;"),
+        (json.dumps({"architecture": "MicroCritic"}), "folder of MicroGeo.*, got .*, which is MicroCritic .critic."),
+        (json.dumps({"model_type": "qwen3_vl"}), "which is QwenCritic .critic.; docs/rewards.md"),
+        (json.dumps({"model_type": "t5"}), "config.json says 't5'"),
     ],
 )
 def test_a_folder_that_does_not_fill_the_role_is_refused(tmp_path: Path, text: str, message: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ def save_tiny_wan(folder: Path, *, seed: int = 0) -> Path:
         text_encoder = UMT5EncoderModel(
             UMT5Config(vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0)
         )
-        transformer = WanTransformer3DModel(
+        transformer: Any = WanTransformer3DModel(
             patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
             text_dim=32, freq_dim=32, ffn_dim=48, num_layers=2, rope_max_seq_len=64,
         )  # fmt: skip
@@ -50,7 +51,8 @@ def save_tiny_wan(folder: Path, *, seed: int = 0) -> Path:
         with torch.no_grad():
             transformer.proj_out.weight.mul_(3.0)
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.0)
-    WanPipeline(
+    pipeline: Any = WanPipeline(
         tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae, scheduler=scheduler
-    ).save_pretrained(folder)
+    )
+    pipeline.save_pretrained(folder)
     return folder
