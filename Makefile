@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILT_FROM := pyproject.toml setup.py worldr1_kernels/build.py $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-slow lint bench clean distclean
+.PHONY: help install install-dev judges train test test-slow lint bench clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,8 @@ help:  ## this list
 
 install: $(VENV)/.installed  ## create .venv and install the project (editable); nothing is done twice
 install-dev: $(VENV)/.installed-dev  ## the same with the tools of the tests
+
+judges: $(VENV)/.installed-judges  ## what Depth Anything 3 needs (its package without its dependencies, 6 MB)
 
 train: $(VENV)/.installed  ## train the embedded micro world and print where the report is
 	$(BIN)/torchrun --nproc_per_node $(NPROC) worldr1/train.py $(ARGS)
@@ -63,6 +65,12 @@ $(VENV)/.installed: $(VENV)/.torch $(BUILT_FROM)
 	$(PIP) install -e .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+# Its own dependencies (numpy < 2, torchvision, xformers ...) are not needed by the network, and would break this package.
+$(VENV)/.installed-judges: $(VENV)/.installed
+	$(PIP) install -e ".[judges]"
+	$(PIP) install --no-deps depth-anything-3==0.1.1
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-judges
 	$(PIP) install -e ".[dev]"
 	@touch $@

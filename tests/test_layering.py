@@ -17,16 +17,17 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("worldr1_kernels",),
     ("worldr1.datatypes", "worldr1.config"),
-    ("worldr1.presets", "worldr1.config_checks", "worldr1.run"),
+    ("worldr1.presets", "worldr1.config_checks"),
+    ("worldr1.run",),
     ("worldr1.camera",),
     ("worldr1.prompts",),
     ("worldr1.models",),
     ("worldr1.rollout", "worldr1.rewards"),
     ("worldr1.learn", "worldr1.cost", "worldr1.evaluation", "worldr1.report"),
     ("worldr1.microworld", "worldr1.rehearsal", "worldr1.cli"),
-    ("worldr1.train", "worldr1.generate", "worldr1.study"),
+    ("worldr1.train", "worldr1.generate", "worldr1.study", "worldr1.doctor"),
 )
-COMMANDS = {"worldr1.train", "worldr1.generate", "worldr1.study"}
+COMMANDS = {"worldr1.train", "worldr1.generate", "worldr1.study", "worldr1.doctor"}
 SHARED = {"worldr1.config", "worldr1.config_checks", "worldr1.presets", "worldr1.datatypes", "worldr1.cli"}
 """Files at the root: commands, and what all stages share."""
 KERNELS_MAY_IMPORT = {"torch", "triton", "numpy", "worldr1_kernels"} | set(sys.stdlib_module_names)

@@ -111,17 +111,24 @@ def parse(args: Sequence[str]) -> TrainConfig:
             return tyro.cli(TrainConfig, default=default, args=rest, description=description, prog="train.py")
 
 
+def missing_paths(config: TrainConfig) -> list[str]:
+    """Flags of the paths that a preset leaves to the user and that were not given; of judges, where a weight asks."""
+    idle = {f"reward.{role}" for role in JUDGE_ROLES if role not in judges_asked(config)}
+    open_ones = [name for name, value, _ in _leaves(config) if str(value) == str(REQUIRED) and name not in idle]
+    return [f"--{name.replace('_', '-')}" for name in open_ones]
+
+
 def check_paths(config: TrainConfig) -> None:
-    """Every path that a preset leaves to the user must be given; of the judges those that a weight asks for.
+    """Every path that a preset leaves to the user must be given.
 
     Raises:
       ValueError: the flags that are missing.
     """
-    idle = {f"reward.{role}" for role in JUDGE_ROLES if role not in judges_asked(config)}
-    open_ones = [name for name, value, _ in _leaves(config) if str(value) == str(REQUIRED) and name not in idle]
-    missing = [f"--{name.replace('_', '-')}" for name in open_ones]
-    if missing:
-        raise ValueError(f"this preset needs paths that only you know, missing are: {' '.join(missing)}")
+    if missing := missing_paths(config):
+        raise ValueError(
+            f"this preset needs paths that only you know, missing are: {' '.join(missing)}; "
+            "python -m worldr1.doctor with the same flags says what they are"
+        )
 
 
 def _take_preset(args: list[str]) -> tuple[str, list[str]]:

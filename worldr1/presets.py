@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from worldr1.config import (
+    EMBEDDED,
     AdvantageConfig,
     CameraConfig,
     EvaluationConfig,
@@ -121,11 +122,37 @@ def compat() -> TrainConfig:
     )
 
 
+def rehearsal() -> TrainConfig:
+    """The settings of wan2.1-1.3b, on models of a few thousand random weights: does everything run, does it all fit
+    together? `python -m worldr1.rehearsal build DIR` writes them and prints the command. Scores mean nothing.
+
+    Two iterations of 16 videos of 64x96 with 9 frames, the second one of the dynamic phase; a validation after each.
+    """
+    ours = wan2_1_1_3b()
+    texts = EMBEDDED / "prompts"
+    return dataclasses.replace(
+        ours,
+        max_iterations=2,
+        output_dir=Path("runs/rehearsal"),
+        prompts=texts / "micro_train.txt",
+        dynamic_prompts=texts / "micro_dynamic.txt",
+        eval_prompts=texts / "micro_heldout.txt",
+        validate_every=1,
+        model=dataclasses.replace(ours.model, lora_rank=4, lora_alpha=8),
+        video=VideoConfig(height=64, width=96, num_frames=9, fps=8),
+        rollout=dataclasses.replace(ours.rollout, prompts_per_iteration=2, micro_batch=4),
+        reward=dataclasses.replace(ours.reward, reconstructor_size=98),
+        phase=PhaseConfig(main_iterations=1, dynamic_iterations=1),
+        evaluation=dataclasses.replace(ours.evaluation, num_frames=9, num_steps=6, num_validation=2),
+    )
+
+
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "micro": micro,
     "wan2.1-1.3b": wan2_1_1_3b,
     "wan2.1-14b": wan2_1_14b,
     "compat": compat,
+    "rehearsal": rehearsal,
 }
 
 

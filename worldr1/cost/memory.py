@@ -126,13 +126,22 @@ def decode_bytes(policy: MetaPolicy, config: TrainConfig, *, rows: int) -> int:
     return _counted(lambda: policy.decode(latent))
 
 
-def stages(policy: MetaPolicy, config: TrainConfig, *, num_ranks: int) -> list[Stage]:
-    """Memory of one rank through an iteration of the published recipe.
+def stages(
+    policy: MetaPolicy,
+    config: TrainConfig,
+    *,
+    num_ranks: int,
+    judges: int | None = None,
+    num_text_encoder: int = NUM_TEXT_ENCODER,
+) -> list[Stage]:
+    """Memory of one rank through an iteration.
 
     Args:
       policy: From `meta_policy`, with config.model.
       config: The run's settings; rollout.micro_batch counts.
       num_ranks: Among which the samples are dealt.
+      judges: Bytes of their weights; None: those of JUDGES, the published recipe's.
+      num_text_encoder: Parameters of the text encoder.
     Raises:
       ValueError: the samples do not divide among the ranks.
     """
@@ -144,7 +153,8 @@ def stages(policy: MetaPolicy, config: TrainConfig, *, num_ranks: int) -> list[S
     element = policy.transformer.dtype.itemsize
     base, adapter, decoder = policy.num_bytes()
     video = v.num_frames * 3 * v.height * v.width
-    judges = sum(round(params * size) for params, size in JUDGES.values())
+    if judges is None:
+        judges = sum(round(params * size) for params, size in JUDGES.values())
     # Off the device but while they judge; the bytes of all videos then wait for them on the host.
     judges, judges_passing, waiting = (0, judges, num * video) if config.reward.offload else (judges, 0, 0)
 
@@ -162,7 +172,7 @@ def stages(policy: MetaPolicy, config: TrainConfig, *, num_ranks: int) -> list[S
     together = min(rows, videos_per_call(shape))
     during = lasting + kept + num * latent  # the rollout and the rewards, which judge what is decoded
     return [
-        Stage("text encoder", model + judges, NUM_TEXT_ENCODER * element, judges_passing),
+        Stage("text encoder", model + judges, num_text_encoder * element, judges_passing),
         Stage("noise", lasting + num * latent, drawn + planned, judges_passing),
         Stage("rollout", during, rollout_bytes(policy, config, rows=rows), judges_passing + waiting),
         Stage("decode", during, decode_bytes(policy, config, rows=together), judges_passing + waiting),

@@ -40,7 +40,7 @@ def load_policy(model: ModelConfig, *, device: torch.device | str, text_cache: T
         kernel that does not run here.
     """
     folder = Path(model.path)
-    _check_folder(folder)
+    check_folder(folder)
     # Imported here: these two packages take seconds to import.
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from transformers import AutoTokenizer, UMT5EncoderModel
@@ -117,7 +117,8 @@ def _channels_last(vae: nn.Module) -> None:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """ValueError unless it is a `WanPipeline` folder of a kind that can be trained, with all of its parts."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(f"load_policy: {folder} must be a diffusers WanPipeline folder, it has no model_index.json")

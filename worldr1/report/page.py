@@ -77,6 +77,8 @@ def render(run: RunFiles) -> str:
 def outcome(run: RunFiles) -> tuple[str, str]:
     """What the run shows, in one sentence, and how the page should colour it: good, mixed or none."""
     prefix = _CONTROLS.get(str(run.study.get("control", "none")), "")
+    if run.environment.get("random_weights"):
+        prefix = "Random weights, a rehearsal: these scores mean nothing. " + prefix
     measures = _dict(run.study.get("metrics"))
     what, measure = "obedience to the camera", _dict(measures.get("obedience"))
     if measures and not measure:  # a study without labels
@@ -289,6 +291,8 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
     if math.isfinite(number(run.study.get("seconds"))):
         facts.append(("judging time", f"{number(run.study['seconds']):.0f} s"))
     for name, value in run.environment.items():
+        if value == []:
+            continue
         shown = " ".join(str(v) for v in value) if isinstance(value, list) else figure(value)
         facts.append((name.replace("_", " "), shown))
     return facts

@@ -74,6 +74,11 @@ class JudgeKind(Protocol):
         ...
 
     @classmethod
+    def licence(cls, folder: Path) -> str:
+        """Of the weights in this folder, and what it forbids."""
+        ...
+
+    @classmethod
     def load(cls, folder: Path, *, device: torch.device, config: RewardConfig) -> Any:
         """The judge, frozen, in evaluation mode, on `device`. ValueError or OSError where a file is missing, damaged or
         of another model, with its path."""

@@ -19,10 +19,13 @@ from pathlib import Path
 import torch
 
 from worldr1.config import TrainConfig, to_json
+from worldr1.config_checks import judges_asked
 from worldr1.run import checkpoint, distributed
 from worldr1.run.metrics import Progress
 
 PACKAGES = ("worldr1", "torch", "triton", "diffusers", "transformers", "peft", "numpy", "safetensors", "tyro")
+RANDOM_WEIGHTS = "RANDOM_WEIGHTS.txt"
+"""A file beside weights that nobody trained (worldr1.rehearsal)."""
 SAME_PRESS_SECONDS = 1.0
 """Signals that come sooner after the first count as the same one: torchrun hands on what a terminal sent already."""
 
@@ -61,7 +64,7 @@ def prepare_output_dir(config: TrainConfig, world: distributed.World) -> Path | 
             if config.resume:
                 checkpoint.check_same_run(_newest(folder), config)
             _write_json(folder / "config.json", to_json(config))
-            _write_json(folder / "environment.json", environment(world))
+            _write_json(folder / "environment.json", environment(world) | {"random_weights": random_weights(config)})
         except ValueError as problem:
             error = str(problem)
         except OSError as problem:
@@ -95,14 +98,23 @@ def environment(world: distributed.World) -> dict[str, object]:
     }
 
 
+def random_weights(config: TrainConfig) -> list[str]:
+    """The settings that name a folder of random weights."""
+    w = config.reward
+    named = {"model.path": config.model.path} | {f"reward.{role}": getattr(w, role) for role in judges_asked(config)}
+    return [name for name, folder in named.items() if (Path(folder) / RANDOM_WEIGHTS).is_file()]
+
+
 def opening_line(config: TrainConfig, world: distributed.World, *, first: int, num_params: int) -> str:
-    """What is about to run, in two lines."""
+    """What is about to run, in two lines; three where its scores mean nothing."""
     total = config.rollout.prompts_per_iteration * config.rollout.group_size
     waits = os.environ.get("OMP_WAIT_POLICY", "unset")
     m = config.model
     ways = f"attention {m.attention}" + ", TF32" * m.tf32 + ", compiled" * m.compile + ", LoRA merged" * m.merge_lora
     start = f"going on after iteration {first}" if first else "starting"
-    return (
+    made_up = random_weights(config)
+    notice = f"RANDOM WEIGHTS ({', '.join(made_up)}): a rehearsal, its scores mean nothing\n" if made_up else ""
+    return notice + (
         f"{config.model.path} on {world.device.type}, adapter of {num_params:,} parameters; {world.size} rank(s) of "
         f"{torch.get_num_threads()} thread(s), OMP_WAIT_POLICY {waits}; {ways}\n"
         f"{start}: {config.max_iterations} iterations of {total} videos, seed {config.seed}, "

@@ -35,6 +35,11 @@ class FolderNetwork(nn.Module):
         return config.get("architecture") == cls.__name__
 
     @classmethod
+    def licence(cls, folder: Path) -> str:
+        """Of the embedded weights."""
+        return "Apache-2.0, as this package"
+
+    @classmethod
     def load(cls: type[T], folder: Path, *, device: torch.device, config: RewardConfig) -> T:
         """As `from_pretrained`; it has no settings."""
         return cls.from_pretrained(folder, device=device)

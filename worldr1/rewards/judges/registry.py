@@ -56,6 +56,12 @@ def load_judge(source: str | Path, *, role: str, device: torch.device, config: R
         raise ValueError(f"load_judge: reward.{role} must be a folder or module:name, got {source}")
     if is_dotted(source):
         return by_name(source)(device=device)
+    kind, folder = kind_of(source, role=role), Path(source)
+    return kind.load(folder, device=device, config=config)
+
+
+def kind_of(source: str | Path, *, role: str) -> type[JudgeKind]:
+    """The kind that a folder holds, without reading its weights. ValueError where it fills no or another role."""
     folder = Path(source)
     if not folder.is_dir():
         raise ValueError(f"load_judge: reward.{role} must be a folder, got {source} (no such folder)")
@@ -63,7 +69,7 @@ def load_judge(source: str | Path, *, role: str, device: torch.device, config: R
     found = [kind for kind in kinds() if kind.recognises(folder, settings)]
     for kind in found:
         if kind.role == role:
-            return kind.load(folder, device=device, config=config)
+            return kind
     known = ", ".join(kind.__name__ for kind in kinds() if kind.role == role)
     what = settings.get("architecture") or settings.get("model_type") or settings.get("model_name")
     is_a = ", ".join(f"{kind.__name__} ({kind.role})" for kind in found) or (
