@@ -75,7 +75,7 @@ class EndpointCritic:
             served = [entry["id"] for entry in self._ask("GET", "/models")["data"]]
         except (KeyError, TypeError) as error:
             raise ValueError(f"EndpointCritic: {self.address}/models must list models, got other JSON") from error
-        except _NoAnswer as error:
+        except NoAnswer as error:
             raise ValueError(
                 f"EndpointCritic: reward.critic must be an OpenAI-compatible server, got: {error}; {error.advice}"
             ) from error
@@ -113,7 +113,7 @@ class EndpointCritic:
         for i, answer in zip(rows, answers, strict=True):
             try:
                 probs[i] = torch.tensor(answer.result())
-            except _NoAnswer as error:
+            except NoAnswer as error:
                 if len(prompts) == 1:
                     raise
                 reasons[str(error)] += 1
@@ -158,11 +158,11 @@ class EndpointCritic:
         return probs
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The JSON of an answer, after a second try where that may help and there is time. _NoAnswer without one."""
+        """The JSON of an answer, after a second try where that may help and there is time. NoAnswer without one."""
         deadline = time.monotonic() + self.timeout
         try:
             return self._try(method, path, body, deadline=deadline)
-        except _NoAnswer as error:
+        except NoAnswer as error:
             pause = random.SystemRandom().uniform(*_BACKOFF_S)  # the run's own random numbers are left alone
             if not error.may_pass or time.monotonic() + pause >= deadline:
                 raise
@@ -189,8 +189,12 @@ class EndpointCritic:
                 # That timeout is for the next bytes; an answer may also come drop by drop.
                 watch = threading.Timer(max(0.0, deadline - time.monotonic()), _cut, [response.raw])
                 watch.start()
+                read = bytearray()
                 try:
-                    text = next(response.iter_content(_MAX_BODY), b"").decode("utf-8", errors="replace")
+                    for piece in response.iter_content(1 << 16):
+                        read += piece
+                        if len(read) >= _MAX_BODY:
+                            break
                 finally:
                     watch.cancel()
         except requests.RequestException as error:
@@ -199,6 +203,7 @@ class EndpointCritic:
             raise self._failure(f"no connection ({type(error).__name__})", may_pass=True) from None
         if time.monotonic() >= deadline:
             raise self._failure("no answer in time")
+        text = read.decode("utf-8", errors="replace")
         if response.status_code != 200:
             status = response.status_code
             raise self._failure(f"HTTP {status}", status=status, body=text, may_pass=status in RETRIED)
@@ -213,19 +218,19 @@ class EndpointCritic:
             request.headers["Authorization"] = f"Bearer {self._key}"
         return request
 
-    def _failure(self, what: str, *, status: int = 0, body: str = "", may_pass: bool = False) -> _NoAnswer:
+    def _failure(self, what: str, *, status: int = 0, body: str = "", may_pass: bool = False) -> NoAnswer:
         if self._key:
             body = body.replace(self._key, "(key)")
         plain = "".join(c if c.isprintable() else " " for c in body[:_EXCERPT])
         quoted = " ".join(_VARYING.sub("#", plain).split())
-        return _NoAnswer(
+        return NoAnswer(
             f"{self.address}: {what}" + (f": {quoted}" if quoted else ""),
             advice=_advice(status, has_key=bool(self._key)),
             may_pass=may_pass,
         )
 
 
-class _NoAnswer(RuntimeError):
+class NoAnswer(RuntimeError):
     """Why a server gave no grade; the same words for the same cause, so that samples can be counted by them."""
 
     def __init__(self, reason: str, *, advice: str, may_pass: bool) -> None:

@@ -187,7 +187,7 @@ def question(prompt: str) -> str:
     double quotes, control and invisible characters."""
     # C..: control, format (also those that turn the writing direction), lone surrogates, unassigned; Z..: separators.
     plain = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in prompt)
-    return _QUESTION.format(prompt=" ".join(plain.translate(_BRACKETS).split())[:MAX_PROMPT_CHARS])
+    return _QUESTION.format(prompt=" ".join(plain.translate(_BRACKETS).split())[:MAX_PROMPT_CHARS].rstrip())
 
 
 def as_bytes(images: Tensor) -> np.ndarray:
