@@ -25,6 +25,7 @@ from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
 from worldr1.prompts.sampler import prompt_batch, read_prompts
 from worldr1.rewards import RewardStack, build_rewards
+from worldr1.rewards.judging import Judging
 from worldr1.rollout.sample import sample
 from worldr1.rollout.schedule import rollout_sigmas
 
@@ -58,14 +59,15 @@ def _iteration(
     """Without rewards the advantages are fixed numbers."""
     batch = prompt_batch(prompts, config=config, iteration=0, dynamic=False, rank=0, world_size=1)
     buffers = sample_gradients(learner.ema.params, batch, config) if config.update.deferred else None
+    judging = None if rewards is None else Judging(rewards, batch)
     rollout = sample(
         learner.policy, batch, noise, sigmas=rollout_sigmas(config.schedule), steps=WINDOW, config=config,
-        gradients=buffers,
+        gradients=buffers, take=judging.add if judging else None,
     )  # fmt: skip
-    if rewards is None:
+    if judging is None:
         scores = RewardOutput(reward=torch.linspace(-1, 1, batch.num_samples), valid=rollout.finite)
     else:
-        scores = rewards.score(batch, rollout.video, finite=rollout.finite)
+        scores = judging.finish()
     advantage = group_advantage(scores, group_size=batch.group_size, config=config.advantage)
     policy_step(*learner, rollout, advantage, config=config, lr=1e-4, gradients=buffers)
 

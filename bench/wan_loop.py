@@ -35,7 +35,7 @@ from worldr1.models.recompute import checkpoint_blocks
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout.sample import sample
 from worldr1.rollout.schedule import rollout_sigmas
-from worldr1.rollout.videos import ByteVideos
+from worldr1.rollout.videos import ByteVideos, byte_videos
 from worldr1_kernels import rasterize, trajectory_reward
 from worldr1_kernels.sde_step import sde_step
 from worldr1_kernels.testing import pixel_aligned_scene
@@ -175,9 +175,15 @@ def stage_rows(loop: Loop) -> None:
     def render() -> object:
         return rasterize(*scene, width, height, sh_degree=0, render_mode="RGB+D", backend="native")
 
+    def decode() -> object:
+        videos = ByteVideos(1)
+        for made in byte_videos(loop.policy, loop.sample):
+            videos.keep(*made)
+        return videos.video
+
     works: dict[str, tuple[str, Callable[[], object]]] = {
         "noise": ("float32", lambda: initial_noise(batch, shape, config=config)),
-        "decode": ("float32", lambda: ByteVideos(1).decode(loop.policy, loop.sample, first=0)),
+        "decode": ("float32", decode),
         "rewards, render": ("float32", render),
         "rewards, S_traj": ("float32", lambda: trajectory_reward(path, path, median_depth=depth)),
     }
@@ -304,7 +310,7 @@ def _iteration(loop: Loop, config: TrainConfig, stages: dict[str, float]) -> Non
     batch = prompt_batch([PROMPT], config=config, iteration=0, dynamic=False, rank=0, world_size=1)
     batch = replace(batch, viewmats=batch.viewmats.to(loop.device))
     steps = tuple(range(loop.step, loop.step + config.schedule.window_size))
-    decode = ByteVideos.decode
+    decode = policy.decode
 
     def clocked(name: str, function: Callable[[], Any]) -> Any:
         started = _now(loop.on_gpu)
@@ -315,16 +321,13 @@ def _iteration(loop: Loop, config: TrainConfig, stages: dict[str, float]) -> Non
     noise = clocked("noise", lambda: initial_noise(batch, policy.latent_shape(config.video), config=config))
     gradients = sample_gradients(params, batch, config) if config.update.deferred else None
 
-    def clocked_decode(self: ByteVideos, *args: Any, **options: Any) -> Tensor:
-        return clocked("decode", lambda: decode(self, *args, **options))
-
-    ByteVideos.decode = clocked_decode  # type: ignore[method-assign]
+    policy.decode = lambda latents: clocked("decode", lambda: decode(latents))  # type: ignore[method-assign]
     try:
         rollout = clocked("rollout", lambda: sample(
             policy, batch, noise, sigmas=loop.sigmas, steps=steps, config=config, gradients=gradients
         ))  # fmt: skip
     finally:
-        ByteVideos.decode = decode  # type: ignore[method-assign]
+        policy.decode = decode  # type: ignore[method-assign]
     stages["rollout"] -= stages["decode"]
     advantage = Advantage(
         advantage=torch.linspace(-1, 1, group), mask=torch.ones(group, dtype=torch.bool), num_active=group,

@@ -138,7 +138,7 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         source = str(getattr(w, role))
         server = source.startswith(("http://", "https://"))
         must(
-            server and role == "critic" or ":" in source or Path(source).is_dir(),
+            role == "critic" if server else ":" in source or Path(source).is_dir(),
             f"reward.{role} must be a model folder{', a server' if role == 'critic' else ''} or module:name, "
             f"got {source}{'' if server else ' (no such folder)'}",
         )

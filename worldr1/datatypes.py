@@ -43,12 +43,26 @@ class PromptBatch:
         """Values of each piece [P, ...] repeated for every sample: [N, ...]."""
         return x.repeat_interleave(self.group_size, dim=0)
 
+    def rows(self, rows: slice) -> PromptBatch:
+        """Some of the samples, each a piece of its own."""
+        pieces = [i // self.group_size for i in range(self.num_samples)[rows]]
+        return PromptBatch(
+            prompts=[self.prompts[p] for p in pieces],
+            group_size=1,
+            tokens=[self.tokens[p] for p in pieces],
+            viewmats=self.viewmats[pieces],
+            sample_ids=self.sample_ids[rows],
+            dynamic=self.dynamic,
+            group_ids=self.group_ids[pieces],
+            asked=None if self.asked is None else self.asked[pieces],
+        )
+
 
 @dataclass(frozen=True)
 class Rollout:
     """What the sampler hands on: the videos, and what the update needs of the stochastic steps."""
 
-    video: Tensor  # [N, F, 3, H, W] uint8, 0 .. 255; on the host, pinned if the policy is on a GPU
+    video: Tensor | None  # [N, F, 3, H, W] uint8, 0 .. 255, on the host; None where they were handed on as they came
     prompt_embeds: Tensor  # [N, L, D]
     negative_embeds: Tensor | None  # [N, L, D] with guidance, else None
     samples: Tensor  # [S, N, C, f, h, w] float32: the latent before each stochastic step

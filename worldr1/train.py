@@ -30,6 +30,7 @@ if __name__ == "__main__":
 import time
 import webbrowser
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,10 @@ from worldr1.models.wan import WanPolicy, load_policy
 from worldr1.prompts.reading import reading_lines
 from worldr1.prompts.sampler import is_dynamic, prompt_batch, rank_share, read_prompts
 from worldr1.report import write_report
-from worldr1.rewards import RewardStack, build_rewards
+from worldr1.rewards import build_rewards
+from worldr1.rewards.base import Rewards
+from worldr1.rewards.controls import settle
+from worldr1.rewards.judging import Judging
 from worldr1.rollout.sample import NEGATIVE_PROMPT, sample
 from worldr1.rollout.schedule import rollout_sigmas, sde_window
 from worldr1.run import checkpoint, distributed
@@ -92,11 +96,12 @@ class Outcome(NamedTuple):
     report: Path | None
 
 
-def train(config: TrainConfig) -> Outcome:
+def train(config: TrainConfig, *, rewards: Rewards | None = None) -> Outcome:
     """Train, evaluate, report: the whole pipeline, in order.
 
     Args:
       config: Validated settings (config_checks.validate).
+      rewards: Judges of your own, in place of those that config.reward names.
     Returns:
       Outcome.
     Raises:
@@ -106,12 +111,12 @@ def train(config: TrainConfig) -> Outcome:
     set_threads(config)
     world = distributed.init(config.device)
     try:
-        return _train(config, world)
+        return _train(config, world, rewards)
     finally:
         distributed.shutdown()
 
 
-def _train(config: TrainConfig, world: distributed.World) -> Outcome:
+def _train(config: TrainConfig, world: distributed.World, rewards: Rewards | None) -> Outcome:
     prompts = {False: read_prompts(config.prompts)}
     prompts[True] = read_prompts(config.dynamic_prompts) if config.phase.dynamic_iterations else []
     held_out = read_prompts(config.eval_prompts) if config.evaluation.num_samples or config.validate_every else []
@@ -124,12 +129,12 @@ def _train(config: TrainConfig, world: distributed.World) -> Outcome:
     check_window(config)
     start_from = prepare_output_dir(config, world)
 
+    rewards = rewards or build_rewards(config, device=world.device)  # before the policy: a wrong folder shows at once
     torch.manual_seed(config.seed)
     policy = load_policy(config.model, device=world.device, text_cache=_text_cache(config))
     for sized in (config, evaluation_settings(config)):
         policy.latent_shape(sized.video)  # sizes that the model cannot make are found here
     texts = _encode_prompts(policy, [*prompts[False], *prompts[True], *held_out])
-    rewards = build_rewards(config, device=world.device)
     evaluator = (
         load_evaluator(config.evaluation.evaluator, device=world.device, labels=config.evaluation.labels)
         if config.evaluation.num_samples
@@ -197,7 +202,7 @@ def _iterate(
     settings: TrainConfig,
     world: distributed.World,
     learner: Learner,
-    rewards: RewardStack,
+    rewards: Rewards,
     validator: Validator | None,
     prompts: dict[bool, list[str]],
     first: int,
@@ -238,15 +243,16 @@ def _iterate(
                 batch = replace(batch, viewmats=batch.viewmats.to(learner.policy.device))  # where noise is moved
                 with watch.stage("noise"), progress.stage("noise"):
                     noise = initial_noise(batch, latent_shape, config=config)  # [N, C, f, h, w]
-                with watch.stage("rollout"), progress.stage("rollout"):
+                judging = Judging(rewards, batch, offload=config.reward.offload, during=partial(watch.stage, "rewards"))
+                with watch.stage("rollout"), progress.stage("rollout and rewards"):
                     gradients = sample_gradients(learner.ema.params, batch, config) if config.update.deferred else None
                     rollout = sample(
                         learner.policy, batch, noise, sigmas=sigmas, steps=steps, config=config, gradients=gradients,
-                        between=stop.check,
+                        between=stop.check, take=judging.add,
                     )  # fmt: skip
                 stop.check()
                 with watch.stage("rewards"), progress.stage("rewards"):
-                    scores = rewards.score(batch, rollout.video, finite=rollout.finite)
+                    scores = settle(judging.finish(), batch, config=config.reward, seed=config.seed)
                 stop.check()
                 advantage = group_advantage(scores, group_size=config.rollout.group_size, config=config.advantage)
                 with watch.stage("update"), progress.stage("update"):

@@ -19,7 +19,7 @@ from worldr1.config import (
     UpdateConfig,
     to_json,
 )
-from worldr1.config_checks import validate
+from worldr1.config_checks import JUDGE_ROLES, judges_asked, validate
 from worldr1.learn.update import check_window
 from worldr1.presets import PRESETS, REQUIRED, preset
 from worldr1.rollout.schedule import rollout_sigmas
@@ -80,6 +80,19 @@ def test_defaults_are_valid(good):
         ),
         ({"update": UpdateConfig(ema_decay=1.0)}, "ema_decay must be in"),
         ({"reward": RewardConfig(num_aesthetic_frames=0)}, "num_aesthetic_frames must be >= 1, got 0"),
+        ({"reward": RewardConfig(reconstructor="/nowhere")}, "reward.reconstructor must be .*, got /nowhere .no such"),
+        (
+            {"reward": RewardConfig(aesthetic="http://host:8000/v1")},
+            "reward.aesthetic must be .* folder or module:name",
+        ),
+        (
+            {"reward": RewardConfig(extra=("mine:calm",))},
+            "reward.extra must be module:function=weight, .* got mine:calm",
+        ),
+        ({"reward": RewardConfig(extra=("mine:calm=nan",))}, "weight > 0, got mine:calm=nan"),
+        ({"reward": RewardConfig(device="gpu")}, "reward.device must be empty, cpu or cuda:K, got gpu"),
+        ({"reward": RewardConfig(critic_timeout=0.0)}, "critic_timeout must be > 0"),
+        ({"reward": RewardConfig(reconstructor_size=8)}, "reconstructor_size must be >= 14, got 8"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
@@ -97,6 +110,21 @@ def test_all_findings_at_once(good):
 def test_missing_folders_are_named(good):
     with pytest.raises(ValueError, match="model.path must be a diffusers WanPipeline folder, got /nowhere"):
         validate(replace(good, model=replace(good.model, path=Path("/nowhere"))))
+
+
+def test_a_judge_is_demanded_only_where_its_term_has_a_weight(good):
+    nowhere = replace(good.reward, critic="/nowhere", weight_meta=0.0)
+    validate(replace(good, reward=nowhere))
+    with pytest.raises(ValueError, match="reward.critic must be a model folder, a server or module:name"):
+        validate(replace(good, reward=replace(nowhere, weight_meta=1.0)))
+    assert judges_asked(good) == JUDGE_ROLES
+    only_gen = replace(good.reward, weight_traj=0.0, weight_recon=0.0, weight_meta=0.0)
+    assert judges_asked(replace(good, reward=only_gen)) == ("aesthetic",)
+    no_gen = replace(good, reward=replace(good.reward, weight_gen=0.0))
+    assert "aesthetic" in judges_asked(no_gen)  # the dynamic phase asks it
+    assert "aesthetic" not in judges_asked(replace(no_gen, phase=replace(good.phase, dynamic_iterations=0)))
+    for source in ("http://host:8000/v1", "mine.judges:Critic"):
+        validate(replace(good, reward=replace(good.reward, critic=source)))
 
 
 def test_every_field_is_documented():

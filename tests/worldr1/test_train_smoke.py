@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -28,7 +29,9 @@ from worldr1.config import (
     TrainConfig,
 )
 from worldr1.config_checks import validate
+from worldr1.datatypes import RewardOutput
 from worldr1.evaluation import validate as validate_module
+from worldr1.rewards import RewardStack
 from worldr1.run import checkpoint, video
 
 REPOSITORY = Path(__file__).parents[2]
@@ -126,7 +129,7 @@ def test_ctrl_c_in_the_rollout_saves_the_finished_iterations_and_resume_is_exact
     config = replace(finished, output_dir=tmp_path / "cut", rollout=replace(finished.rollout, micro_batch=4))
     straight = replace(config, output_dir=tmp_path / "straight")
     train.train(straight)
-    true_sample, true_score, seen = train.sample, train.RewardStack.score, []
+    true_sample, true_settle, seen = train.sample, train.settle, []
 
     def interrupted_in_the_fourth(policy, *args, between, **kwargs):
         def counted():
@@ -138,7 +141,7 @@ def test_ctrl_c_in_the_rollout_saves_the_finished_iterations_and_resume_is_exact
         return true_sample(policy, *args, between=counted, **kwargs)
 
     monkeypatch.setattr(train, "sample", interrupted_in_the_fourth)
-    monkeypatch.setattr(train.RewardStack, "score", lambda *a, **k: (seen.append("score"), true_score(*a, **k))[1])
+    monkeypatch.setattr(train, "settle", lambda *a, **k: (seen.append("score"), true_settle(*a, **k))[1])
     outcome = train.train(config)
     assert outcome.interrupted and outcome.iterations == 3
     assert seen.count("micro-batch") == 7 and seen[-1] == "micro-batch" and seen.count("score") == 3
@@ -154,19 +157,54 @@ def test_ctrl_c_in_the_rollout_saves_the_finished_iterations_and_resume_is_exact
 
 def test_ctrl_c_in_the_first_iteration_leaves_a_checkpoint_of_none(small, monkeypatch):
     """The signal comes while the judges score: no update begins."""
-    true_score = train.RewardStack.score
+    true_judge = RewardStack.judge
 
     def interrupted(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGINT)
-        return true_score(*args, **kwargs)
+        return true_judge(*args, **kwargs)
 
-    monkeypatch.setattr(train.RewardStack, "score", interrupted)
+    monkeypatch.setattr(RewardStack, "judge", interrupted)
     monkeypatch.setattr(train, "policy_step", lambda *a, **k: pytest.fail("an update began after the signal"))
     config = replace(small, max_iterations=2, self_test=False)
     outcome = train.train(config)
     assert outcome.interrupted and outcome.iterations == 0 and lines(config.output_dir) == []
     monkeypatch.undo()
     assert train.train(replace(config, resume=True)).iterations == 2
+
+
+class Brightest:
+    """A stack of judges of somebody else's: how bright a video is, and nothing of ours."""
+
+    def __init__(self):
+        self.batches = []
+
+    def judge(self, batch, video, *, finite=None, dynamic=None):
+        self.batches.append((batch.prompts, tuple(video.shape), video.dtype))
+        reward = video.float().mean((1, 2, 3, 4)) / 255
+        return RewardOutput(
+            reward=reward, valid=torch.ones(len(reward), dtype=torch.bool), breakdown={"bright": reward},
+            weights={"bright": 1.0}, reasons={},
+        )  # fmt: skip
+
+    def at_hand(self):
+        return contextlib.nullcontext()
+
+
+def test_judges_of_ones_own(small):
+    reward = replace(small.reward, reconstructor="nowhere", critic="nowhere")  # not asked for
+    config = replace(small, max_iterations=2, reward=reward, rollout=replace(small.rollout, micro_batch=4))
+    mine = Brightest()
+    assert train.train(config, rewards=mine).iterations == 2
+    rows = [json.loads(line) for line in lines(config.output_dir)]
+    assert all(list(row["terms"]) == ["bright"] and row["reward"] == row["terms"]["bright"]["mean"] for row in rows)
+    assert [shape for _, shape, _ in mine.batches] == [(4, 9, 3, 32, 32)] * 4  # as they are decoded
+    assert all(dtype == torch.uint8 for _, _, dtype in mine.batches)
+
+
+def test_offloaded_judges_give_the_same_run(finished, tmp_path):
+    config = replace(finished, output_dir=tmp_path / "off", reward=replace(finished.reward, offload=True))
+    train.train(config)
+    assert lines(config.output_dir) == lines(finished.output_dir)
 
 
 def test_checkpoints_by_the_clock(small, monkeypatch):

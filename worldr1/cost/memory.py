@@ -145,6 +145,8 @@ def stages(policy: MetaPolicy, config: TrainConfig, *, num_ranks: int) -> list[S
     base, adapter, decoder = policy.num_bytes()
     video = v.num_frames * 3 * v.height * v.width
     judges = sum(round(params * size) for params, size in JUDGES.values())
+    # Off the device but while they judge; the bytes of all videos then wait for them on the host.
+    judges, judges_passing, waiting = (0, judges, num * video) if config.reward.offload else (judges, 0, 0)
 
     model = base + adapter + decoder
     lasting = model + 3 * adapter + judges  # the moving average, and AdamW's two moments
@@ -158,15 +160,16 @@ def stages(policy: MetaPolicy, config: TrainConfig, *, num_ranks: int) -> list[S
     references = s.window_size * num * latent * ((config.update.kl_beta > 0) + (config.update.updates_per_rollout > 1))
     drawn, planned = _noise_bytes(config, shape)
     together = min(rows, videos_per_call(shape))
+    during = lasting + kept + num * latent  # the rollout and the rewards, which judge what is decoded
     return [
-        Stage("text encoder", model, NUM_TEXT_ENCODER * element, 0),
-        Stage("noise", lasting + num * latent, drawn + planned, 0),
-        Stage("rollout", lasting + kept + num * latent, rollout_bytes(policy, config, rows=rows), num * video),
-        Stage("decode", lasting + kept + num * latent, decode_bytes(policy, config, rows=together), num * video),
-        Stage("rewards", lasting + kept + num * latent, 4 * video, num * video),
+        Stage("text encoder", model + judges, NUM_TEXT_ENCODER * element, judges_passing),
+        Stage("noise", lasting + num * latent, drawn + planned, judges_passing),
+        Stage("rollout", during, rollout_bytes(policy, config, rows=rows), judges_passing + waiting),
+        Stage("decode", during, decode_bytes(policy, config, rows=together), judges_passing + waiting),
+        Stage("rewards", during, judges_passing + (together + 4) * video, waiting),
         Stage(
             "update", lasting + adapter + kept + num * latent + references, update_bytes(policy, config, rows=rows),
-            num * video,
+            judges_passing,
         ),
     ]  # fmt: skip
 

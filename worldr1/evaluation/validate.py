@@ -30,7 +30,7 @@ from worldr1.evaluation.clips import evaluation_settings, sample_clips
 from worldr1.evaluation.compare import paired
 from worldr1.models.base import VideoPolicy
 from worldr1.prompts.sampler import HELD_OUT_IDS, read_batch
-from worldr1.rewards import RewardStack
+from worldr1.rewards.base import Rewards
 from worldr1.run import distributed
 from worldr1.run.metrics import plain
 from worldr1.run.video import beside, grid, shrunk, to_bytes, write_video
@@ -73,7 +73,7 @@ class Validator:
     def __init__(
         self,
         policy: VideoPolicy,
-        rewards: RewardStack,
+        rewards: Rewards,
         held_out: Sequence[str],
         *,
         config: TrainConfig,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worldr1.config import RewardConfig
-from worldr1.datatypes import Reconstruction
+from worldr1.datatypes import PromptBatch, Reconstruction, RewardOutput
 
 
 class Reconstructor(Protocol):
@@ -46,6 +47,20 @@ class PerceptualDistance(Protocol):
         ...
 
 
+class Rewards(Protocol):
+    """What the loop asks: all judges together. `RewardStack` is one; `train(config, rewards=...)` takes another."""
+
+    def judge(
+        self, batch: PromptBatch, video: Tensor, *, finite: Tensor | None = None, dynamic: Tensor | None = None
+    ) -> RewardOutput:
+        """As `RewardStack.judge`: the rewards of these samples alone, without asking another rank."""
+        ...
+
+    def at_hand(self) -> AbstractContextManager[None]:
+        """While it is open the judges stay where they judge; a context without effect where they always do."""
+        ...
+
+
 class JudgeKind(Protocol):
     """A class of judges that live in folders; `judges.registry` asks each in turn. One that fills a role has also the
     method of that role's protocol above, and `to(device)` where it can be offloaded."""
@@ -68,6 +83,15 @@ class JudgeKind(Protocol):
 # A judge that fails on a video fails in one of these ways. Anything else (TypeError, AssertionError ...) is a mistake
 # of this program and is not hidden behind a mask.
 FAILURES = (RuntimeError, ValueError, ArithmeticError, OSError)
+
+
+@contextmanager
+def asking(role: str, remedy: str) -> Iterator[None]:
+    """Around a judge's call: where the device has no room for it, say whose call it was and what would help."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(f"out of memory in the {role}: {remedy}\n{error}") from error
 
 
 def evenly(num_frames: int, k: int) -> list[int]:

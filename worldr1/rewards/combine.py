@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,15 +20,16 @@ from worldr1.rewards.base import (
     Critic,
     PerceptualDistance,
     Reconstructor,
+    asking,
     score_rows,
     video_faults,
 )
+from worldr1.rewards.controls import settle
 from worldr1.rewards.fidelity import fidelity_term
-from worldr1.rewards.judges.registry import load_judge
+from worldr1.rewards.judges.registry import by_name, load_judge
 from worldr1.rewards.meta_view import draw_offset, meta_camera, meta_view_term
 from worldr1.rewards.reconstruct import MAX_GAUSSIANS_PER_PIXEL, render, thin
 from worldr1.rewards.trajectory import median_depth, trajectory_term
-from worldr1.run import distributed
 
 PIXELS_PER_CALL = 1 << 19
 """Video pixels that go through the judges in one call: 56 clips of 9x32x32, one of 81x480x832. Bounds the memory."""
@@ -37,13 +37,21 @@ PIXELS_PER_CALL = 1 << 19
 SPATIAL_TERMS = ("traj", "recon", "meta")
 """The terms that need the reconstruction; the dynamic phase asks none of them."""
 
-_CONTROL_SALT = 0x434F4E54  # keeps the draws of the control experiments apart from every other
+ExtraTerm = Callable[[Tensor, list[str]], Tensor]
+"""A term of a user's: videos [N, F, 3, H, W] float32 in [0, 1], N prompts -> score of each, [N]."""
+
+ELSEWHERE = "--reward.device puts the judges on other devices"
+"""What always helps a judge that has no room."""
 
 
 class RewardStack:
     """Scores the videos of a batch: weight_traj S_traj + weight_recon S_recon + weight_meta S_meta + weight_gen R_gen.
 
-    A judge may be None where its term has weight 0. The judges are on `device`; None: wherever the videos are.
+    A judge may be None where its term has weight 0. The judges are on `device`; None: wherever the videos are. With
+    config.offload they are brought there for each call and taken back to the host.
+
+    Args:
+      extra: Name -> (term, weight), added to the sum outside the dynamic phase.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class RewardStack:
         critic: Critic | None,
         aesthetic: AestheticJudge | None,
         perceptual: PerceptualDistance | None,
+        extra: Mapping[str, tuple[ExtraTerm, float]] | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.config = config
@@ -64,28 +73,37 @@ class RewardStack:
         self.critic = critic
         self.aesthetic = aesthetic
         self.perceptual = perceptual
+        self.extra = dict(extra or {})
+        self._at_hand = False
 
-    @torch.no_grad()
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Keep the judges on their device until it is left (config.offload); may be nested."""
+        if self._at_hand or not self.config.offload:
+            yield
+            return
+        self._at_hand = True
+        try:
+            self._move(self.device)
+            yield
+        finally:
+            self._at_hand = False
+            self._move(torch.device("cpu"))
+
+    def _move(self, device: torch.device | None) -> None:
+        assert device is not None, "config.offload needs the device of the judges"
+        for judge in (self.reconstructor, self.critic, self.aesthetic, self.perceptual):
+            move = getattr(judge, "to", None)  # a judge on a server has none
+            if move is not None:
+                move(device)
+
     def score(
         self, batch: PromptBatch, video: Tensor, *, finite: Tensor | None = None, dynamic: Tensor | None = None
     ) -> RewardOutput:
-        """`judge`, its check that not too many samples failed, and the control experiment. Every rank must call this:
-        the invalid are counted together, and a group may lie on several ranks.
-
-        Returns:
-          As `judge`. In a control experiment the terms are permuted, or replaced by one term "random".
-        Raises:
-          ValueError: as `judge`.
-          RuntimeError: more than max_invalid_fraction of the samples of all ranks are invalid; the reasons are
-            counted. Raised on every rank.
-        """
-        output = self.judge(batch, video, finite=finite, dynamic=dynamic)
-        _check_share(batch.num_samples, output.reasons, limit=self.config.max_invalid_fraction)
-        if self.config.control == "permuted":
-            return permuted(output, batch, seed=self.seed)
-        if self.config.control == "random":
-            return randomised(output, batch, seed=self.seed)
-        return output
+        """`judge`, then `controls.settle`. Every rank must call this."""
+        return settle(
+            self.judge(batch, video, finite=finite, dynamic=dynamic), batch, config=self.config, seed=self.seed
+        )
 
     @torch.no_grad()
     def judge(
@@ -136,16 +154,20 @@ class RewardStack:
         reasons = video_faults(video, finite)
 
         offsets = self._offsets(batch)
-        for with_traj in (True, False):
-            names = {name for name in SPATIAL_TERMS if name in weights and (with_traj or name != "traj")}
-            rows = [i for i in range(num) if i not in reasons and not mask[i] and bool(asked[i]) == with_traj]
-            for chunk in self._chunks(rows, video) if names else ():
-                term = partial(self._spatial, batch, video, names=names, offsets=offsets)
-                score_rows(term, chunk, values=values, reasons=reasons)
-        if "gen" in weights:
-            rows = [i for i in range(num) if i not in reasons]
-            for chunk in self._chunks(rows, video):
-                score_rows(lambda r: self._gen(batch, video, r), chunk, values=values, reasons=reasons)
+        with self.at_hand():
+            for with_traj in (True, False):
+                names = {name for name in SPATIAL_TERMS if name in weights and (with_traj or name != "traj")}
+                rows = [i for i in range(num) if i not in reasons and not mask[i] and bool(asked[i]) == with_traj]
+                for chunk in self._chunks(rows, video) if names else ():
+                    term = partial(self._spatial, batch, video, names=names, offsets=offsets)
+                    score_rows(term, chunk, values=values, reasons=reasons)
+            if "gen" in weights:
+                rows = [i for i in range(num) if i not in reasons]
+                for chunk in self._chunks(rows, video):
+                    score_rows(partial(self._gen, batch, video), chunk, values=values, reasons=reasons)
+            rows = [i for i in range(num) if i not in reasons and not mask[i]]
+            for chunk in self._chunks(rows, video) if self.extra else ():
+                score_rows(partial(self._extra, batch, video), chunk, values=values, reasons=reasons)
         return self._combine(batch, values, weights=weights, dynamic=mask, asked=asked, reasons=reasons)
 
     def _weights(self, dynamic: Tensor) -> dict[str, float]:
@@ -154,6 +176,7 @@ class RewardStack:
         if bool(dynamic.all()):
             return {"gen": 1.0}
         weights = {"traj": c.weight_traj, "recon": c.weight_recon, "meta": c.weight_meta, "gen": c.weight_gen}
+        weights |= {name: weight for name, (_, weight) in self.extra.items()}
         return {name: w for name, w in weights.items() if w > 0 or (name == "gen" and bool(dynamic.any()))}
 
     def _chunks(self, rows: list[int], video: Tensor) -> Iterator[list[int]]:
@@ -183,7 +206,8 @@ class RewardStack:
         clips = self._clips(video, rows, list(range(video.shape[1])))  # [n, F, 3, H, W]
         height, width = clips.shape[-2:]
         prompts = [batch.prompts[i // batch.group_size] for i in rows]
-        scenes = self.reconstructor.infer(clips)
+        with asking("reconstructor", f"a lower --reward.reconstructor-size needs less, {ELSEWHERE}"):
+            scenes = self.reconstructor.infer(clips)
         scores: dict[str, Tensor] = {}
         if "traj" in names:
             scores["traj"] = trajectory_term(
@@ -209,10 +233,12 @@ class RewardStack:
             pictures = render(gaussians, torch.cat(cameras, 1), torch.cat(lenses, 1), height=height, width=width)
             if "recon" in names:
                 assert self.perceptual is not None, "weight_recon > 0 but there is no perceptual distance"
-                scores["recon"] = fidelity_term(pictures[:, : clips.shape[1]], clips, self.perceptual)
+                with asking("perceptual distance", ELSEWHERE):
+                    scores["recon"] = fidelity_term(pictures[:, : clips.shape[1]], clips, self.perceptual)
             if "meta" in names:
                 assert self.critic is not None, "weight_meta > 0 but there is no critic"
-                scores["meta"] = meta_view_term(pictures[:, -1], prompts, self.critic)
+                with asking("critic", f"a smaller one or a server needs less here, {ELSEWHERE}"):
+                    scores["meta"] = meta_view_term(pictures[:, -1], prompts, self.critic)
         return scores
 
     def _gen(self, batch: PromptBatch, video: Tensor, rows: list[int]) -> dict[str, Tensor]:
@@ -220,7 +246,17 @@ class RewardStack:
         prompts = [batch.prompts[i // batch.group_size] for i in rows]
         c = self.config
         frames = frames_to_judge(video.shape[1], k=c.num_aesthetic_frames, which=c.aesthetic_frames)
-        return {"gen": aesthetic_term(self._clips(video, rows, frames), prompts, self.aesthetic)}
+        with asking("aesthetic judge", f"a lower --reward.num-aesthetic-frames needs less, {ELSEWHERE}"):
+            return {"gen": aesthetic_term(self._clips(video, rows, frames), prompts, self.aesthetic)}
+
+    def _extra(self, batch: PromptBatch, video: Tensor, rows: list[int]) -> dict[str, Tensor]:
+        prompts = [batch.prompts[i // batch.group_size] for i in rows]
+        clips = self._clips(video, rows, list(range(video.shape[1])))
+        scores = {name: torch.as_tensor(term(clips, prompts)) for name, (term, _) in self.extra.items()}
+        for name, score in scores.items():
+            if score.shape != (len(rows),):
+                raise ValueError(f"reward.extra: {name} must return one score a video, shape [N]")
+        return scores
 
     def _combine(
         self,
@@ -239,11 +275,11 @@ class RewardStack:
         valid[list(reasons)] = False
         total = torch.zeros(num, device=device)
         for name, weight in weights.items():
-            if name in SPATIAL_TERMS:
+            if name == "gen":
+                total = total + torch.where(dynamic, values[name], weight * values[name])
+            else:
                 absent = dynamic | ~asked if name == "traj" else dynamic
                 total = total + torch.where(absent, torch.zeros_like(total), weight * values[name])
-            else:
-                total = total + torch.where(dynamic, values[name], weight * values[name])
         nan = torch.full_like(total, torch.nan)
         return RewardOutput(
             reward=torch.where(valid, total, nan),
@@ -259,61 +295,36 @@ def build_rewards(config: TrainConfig, *, device: torch.device | str) -> RewardS
 
     Args:
       config: The run's settings.
-      device: Where the judges run.
+      device: Where the policy runs, and the judges where reward.device is empty.
     Returns:
       RewardStack.
     Raises:
       ValueError: a folder that does not hold the judge it should.
     """
-    device = torch.device(device)
+    reward = config.reward
+    where = _judges_device(reward.device, torch.device(device))
+    loaded_on = torch.device("cpu") if reward.offload else where
     judges: dict[str, Any] = dict.fromkeys(JUDGE_ROLES)
     for role in judges_asked(config):
-        judges[role] = load_judge(getattr(config.reward, role), role=role, device=device, config=config.reward)
-    return RewardStack(config.reward, seed=config.seed, device=device, **judges)
+        judges[role] = load_judge(getattr(reward, role), role=role, device=loaded_on, config=reward)
+    extra: dict[str, tuple[ExtraTerm, float]] = {}
+    for term in reward.extra:
+        source, _, weight = term.partition("=")
+        name = source.rpartition(":")[2]
+        if name in (*SPATIAL_TERMS, "gen", *extra):
+            raise ValueError(f"reward.extra: the names of terms must differ from each other and from ours, got {name}")
+        extra[name] = by_name(source), float(weight)
+    return RewardStack(reward, seed=config.seed, device=where, extra=extra, **judges)
 
 
-def permuted(output: RewardOutput, batch: PromptBatch, *, seed: int) -> RewardOutput:
-    """The control that keeps the distribution and breaks the link: rewards shuffled inside each group.
-
-    All terms of a sample move together; invalid samples keep their place. Keyed by (seed, sample ids). A group may lie
-    on several ranks, and is shuffled as on one: every rank must call this.
-    """
-    ids = distributed.gather(batch.sample_ids)  # [samples of all ranks], as everything that is gathered
-    groups = distributed.gather(batch.repeat(batch.group_ids))
-    valid = distributed.gather(output.valid).cpu()
-    source = torch.arange(len(ids))
-    for group in groups.unique():
-        rows = torch.nonzero(groups == group).flatten()
-        keys = [int(ids[rows[0]]), int(ids[rows[-1]])]
-        rows = rows[valid[rows]]
-        order = np.random.default_rng([_CONTROL_SALT, seed, *keys]).permutation(len(rows))
-        source[rows] = rows[torch.from_numpy(order)]
-    start = distributed.rank() * batch.num_samples
-    source = source[start : start + batch.num_samples].to(output.reward.device)
-    breakdown = {name: distributed.gather(value)[source] for name, value in output.breakdown.items()}
-    return replace(output, reward=distributed.gather(output.reward)[source], breakdown=breakdown)
-
-
-def randomised(output: RewardOutput, batch: PromptBatch, *, seed: int) -> RewardOutput:
-    """The control without any signal: one term "random", standard normal, keyed by (seed, sample id)."""
-    draws = [np.random.default_rng([_CONTROL_SALT, seed, int(i)]).standard_normal() for i in batch.sample_ids]
-    noise = torch.tensor(draws, dtype=output.reward.dtype, device=output.reward.device)
-    noise = torch.where(output.valid, noise, torch.full_like(noise, torch.nan))
-    return replace(output, reward=noise, breakdown={"random": noise}, weights={"random": 1.0})
-
-
-def _check_share(num: int, reasons: dict[int, str], *, limit: float) -> None:
-    """RuntimeError, on every rank, where more than `limit` of the samples of all ranks are invalid.
-
-    A rank counted alone would stop the run for its few samples: the share of 8 says little about that of 384.
-    """
-    counts = distributed.gather_objects((num, Counter(reasons.values())))  # the same list on every rank
-    total = sum(count for count, _ in counts)
-    together: Counter[str] = sum((why for _, why in counts), Counter())
-    invalid = together.total()
-    if invalid > limit * total:
-        spelled = "; ".join(f"{count} x {reason}" for reason, count in together.most_common(5))
-        raise RuntimeError(
-            f"RewardStack.score: at most {limit:.0%} of the samples may be invalid (reward.max_invalid_fraction), "
-            f"got {invalid} of {total}: {spelled}"
+def _judges_device(setting: str, policy: torch.device) -> torch.device:
+    """reward.device, read: the ranks of a machine take the devices from cuda:K on, one each."""
+    if not setting.startswith("cuda"):
+        return torch.device(setting) if setting else policy
+    index = int(setting.removeprefix("cuda:")) + int(os.environ.get("LOCAL_RANK", "0"))
+    if index >= torch.cuda.device_count():
+        raise ValueError(
+            f"reward.device must be a device of this machine, got {setting}, which is cuda:{index} for this rank, and "
+            f"{torch.cuda.device_count()} devices"
         )
+    return torch.device("cuda", index)

@@ -16,7 +16,7 @@ from worldr1.models.base import VideoPolicy
 from worldr1.rollout.sample_gradients import SampleGradients
 from worldr1.rollout.schedule import step_weights
 from worldr1.rollout.solver import OdeSolver
-from worldr1.rollout.videos import ByteVideos, decoded
+from worldr1.rollout.videos import ByteVideos, byte_videos, decoded
 from worldr1_kernels.sde_step import SdeStepOutput, sde_step
 
 NEGATIVE_PROMPT = ""
@@ -34,6 +34,7 @@ def sample(
     config: TrainConfig,
     gradients: SampleGradients | None = None,
     between: Callable[[], None] | None = None,
+    take: Callable[[slice, Tensor, Tensor], None] | None = None,
 ) -> Rollout:
     """Sample a batch and keep what the update needs.
 
@@ -52,6 +53,8 @@ def sample(
       config: schedule, rollout and seed; update.kl_beta with `gradients`.
       gradients: Filled by a backward pass right after each stochastic step (`update.deferred`).
       between: Called before each micro-batch, as often on every rank; what it raises leaves the rollout.
+      take: Called with (rows, videos [rows, F, 3, H, W] uint8 on the policy's device, finite [rows]) as they are
+        decoded, every sample once and in order; Rollout.video is then None, and no video is kept here.
     Returns:
       Rollout. A sample whose latent or video stopped being finite is marked in `finite`, and holds zeros instead.
     Raises:
@@ -75,7 +78,7 @@ def sample(
     ids = batch.sample_ids.to(policy.device)
     videos, finite = ByteVideos(num), []
     empty = Rollout(
-        video=noise.new_empty(0), prompt_embeds=embeds, negative_embeds=negative, samples=before, prev_samples=after,
+        video=None, prompt_embeds=embeds, negative_embeds=negative, samples=before, prev_samples=after,
         log_prob=log_prob, steps=tuple(steps), sigmas=tuple(sigmas), alike=alike,
         finite=torch.ones(num, dtype=torch.bool),
     )  # fmt: skip
@@ -110,11 +113,14 @@ def sample(
                 solver = OdeSolver(config.rollout.solver, sigmas)
         ok = torch.isfinite(latents).flatten(1).all(1) & torch.isfinite(log_prob[rows]).all(1)
         latents = torch.where(ok[:, None, None, None, None], latents, 0.0)
-        finite.append(ok & videos.decode(policy, latents, first=rows.start))
+        for part, made, whole in byte_videos(policy, latents):
+            ok[part] &= whole
+            (take or videos.keep)(slice(rows.start + part.start, rows.start + part.stop), made, ok[part])
+        finite.append(ok)
     valid = torch.cat(finite)
     if not bool(valid.all()):  # zeros: a NaN would pass through any mask that multiplies
         before[:, ~valid], after[:, ~valid], log_prob[~valid] = 0.0, 0.0, 0.0
-    return dataclasses.replace(empty, video=videos.video, finite=valid)
+    return dataclasses.replace(empty, video=None if take else videos.video, finite=valid)
 
 
 def window_step(

@@ -1,4 +1,4 @@
-"""Latents -> videos: decoded a few at a time, kept as bytes."""
+"""Latents -> videos: decoded a few at a time, in bytes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,19 @@ def decoded(policy: VideoPolicy, latents: Tensor) -> Iterator[tuple[slice, Tenso
         yield rows, policy.decode(latents[rows])
 
 
+def byte_videos(policy: VideoPolicy, latents: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """As `decoded`, in bytes: rows, their videos round(255 x) as uint8, and [rows] bool: the video was finite.
+
+    A byte cannot say so, hence the third; another one holds zeros where it was not. All on the policy's device.
+    """
+    for rows, part in decoded(policy, latents):
+        finite = torch.isfinite(part).flatten(1).all(1)
+        part = torch.nan_to_num_(255.0 * part, nan=0.0).round_().clamp_(0, 255)
+        yield rows, part.to(torch.uint8), finite
+
+
 class ByteVideos:
-    """The videos of a rank as bytes, round(255 x), in one buffer: a quarter of float32, and no copy at the end.
+    """The videos of a rank in one buffer of bytes: a quarter of float32, and no copy at the end.
 
     Where the policy is on a GPU the buffer is the host's, pinned: 97 MB a video of 81x480x832. It is made when the
     first video shows its size.
@@ -45,22 +56,12 @@ class ByteVideos:
     @property
     def video(self) -> Tensor:
         """[N, F, 3, H, W], uint8."""
-        assert self._video is not None, "ByteVideos: nothing was decoded"
+        assert self._video is not None, "ByteVideos: nothing was kept"
         return self._video
 
-    def decode(self, policy: VideoPolicy, latents: Tensor, *, first: int) -> Tensor:
-        """Decode `latents` [n, C, f, h, w] into rows first .. first + n - 1.
-
-        Returns:
-          [n] bool on the policy's device: the video was finite, for a byte cannot say so. Another one holds zeros where
-          it was not.
-        """
-        finite = torch.ones(len(latents), dtype=torch.bool, device=policy.device)
-        for rows, part in decoded(policy, latents):
-            if self._video is None:
-                pinned = part.device.type == "cuda"
-                self._video = torch.empty(self._num, *part.shape[1:], dtype=torch.uint8, pin_memory=pinned)
-            finite[rows] = torch.isfinite(part).flatten(1).all(1)
-            part = torch.nan_to_num_(255.0 * part, nan=0.0).round_().clamp_(0, 255)
-            self._video[first + rows.start : first + rows.stop] = part.to(torch.uint8)
-        return finite
+    def keep(self, rows: slice, videos: Tensor, finite: Tensor | None = None) -> None:
+        """Put videos [rows, F, 3, H, W], uint8, in their place; `finite` is for others who take videos."""
+        if self._video is None:
+            pinned = videos.device.type == "cuda"
+            self._video = torch.empty(self._num, *videos.shape[1:], dtype=torch.uint8, pin_memory=pinned)
+        self._video[rows] = videos

@@ -66,7 +66,7 @@ def _summary(values: Tensor) -> tuple[float, float, float]:
 
 
 class Stopwatch:
-    """Seconds spent in each stage of an iteration.
+    """Seconds spent in each stage of an iteration; what a stage within another takes is its own alone.
 
     Args:
       nvtx: Also mark each stage as an NVTX range, which Nsight Systems shows. Off, the package is not imported.
@@ -76,16 +76,20 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
         self._nvtx = nvtx
         self._start = time.perf_counter()
+        self._inner = [0.0]  # of each stage that is open: seconds of the stages within it
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Adds the block's duration to `name`."""
         start = time.perf_counter()
+        self._inner.append(0.0)
         try:
             with _nvtx_range(name) if self._nvtx else nullcontext():
                 yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds - self._inner.pop()
+            self._inner[-1] += seconds
 
     def finish(self) -> dict[str, float]:
         """Seconds by stage, and "total" since the stopwatch was made."""

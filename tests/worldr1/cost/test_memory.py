@@ -118,8 +118,14 @@ def test_how_it_grows(tiny_wan: Path) -> None:
         assert grown(wider, stage, "passing") == pytest.approx(2.0, rel=0.1)
         assert grown(larger, stage, "passing") == 1.0  # of the group nothing passes but micro_batch at a time
     assert grown(taller, "decode", "passing") == pytest.approx(2.0, rel=0.1)
-    assert grown(larger, "rollout", "host") == 2.0 == grown(taller, "rollout", "host")
-    assert grown(small, "rollout", "host", num_ranks=2) == 0.5
+    assert one["decode"].host == 0  # videos are judged as they are decoded
+    offloaded = replace(small, reward=replace(small.reward, offload=True))
+    waiting, judges = by_name(offloaded, meta), sum(round(n * size) for n, size in memory.JUDGES.values())
+    for stage in ("noise", "rollout", "decode", "update"):
+        assert one[stage].resident - waiting[stage].resident == judges
+    assert waiting["rewards"].device == one["rewards"].device  # there they are all the same
+    videos = 8 * 17 * 3 * 32 * 32  # as many samples as `extra` below
+    assert waiting["rollout"].host == judges + videos and waiting["update"].host == judges
     one["noise"] = by_name(replace(small, noise=NoiseConfig()), meta)["noise"]
     plan = memory.PLAN_BYTES * 64 * 64 * 16  # serves the whole group: 8 flow pixels a cell, 16 fields
     drawn = one["noise"].passing - plan

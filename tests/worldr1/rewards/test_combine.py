@@ -16,10 +16,11 @@ from oracle_world import (
     prompt_batch,
 )
 
-from worldr1.config import RewardConfig
+from worldr1.config import RewardConfig, TrainConfig
 from worldr1.microworld.captions import make_caption
 from worldr1.rewards import combine
-from worldr1.rewards.combine import RewardStack, randomised
+from worldr1.rewards.combine import RewardStack
+from worldr1.rewards.controls import randomised
 
 GROUP = 5
 WANTED = ["push_in", "orbit_left", "pan_right"]
@@ -262,3 +263,80 @@ def test_shapes_that_do_not_fit_are_refused(world):
         stack_of(oracle).score(batch, video[:10])
     with pytest.raises(ValueError, match=r"finite must have shape \[15\]"):
         stack_of(oracle).score(batch, video, finite=torch.ones(3, dtype=torch.bool))
+
+
+def motion_of(videos: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """A term of a user's: mean change from frame to frame."""
+    assert len(prompts) == len(videos)
+    return (videos[:, 1:] - videos[:, :-1]).abs().mean((1, 2, 3, 4))
+
+
+def test_a_term_of_the_users_joins_the_sum_outside_the_dynamic_phase(world):
+    batch, video, oracle = world
+    plain = stack_of(oracle).score(batch, video)
+    stack = stack_of(oracle)
+    stack.extra = {"motion_of": (motion_of, 3.0)}
+    out = stack.score(batch, video)
+    assert out.weights == {**plain.weights, "motion_of": 3.0}
+    expected = motion_of(video, [""] * 15)
+    assert torch.allclose(out.breakdown["motion_of"], expected, atol=1e-6)
+    assert torch.allclose(out.reward, plain.reward + 3.0 * expected, atol=1e-5)
+    dynamic = torch.arange(15) < GROUP
+    mixed = stack.judge(batch, video, dynamic=dynamic)
+    assert torch.equal(mixed.breakdown["motion_of"].isnan(), dynamic) and bool(mixed.valid.all())
+    assert torch.allclose(mixed.reward[:GROUP], mixed.breakdown["gen"][:GROUP])
+    assert "motion_of" not in stack.judge(replace(batch, dynamic=True), video).breakdown
+
+
+def test_a_term_of_the_users_that_answers_amiss_is_a_reason(world):
+    batch, video, oracle = world
+    stack = stack_of(oracle)
+    stack.extra = {"one": (lambda videos, prompts: videos.mean(), 1.0)}
+    out = stack.judge(batch, video)
+    assert not out.valid.any()
+    assert set(out.reasons.values()) == {"ValueError: reward.extra: one must return one score a video, shape [N]"}
+
+
+def test_terms_by_name(tmp_path, monkeypatch):
+    (tmp_path / "my_terms.py").write_text("def calm(videos, prompts):\n    return -videos.std((1, 2, 3, 4))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = TrainConfig()
+
+    def build(*extra):
+        return combine.build_rewards(replace(config, reward=replace(config.reward, extra=extra)), device="cpu")
+
+    stack = build("my_terms:calm=0.5")
+    video = torch.rand(2, 9, 3, 32, 32)
+    batch = prompt_batch([make_caption("push_in", 3)], group_size=2)
+    out = stack.judge(batch, video)
+    assert torch.allclose(out.breakdown["calm"], -video.std((1, 2, 3, 4))) and out.weights["calm"] == 0.5
+    with pytest.raises(ValueError, match="my_terms has no storm"):
+        build("my_terms:storm=1")
+    with pytest.raises(ValueError, match="no module nowhere"):
+        build("nowhere:calm=1")
+    with pytest.raises(ValueError, match="must differ from each other and from ours, got calm"):
+        build("my_terms:calm=1", "my_terms:calm=2")
+
+
+def test_a_judge_without_room_says_whose_and_what_helps(world):
+    batch, video, oracle = world
+
+    class Full:
+        def infer(self, video):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stack = stack_of(oracle)
+    stack.reconstructor = Full()
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory in the reconstructor: a lower --reward.recon"):
+        stack.judge(batch, video)
+
+
+def test_devices_of_the_judges(monkeypatch):
+    place = combine._judges_device
+    assert place("", torch.device("cpu")) == place("cpu", torch.device("cuda", 3)) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert place("cuda:4", torch.device("cuda", 2)) == torch.device("cuda", 6)
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    with pytest.raises(ValueError, match="got cuda:4, which is cuda:9 for this rank, and 8 devices"):
+        place("cuda:4", torch.device("cuda", 5))

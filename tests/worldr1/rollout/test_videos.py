@@ -10,7 +10,7 @@ from torch import Tensor
 from worldr1.cost.budget import peak_bytes
 from worldr1.rollout import videos as module
 from worldr1.rollout.sample import generate
-from worldr1.rollout.videos import ByteVideos, videos_per_call
+from worldr1.rollout.videos import ByteVideos, byte_videos, videos_per_call
 
 
 class Counting(FakePolicy):
@@ -41,7 +41,9 @@ def test_bytes_are_the_rounded_levels_whatever_goes_together(monkeypatch: pytest
         policy.calls.clear()
         videos = ByteVideos(7)
         for first, part in ((0, x[:5]), (5, x[5:])):
-            assert bool(videos.decode(policy, part, first=first).all())
+            for rows, made, finite in byte_videos(policy, part):
+                assert bool(finite.all())
+                videos.keep(slice(first + rows.start, first + rows.stop), made)
         assert torch.equal(videos.video, expected) and policy.calls == calls
 
 
@@ -73,7 +75,8 @@ def test_no_float_copy_of_all_videos_is_made() -> None:
 
     def decode() -> None:
         for row in range(64):
-            videos.decode(policy, x[row : row + 1], first=row)
+            for _, made, _ in byte_videos(policy, x[row : row + 1]):
+                videos.keep(slice(row, row + 1), made)
 
     assert videos_bytes(64, one) <= peak_bytes(decode, torch.device("cpu")) < videos_bytes(64, one) + 6 * one
     assert videos.video.nbytes == videos_bytes(64, one)

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from worldr1.datatypes import RewardOutput
+from worldr1.run import metrics as metrics_module
 from worldr1.run.metrics import MetricsWriter, Progress, Stopwatch, progress_line, reward_metrics
 
 
@@ -112,6 +113,18 @@ def test_stopwatch_adds_up():
         raise KeyError
     got = watch.finish()
     assert set(got) == {"a", "b", "total"} and got["total"] >= got["a"] + got["b"] > 0
+
+
+def test_a_stage_within_another_is_its_own(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 7.0, 8.0, 20.0, 40.0])
+    monkeypatch.setattr(metrics_module.time, "perf_counter", lambda: next(now))
+    watch = Stopwatch()
+    with watch.stage("rollout"):
+        with watch.stage("rewards"):
+            pass
+    with watch.stage("rewards"):
+        pass
+    assert watch.seconds == {"rollout": (8.0 - 1.0) - (7.0 - 3.0), "rewards": (7.0 - 3.0) + (40.0 - 20.0)}
 
 
 def test_stages_are_nvtx_ranges_and_nothing_when_off(monkeypatch):

@@ -23,7 +23,7 @@ from worldr1.learn.update import policy_step
 from worldr1.presets import preset
 from worldr1.prompts.sampler import prompt_batch, rank_share
 from worldr1.rewards import RewardStack
-from worldr1.rewards.combine import permuted, randomised
+from worldr1.rewards.controls import permuted, randomised
 from worldr1.run.metrics import reward_metrics
 
 P, G = 6, 8

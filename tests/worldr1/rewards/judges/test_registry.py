@@ -29,9 +29,7 @@ def test_only_the_judges_with_a_weight_are_loaded(tmp_path: Path):
     config = replace(TrainConfig(), reward=nowhere, phase=PhaseConfig(dynamic_iterations=0))
     stack = build_rewards(config, device="cpu")
     assert stack.critic is None and stack.aesthetic is None and stack.perceptual is None
-    with pytest.raises(
-        ValueError, match="must be a folder of MicroAesthetic.*, which is no kind"
-    ):
+    with pytest.raises(ValueError, match="must be a folder of MicroAesthetic.*, which is no kind"):
         build_rewards(replace(config, phase=PhaseConfig()), device="cpu")
 
 
