@@ -76,12 +76,15 @@ class QwenCritic:
 
     @classmethod
     def load(cls, folder: Path, *, device: torch.device, config: RewardConfig) -> QwenCritic:
-        """As `from_pretrained`."""
-        return cls.from_pretrained(folder, device=device)
+        """As `from_pretrained`; what will be offloaded to the host is in bfloat16 there too."""
+        on_gpu = device.type == "cuda" or (config.offload and torch.cuda.is_available())
+        return cls.from_pretrained(folder, device=device, dtype=torch.bfloat16 if on_gpu else torch.float32)
 
     @classmethod
-    def from_pretrained(cls, folder: Path, *, device: torch.device | str = "cpu") -> QwenCritic:
-        """Read a Qwen3-VL folder: bfloat16 on a GPU, float32 on a CPU; nothing is downloaded.
+    def from_pretrained(
+        cls, folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> QwenCritic:
+        """Read a Qwen3-VL folder; nothing is downloaded.
 
         Raises:
           ValueError: another model, weights that are damaged, lack some or have other shapes, a tokenizer that lacks a
@@ -91,7 +94,6 @@ class QwenCritic:
         from safetensors import SafetensorError
         from transformers import AutoConfig, AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
-        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
         try:
             kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
             if kind != "qwen3_vl":  # transformers itself would only warn, and go on

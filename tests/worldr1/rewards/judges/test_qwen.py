@@ -74,7 +74,7 @@ def test_in_bfloat16_the_batch_matters_less_than_the_rounding(tmp_path: Path):
     critic = QwenCritic.from_pretrained(save_tiny_qwen(tmp_path))
     images, prompts = pictures(6), ["x" * 31 * i for i in range(6)]
     exact = critic.digit_probs(images, prompts)
-    critic.model.to(torch.bfloat16)
+    critic = QwenCritic.from_pretrained(tmp_path, dtype=torch.bfloat16)
     together, alone = critic.digit_probs(images, prompts), one_by_one(critic, images, prompts)
     rounding = float((alone - exact).abs().max())
     assert together.dtype == torch.float32
@@ -159,6 +159,17 @@ def test_the_folder_is_taken_as_critic_of_a_run(folder: Path):
     assert isinstance(stack.critic, QwenCritic)
     assert not stack.critic.model.training
     assert not any(p.requires_grad for p in stack.critic.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "offload, gpu, dtype", [(True, True, "bfloat16"), (True, False, "float32"), (False, True, "float32")]
+)
+def test_what_is_offloaded_has_the_precision_of_the_gpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, offload: bool, gpu: bool, dtype: str
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    critic = QwenCritic.load(folder, device=torch.device("cpu"), config=RewardConfig(offload=offload))
+    assert critic.model.dtype == getattr(torch, dtype)
 
 
 def shard(folder: Path) -> None:
