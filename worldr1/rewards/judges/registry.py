@@ -14,6 +14,7 @@ import torch
 
 from worldr1.config import RewardConfig
 from worldr1.rewards.base import JudgeKind
+from worldr1.rewards.judges.endpoint import EndpointCritic
 
 KINDS = (
     "worldr1.rewards.judges.micro_geo:MicroGeo",
@@ -48,11 +49,13 @@ def load_judge(source: str | Path, *, role: str, device: torch.device, config: R
     Returns:
       The judge, frozen, in evaluation mode.
     Raises:
-      ValueError: nothing there, nothing that is recognised, or a judge of another role.
+      ValueError: nothing there, no server at an address, nothing that is recognised, or a judge of another role.
       OSError: a file of the folder is missing or damaged.
     """
     source, config = os.fspath(source), config or RewardConfig()
     if is_address(source):
+        if role == "critic":
+            return EndpointCritic(source, model=config.critic_model, timeout=config.critic_timeout)
         raise ValueError(f"load_judge: reward.{role} must be a folder or module:name, got {source}")
     if is_dotted(source):
         return by_name(source)(device=device)
