@@ -77,6 +77,11 @@ class QwenCritic:
         return config.get("model_type") == "qwen3_vl"
 
     @classmethod
+    def licence(cls, folder: Path) -> str:
+        """LICENCE."""
+        return LICENCE
+
+    @classmethod
     def load(cls, folder: Path, *, device: torch.device, config: RewardConfig) -> QwenCritic:
         """As `from_pretrained`; what will be offloaded to the host is in bfloat16 there too."""
         on_gpu = device.type == "cuda" or (config.offload and torch.cuda.is_available())
