@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # from its own room and from the rooms of lines above it in this list. The rooms of one line are blind to each other.
 LAYERS = (
     ("worldr1_kernels",),
-    ("worldr1.datatypes", "worldr1.config"),
+    ("worldr1.datatypes", "worldr1.ranges"),
+    ("worldr1.config",),
     ("worldr1.presets", "worldr1.config_checks"),
     ("worldr1.run",),
     ("worldr1.camera",),
@@ -28,7 +29,14 @@ LAYERS = (
     ("worldr1.train", "worldr1.generate", "worldr1.study", "worldr1.doctor"),
 )
 COMMANDS = {"worldr1.train", "worldr1.generate", "worldr1.study", "worldr1.doctor"}
-SHARED = {"worldr1.config", "worldr1.config_checks", "worldr1.presets", "worldr1.datatypes", "worldr1.cli"}
+SHARED = {
+    "worldr1.config",
+    "worldr1.ranges",
+    "worldr1.config_checks",
+    "worldr1.presets",
+    "worldr1.datatypes",
+    "worldr1.cli",
+}
 """Files at the root: commands, and what all stages share."""
 KERNELS_MAY_IMPORT = {"torch", "triton", "numpy", "worldr1_kernels"} | set(sys.stdlib_module_names)
 KERNEL_TESTING_MAY_IMPORT = {"pytest", "hypothesis"}

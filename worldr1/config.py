@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Fixed, Suppress
+
+from worldr1.ranges import Real, Whole
 
 EMBEDDED = Path(__file__).parent / "assets"
 """The weights and prompts that ship with the package."""
@@ -23,29 +25,29 @@ Keep = Literal["nothing", "attention", "products"]
 class CameraConfig:
     """How far the camera goes for one motion word of magnitude 1, and the lens; lengths in scene units."""
 
-    push: float = 600.0
+    push: Annotated[float, Real("[0, 1e6]")] = 600.0
     """Travel of push_in and pull_out along the optical axis."""
-    move: float = 220.0
+    move: Annotated[float, Real("[0, 1e6]")] = 220.0
     """Travel of move_left, move_right, move_up and move_down."""
-    pan_deg: float = 14.0
+    pan_deg: Annotated[float, Real("[0, 180]")] = 14.0
     """Turn of pan_left, pan_right, tilt_up and tilt_down, in degrees."""
-    orbit_deg: float = 24.0
+    orbit_deg: Annotated[float, Real("[0, 360]")] = 24.0
     """Arc of orbit_left and orbit_right about a point `orbit_radius` in front of the camera, in degrees."""
-    orbit_radius: float = 600.0
+    orbit_radius: Annotated[float, Real("(0, 1e6]")] = 600.0
     """Distance from the camera to the centre of an orbit."""
-    pull_back: float = 150.0
+    pull_back: Annotated[float, Real("[0, 1e6]")] = 150.0
     """Backward travel of pull_left and pull_right."""
-    pull_side: float = 80.0
+    pull_side: Annotated[float, Real("[0, 1e6]")] = 80.0
     """Sideways travel of pull_left and pull_right."""
-    pull_deg: float = 8.0
+    pull_deg: Annotated[float, Real("[0, 180]")] = 8.0
     """Turn of pull_left and pull_right, in degrees."""
-    roll_deg: float = 10.0
+    roll_deg: Annotated[float, Real("[0, 180]")] = 10.0
     """Turn of roll_left and roll_right about the optical axis, in degrees."""
-    depth: float = 1000.0
+    depth: Annotated[float, Real("(0, 1e6]")] = 1000.0
     """Distance of the front-parallel plane that stands for the scene when the flow is computed."""
-    focal_ratio: float = 1.2
+    focal_ratio: Annotated[float, Real("(0, 100]")] = 1.2
     """Focal length as a multiple of the image width."""
-    ease: float = 0.15
+    ease: Annotated[float, Real("[0, 1)")] = 0.15
     """Share of each motion spent speeding up, and again slowing down; 0 is constant speed."""
 
 
@@ -64,13 +66,13 @@ class ModelConfig:
     """A diffusers `WanPipeline` folder. The default is the embedded micro world; Wan2.1 is a folder of that form."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the frozen base; the adapter and all policy-gradient arithmetic stay in float32."""
-    lora_rank: int = 16
+    lora_rank: Annotated[int, Whole("[1, 4096]")] = 16
     """Rank of the LoRA on the attention projections."""
-    lora_alpha: int = 32
+    lora_alpha: Annotated[int, Whole("[1, 65536]")] = 32
     """LoRA scaling numerator: the update is alpha / rank * B A."""
     lora_ffn: bool = False
     """Also adapt the feed-forward layers."""
-    adapter_sigma_min: float = 0.0
+    adapter_sigma_min: Annotated[float, Real("[0, 1]")] = 0.0
     """Acts only where sigma >= this (a high-noise expert), in training, generation and export; 0: always."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass (non-reentrant): less memory, one more forward."""
@@ -95,13 +97,13 @@ class ModelConfig:
 class VideoConfig:
     """What is generated."""
 
-    height: int = 32
+    height: Annotated[int, Whole("[8, 8192]")] = 32
     """Frame height in pixels."""
-    width: int = 32
+    width: Annotated[int, Whole("[8, 8192]")] = 32
     """Frame width in pixels."""
-    num_frames: int = 9
+    num_frames: Annotated[int, Whole("[5, 4097]")] = 9
     """Frames per video; 4 k + 1 for Wan's temporal compression."""
-    fps: int = 8
+    fps: Annotated[int, Whole("[1, 240]")] = 8
     """Frame rate of written files."""
 
 
@@ -111,9 +113,9 @@ class NoiseConfig:
 
     mode: Literal["transport", "plain"] = "transport"
     """`transport` moves Gaussian noise along the camera's optical flow; `plain` ignores the camera."""
-    flow_scale: int = 8
+    flow_scale: Annotated[int, Whole("[1, 64]")] = 8
     """Transport runs on a grid this many times finer than the latent, then is reduced with unit variance."""
-    degradation: float = 0.6
+    degradation: Annotated[float, Real("[0, 1]")] = 0.6
     """Share of fresh noise mixed into the transported noise (variance preserving); 1 is plain noise."""
     dither: bool = False
     """Move every field by an offset within half a pixel before it is rounded: keeps slow motion over many frames."""
@@ -123,21 +125,21 @@ class NoiseConfig:
 class ScheduleConfig:
     """The flow-matching grid and which of its steps are stochastic."""
 
-    num_steps: int = 8
+    num_steps: Annotated[int, Whole("[2, 1000]")] = 8
     """Steps of the Euler grid from sigma 1 to 0."""
-    shift: float = 2.0
+    shift: Annotated[float, Real("(0, 100]")] = 2.0
     """Timestep shift: sigma = shift s / (1 + (shift - 1) s)."""
     sde_type: Literal["flow", "linear", "dance", "cps"] = "flow"
     """The stochastic step; see worldr1_kernels.sde_step."""
-    noise_level: float = 0.7
+    noise_level: Annotated[float, Real("(0, 10)")] = 0.7
     """eta of `flow`, `dance` and `cps`; `linear` does not use it."""
-    window_size: int = 1
+    window_size: Annotated[int, Whole("[1, 1000]")] = 1
     """Stochastic (trained) steps per rollout, contiguous, shared by the whole group and all ranks."""
     window_range: tuple[int, int] = (0, 3)
     """The window lies in [first, last) step indices; the last step of the grid is never trained."""
     window_mode: Literal["random", "sliding"] = "random"
     """`random`: a fresh uniform draw each iteration; `sliding`: from the noise on, one step later each interval."""
-    window_interval: int = 25
+    window_interval: Annotated[int, Whole("[1, 1e9]")] = 25
     """Iterations between two moves of the `sliding` window; past its range it starts again."""
     compat: Suppress[Fixed[bool]] = False
     """The official release's sampler, for comparison only: a deterministic UniPC rollout, scored by a Gaussian that
@@ -148,15 +150,15 @@ class ScheduleConfig:
 class RolloutConfig:
     """How many videos an iteration makes."""
 
-    group_size: int = 8
+    group_size: Annotated[int, Whole("[2, 4096]")] = 8
     """Samples per prompt (G). Advantages are relative to the group; less than 4 needs --rollout.allow-small-group."""
-    prompts_per_iteration: int = 8
+    prompts_per_iteration: Annotated[int, Whole("[1, 1e6]")] = 8
     """Prompts (groups) per iteration over all ranks. Its samples are dealt to the ranks: a group may be split."""
-    guidance_scale: float = 1.0
+    guidance_scale: Annotated[float, Real("[1, 100]")] = 1.0
     """Classifier-free guidance; 1 runs no unconditional pass."""
-    micro_batch: int = 32
+    micro_batch: Annotated[int, Whole("[1, 1e6]")] = 32
     """Samples per transformer call, in rollout and training alike, so that log-probs agree exactly."""
-    memory_budget_gib: float = 0.0
+    memory_budget_gib: Annotated[float, Real("[0, 1e6]")] = 0.0
     """Choose micro_batch in its place: the largest whose passes and decoding are measured to take no more than this,
     beside the model, the judges and what an iteration keeps; 0: off."""
     share_initial_noise: bool = False
@@ -174,15 +176,15 @@ class RolloutConfig:
 class RewardConfig:
     """Weights of the terms, and the frozen judges."""
 
-    weight_traj: float = 1.0
+    weight_traj: Annotated[float, Real("[0, 1e6]")] = 1.0
     """S_traj: recovered against requested camera path, in [0, 1]."""
     metric_paths: bool = False
     """The reconstructor measures in the unit of the requested paths, as the embedded one does: lengths count too."""
-    weight_recon: float = 1.0
+    weight_recon: Annotated[float, Real("[0, 1e6]")] = 1.0
     """S_recon: 1 - perceptual distance of the re-rendered Gaussians, in [0, 1]."""
-    weight_meta: float = 1.0
+    weight_meta: Annotated[float, Real("[0, 1e6]")] = 1.0
     """S_meta: the critic's score of a novel view, in [0, 1]."""
-    weight_gen: float = 1.0
+    weight_gen: Annotated[float, Real("[0, 1e6]")] = 1.0
     """R_gen: aesthetic score, in [-1, 1] (lambda of the article)."""
     control: Literal["none", "permuted", "random"] = "none"
     """A control experiment: rewards shuffled inside each group, or replaced by noise. The gain must vanish."""
@@ -203,19 +205,19 @@ class RewardConfig:
     beside the policy."""
     offload: bool = False
     """Keep the judges in host memory but while they judge: frees their weights' memory during rollout and update."""
-    reconstructor_size: int = 504
+    reconstructor_size: Annotated[int, Whole("[14, 8192]")] = 504
     """Longest side, in pixels, of what Depth Anything 3 sees; its published setting. Less is faster and coarser."""
     gaussian_rotations: Literal["package", "corrected"] = "package"
     """Depth Anything 3 composes rotations as xyzw and reads them as wxyz; `corrected` reorders them."""
     critic_model: str = ""
     """Name of the critic's model on a server; empty: the only one that it serves."""
-    critic_timeout: float = 60.0
+    critic_timeout: Annotated[float, Real("(0, 86400]")] = 60.0
     """Seconds for one answer of a server, its second try included; then the sample has no reward."""
-    num_aesthetic_frames: int = 8
+    num_aesthetic_frames: Annotated[int, Whole("[1, 4097]")] = 8
     """K: R_gen is the mean over K frames of a clip."""
     aesthetic_frames: Literal["first", "spread"] = "first"
     """Which K frames: the first of the clip, as in the article, or evenly over it, its first and last among them."""
-    max_invalid_fraction: float = 0.5
+    max_invalid_fraction: Annotated[float, Real("[0, 1]")] = 0.5
     """Stop with an error when a larger share of an iteration's samples, of all ranks, has no valid reward."""
 
 
@@ -225,11 +227,11 @@ class AdvantageConfig:
 
     std: Literal["global", "group"] = "global"
     """Divide by the standard deviation inside the groups, of the whole iteration's together or of each group's own."""
-    clip: float = 5.0
+    clip: Annotated[float, Real("(0, 1e6]")] = 5.0
     """Advantages are clipped to +- this."""
     normalize_each: bool = True
     """Normalise each reward term before adding them, so that none dominates by its variance."""
-    min_group_std: float = 1e-3
+    min_group_std: Annotated[float, Real("[0, 1e6]")] = 1e-3
     """Alarm below this spread of a group's reward; a group below 1e-6 is dropped."""
 
 
@@ -237,15 +239,15 @@ class AdvantageConfig:
 class UpdateConfig:
     """The policy gradient step."""
 
-    learning_rate: float = 6e-4
+    learning_rate: Annotated[float, Real("(0, 1]")] = 6e-4
     """AdamW learning rate of the LoRA."""
-    warmup_iterations: int = 0
+    warmup_iterations: Annotated[int, Whole("[0, 1e9]")] = 0
     """The rate rises linearly over so many iterations: AdamW's first steps have unit size whatever the gradient."""
-    final_lr_fraction: float = 0.3
+    final_lr_fraction: Annotated[float, Real("[0, 1]")] = 0.3
     """The rate decays linearly to this fraction at the last iteration."""
-    updates_per_rollout: int = 2
+    updates_per_rollout: Annotated[int, Whole("[1, 1000]")] = 2
     """Optimizer steps per rollout; with 1 the ratio is always 1 and the clip never acts."""
-    clip_range: float = 2e-3
+    clip_range: Annotated[float, Real("(0, 1)")] = 2e-3
     """PPO clip of the ratio. The log-ratio is centred and in units of the step's std, so that one value serves every
     size: where each element of a draw moved by rho standard deviations, the ratio is exp(N(0, rho^2))."""
     surrogate: Literal["clip", "guard"] = "clip"
@@ -254,13 +256,13 @@ class UpdateConfig:
     deferred: bool = False
     """Backward pass inside the rollout, one gradient per sample, weighted when the rewards arrive: the first update of
     a rollout then needs no forward of its own."""
-    kl_beta: float = 2.0
+    kl_beta: Annotated[float, Real("[0, 1e9]")] = 2.0
     """Weight of the KL to the adapter-off reference, in nats an element; 0 skips the reference forward."""
-    max_grad_ratio: float = 5.0
+    max_grad_ratio: Annotated[float, Real("(0, 1e9]")] = 5.0
     """A gradient is cut to this many times the running norm of those before it (the root of AdamW's second moment)."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Real("[0, 1e3]")] = 0.0
     """AdamW weight decay."""
-    ema_decay: float = 0.9
+    ema_decay: Annotated[float, Real("[0, 1)")] = 0.9
     """Exponential moving average of the adapter, stepped once per optimizer step; evaluation uses it."""
 
 
@@ -268,9 +270,9 @@ class UpdateConfig:
 class PhaseConfig:
     """The periodic decoupled phase: R_gen alone on dynamic prompts, so that the model does not freeze."""
 
-    main_iterations: int = 50
+    main_iterations: Annotated[int, Whole("[1, 1e9]")] = 50
     """Iterations with the full reward before each dynamic phase."""
-    dynamic_iterations: int = 3
+    dynamic_iterations: Annotated[int, Whole("[0, 1e9]")] = 3
     """Iterations of the dynamic phase; 0 turns it off."""
 
 
@@ -278,25 +280,25 @@ class PhaseConfig:
 class EvaluationConfig:
     """The before/after study at the end of a run, by an evaluator that no reward has seen."""
 
-    num_samples: int = 384
+    num_samples: Annotated[int, Whole("[0, 1e6]")] = 384
     """Held-out samples, paired by seed before and after; 0 skips the study."""
     solver: Literal["euler", "multistep", "unipc"] = "euler"
     """Sampler of the study; `unipc` on its own grid is what Wan's pipeline uses."""
-    num_steps: int = 0
+    num_steps: Annotated[int, Whole("[0, 1000]")] = 0
     """Steps of the study's sampler; 0 takes schedule.num_steps."""
     evaluator: Path = EMBEDDED / "microeval"
     """Folder of the independent evaluator."""
     labels: bool = True
     """Also measure obedience and content, which the embedded prompts name and the embedded evaluator can name."""
-    height: int = 0
+    height: Annotated[int, Whole("[0, 8192]")] = 0
     """Frame height of the study and of validation; 0, as the two below: as in training."""
-    width: int = 0
+    width: Annotated[int, Whole("[0, 8192]")] = 0
     """Their frame width."""
-    num_frames: int = 0
+    num_frames: Annotated[int, Whole("[0, 4097]")] = 0
     """Their frames, 4 k + 1."""
-    num_validation: int = 4
+    num_validation: Annotated[int, Whole("[1, 1e4]")] = 4
     """Prompts of a validation (validate_every): of the held-out ones the first of each camera motion, then the rest."""
-    num_sheet_rows: int = 9
+    num_sheet_rows: Annotated[int, Whole("[0, 1e4]")] = 9
     """Rows of the before/after contact sheet in the report."""
 
 
@@ -304,9 +306,9 @@ class EvaluationConfig:
 class TrainConfig:
     """World-R1 training. With no arguments: the embedded micro world on this machine, through the production path."""
 
-    max_iterations: int = 200
+    max_iterations: Annotated[int, Whole("[0, 1e9]")] = 200
     """Training iterations."""
-    seed: int = 0
+    seed: Annotated[int, Whole("[0, 2^63)")] = 0
     """Seed of everything; two runs with the same seed on one machine write identical metrics."""
     output_dir: Path = Path("runs/micro")
     """Where metrics, checkpoints, the adapter and report.html go."""
@@ -318,19 +320,19 @@ class TrainConfig:
     """UTF-8 text file, one prompt a line: the dynamic phase."""
     eval_prompts: Path = EMBEDDED / "prompts" / "micro_heldout.txt"
     """UTF-8 text file, one prompt a line: never trained on."""
-    checkpoint_every: int = 20
+    checkpoint_every: Annotated[int, Whole("[1, 1e9]")] = 20
     """Iterations between checkpoints; one is also written at the end and on Ctrl-C."""
-    checkpoint_minutes: float = 0.0
+    checkpoint_minutes: Annotated[float, Real("[0, 1e6]")] = 0.0
     """Also write one at the end of the iteration in which so many minutes have passed since the last; 0: off."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, Whole("[1, 1e6]")] = 2
     """Older checkpoints are removed."""
-    validate_every: int = 0
+    validate_every: Annotated[int, Whole("[0, 1e9]")] = 0
     """Iterations between validations, clips of held-out prompts by the base and the averaged adapter; 0: off."""
     self_test: bool = True
     """Check the policy gradient's identities before the first update; a failure stops the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the policy runs."""
-    num_threads: int = 0
+    num_threads: Annotated[int, Whole("[0, 1024]")] = 0
     """CPU threads per rank; 0 shares the cores among the ranks."""
     text_cache: bool = False
     """Keep the embeddings of prompts on disk, in text_cache/ beside output_dir, for this run and later ones."""

@@ -266,6 +266,27 @@ def test_bad_input_of_sde_step() -> None:
         sde_step(velocity, sample, 0.8, 0.7, noise=noise, backend="triton")
 
 
+def test_grpo_loss_beyond_float32() -> None:
+    """exp(200) is infinite in float32: where the clip holds, neither loss nor gradient may know of it."""
+    log_prob = torch.tensor([200.0, 0.0, 200.0, -200.0], requires_grad=True)
+    out = grpo_loss(log_prob, torch.zeros(4), torch.tensor([1.0, 1.0, 0.0, -2.0]), clip_range=1e-3)
+    out.loss.backward()
+    assert log_prob.grad is not None and log_prob.grad.tolist() == [0.0, -0.25, 0.0, 0.0]
+    assert float(out.loss) == pytest.approx((-1.001 - 1.0 + 2.0 * 0.999) / 4)
+
+
+def test_grpo_loss_is_the_maximum_of_the_two() -> None:
+    generator = torch.Generator().manual_seed(0)
+    log_prob = (0.3 * torch.randn(4000, generator=generator, dtype=torch.float64)).requires_grad_()
+    advantage = torch.randn(4000, generator=generator, dtype=torch.float64)
+    loss = grpo_loss(log_prob, torch.zeros_like(log_prob), advantage, clip_range=0.2).loss
+    ratio = log_prob.exp()
+    plain = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2)).mean()
+    mine, other = (torch.autograd.grad(x, log_prob)[0] for x in (loss, plain))
+    torch.testing.assert_close(loss, plain, rtol=1e-14, atol=0)
+    torch.testing.assert_close(mine, other, rtol=1e-14, atol=0)
+
+
 def test_bad_input_of_ode_step_and_grpo_loss() -> None:
     velocity, sample, _, _ = inputs()
     with pytest.raises(ValueError, match="ode_step: sigma_next must be < sigma"):

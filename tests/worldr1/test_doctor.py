@@ -103,10 +103,11 @@ def test_where_memory_is_short_the_change_that_helps_is_named(monkeypatch) -> No
     good = doctor._memory(config, 1)
     assert isinstance(good, str) and "a small device" in good
     assert good.startswith("0.229 GB of a rank in update")
-    for room, change in (  # bytes; the judges' weights are 2.2 MB, 32 clips go through the update together
+    for num_bytes, change in (  # the judges' weights are 2.2 MB, 32 clips go through the update together
         (228e6, "--reward.offload"),
         (60e6, "--reward.offload --model.checkpoint-keep nothing --rollout.micro-batch 1"),
     ):
+        room = num_bytes
         finding = doctor._memory(config, 1)
         assert isinstance(finding, doctor.Finding) and not finding.good
         assert f"too little; {change} would fit" in finding.text

@@ -262,10 +262,14 @@ def grpo_loss(
         log_ratio = torch.where(valid, log_ratio, 0.0)
         weight_of = torch.where(valid, weight_of, 0.0)
         count = valid.sum().clamp(min=1).to(wide)
-    ratio = torch.exp(log_ratio)
+    ratio = torch.exp(log_ratio.detach())
     clipped = torch.clamp(ratio, 1.0 - clip_range, 1.0 + clip_range)
-    loss = torch.maximum(-weight_of * ratio, -weight_of * clipped).sum() / count
+    # Where the clipped one is the larger, it is a constant. torch.maximum would give the other the gradient 0 * ratio,
+    # which is NaN where the ratio is beyond float32.
+    follows = torch.where(weight_of > 0, ratio <= 1.0 + clip_range, ratio >= 1.0 - clip_range) & (weight_of != 0)
+    followed = torch.exp(torch.where(follows, log_ratio, 0.0))
+    loss = (-weight_of * torch.where(follows, followed, clipped)).sum() / count
     with torch.no_grad():
         clip_fraction = ((ratio - 1.0).abs() > clip_range).to(wide).sum() / count
         approx_kl = (torch.expm1(log_ratio) - log_ratio).sum() / count
-    return GrpoLoss(loss, ratio.detach(), clip_fraction, approx_kl)
+    return GrpoLoss(loss, ratio, clip_fraction, approx_kl)
