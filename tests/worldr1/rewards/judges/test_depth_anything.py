@@ -201,7 +201,10 @@ def test_known_cameras_come_out_relative_to_the_first():
     assert float(ahead[0]) == pytest.approx(math.sin(math.radians(20.0)), abs=1e-5)  # looks to +x: to the right
     # The lens in pixels of the video: three times as wide, twice as high.
     torch.testing.assert_close(scene.Ks[0, 0], torch.tensor([[90.0, 0, 42.0], [0, 48.0, 14.0], [0, 0, 1]]))
-    assert scene.depth.shape == (1, 2, 28, 84)
+    out["depth"][..., 10:] = 9.0  # an edge between columns 9 and 10: no depth between its sides is made up
+    depth = reconstruction(out, torch.rand(2, 3, 14, 28), height=28, width=84).depth
+    assert depth.shape == (1, 2, 28, 84)
+    assert bool((depth[..., :30] == 4.0).all()) and bool((depth[..., 30:] == 9.0).all())
 
 
 def test_without_a_gaussian_head_pixels_are_lifted_to_their_depth():
@@ -475,6 +478,17 @@ def test_a_video_that_it_cannot_take(judge: DepthAnything, video: torch.Tensor, 
         judge.infer(video)
 
 
+def test_settings_reach_it(folder: Path):
+    scenes = {}
+    for rotations in ("package", "corrected"):
+        config = RewardConfig(reconstructor_size=28, gaussian_rotations=rotations)
+        judge = load_judge(folder, role="reconstructor", device=CPU, config=config)
+        scenes[rotations] = judge.infer(clip(3))
+    package, corrected = (scenes[k].gaussians for k in ("package", "corrected"))
+    assert package.means.shape == (1, 3 * 14 * 28, 3)
+    assert torch.equal(package.means, corrected.means) and not torch.allclose(package.quats, corrected.quats, atol=1e-3)
+
+
 def test_moving_it_forgets_what_lies_on_the_old_device(folder: Path):
     judge = load_judge(folder, role="reconstructor", device=CPU, config=RewardConfig(reconstructor_size=28))
     before = tensors(judge.infer(clip(2)))
@@ -542,9 +556,11 @@ def nested(sky: float, folder: Path) -> DepthAnything:
 def test_a_nested_model_puts_all_in_metres(package: None, tmp_path: Path):
     judge = nested(0.0, tmp_path)
     video = clip(17, 70, 98)  # more than 100,000 pixels: it draws some of them
+    scene = judge.infer(video)
+    torch.manual_seed(7)
     state = torch.get_rng_state()
-    scene, again = judge.infer(video), judge.infer(video)
-    assert torch.equal(state, torch.get_rng_state())  # from no one else's numbers
+    again = judge.infer(video)
+    assert torch.equal(state, torch.get_rng_state())  # no one else's numbers
     assert all(torch.equal(a, b) for a, b in zip(tensors(scene), tensors(again), strict=True))
 
     plain = DepthAnything(judge.net.da3, size=SIZE)  # its first branch alone
@@ -558,9 +574,14 @@ def test_a_nested_model_puts_all_in_metres(package: None, tmp_path: Path):
     assert torch.equal(scene.gaussians.quats, alone.gaussians.quats)
 
 
+@pytest.mark.slow
 def test_nothing_but_sky_is_the_videos_fault(package: None, tmp_path: Path):
     with pytest.raises(ValueError, match="the network refused the video: Insufficient non-sky pixels"):
         nested(1.0, tmp_path).infer(clip(2))
-    out = raw_output(torch.eye(4).repeat(2, 1, 1)) | {"gaussians": splats(8), "scale_factor": 0.0}
-    with pytest.raises(ValueError, match="scale of a nested model must be finite and > 0, got 0.0"):
+
+
+@pytest.mark.parametrize("scale", [0.0, math.nan, math.inf])
+def test_a_scale_must_be_one(scale: float):
+    out = raw_output(torch.eye(4).repeat(2, 1, 1)) | {"gaussians": splats(8), "scale_factor": scale}
+    with pytest.raises(ValueError, match=f"scale of a nested model must be finite and > 0, got {scale}"):
         reconstruction(out, torch.rand(2, 3, 14, 28), height=14, width=28)
