@@ -134,7 +134,7 @@ def pixel_gaussians(
       depth: z-depth, shape [N, F, H, W], scene units.
       confidence: Shape [N, F, H, W], > 0; opacity is 0.98 c / (c + half_opacity_confidence).
       viewmats: World-to-camera, shape [N, F, 4, 4].
-      K: Intrinsics, shape [3, 3], pixels.
+      K: Intrinsics in pixels, shape [3, 3], or [N, F, 3, 3] where frames differ.
       splat_px: Standard deviation in pixels of its own frame.
       half_opacity_confidence: See `confidence`.
     Returns:
@@ -146,14 +146,14 @@ def pixel_gaussians(
     points = (torch.linalg.inv(K) @ pixels) * depth.flatten(2)[:, :, None]  # [N, F, 3, P]
     rotation, translation = viewmats[..., :3, :3], viewmats[..., :3, 3:]
     means = (rotation.transpose(-1, -2) @ (points - translation)).transpose(-1, -2)  # [N, F, P, 3]
-    flat = depth.reshape(num, -1)  # [N, M]
+    scales = (splat_px / K[..., 0, :1] * depth.flatten(2)).reshape(num, -1)  # [N, M]
     c = confidence.reshape(num, -1)
-    quats = torch.zeros(num, flat.shape[1], 4).to(flat)
+    quats = torch.zeros(num, scales.shape[1], 4).to(scales)
     quats[..., 0] = 1.0
     return GaussianScene(
         means=means.reshape(num, -1, 3),
         quats=quats,
-        scales=(splat_px / K[0, 0] * flat)[..., None].repeat(1, 1, 3),
+        scales=scales[..., None].repeat(1, 1, 3),
         opacities=0.98 * c / (c + half_opacity_confidence),
         colors=video.permute(0, 1, 3, 4, 2).reshape(num, -1, 3),
     )

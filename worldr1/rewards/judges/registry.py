@@ -22,6 +22,7 @@ KINDS = (
     "worldr1.rewards.judges.micro_images:MicroAesthetic",
     "worldr1.rewards.judges.micro_images:MicroPerceptual",
     "worldr1.rewards.judges.qwen:QwenCritic",
+    "worldr1.rewards.judges.depth_anything:DepthAnything",
 )
 """The kinds that come with the package. Their modules import nothing heavy; `load` does."""
 
