@@ -55,12 +55,17 @@ class HPSv3:
 
     @classmethod
     def recognises(cls, folder: Path, config: dict[str, Any]) -> bool:
-        """A qwen2_vl config.json beside weights with the reward head; damaged weights count, so that `load` says so."""
+        """Weights of the published name, or with the reward head, and no config.json but of Qwen2-VL.
+
+        What is missing or damaged beyond that, `load` says.
+        """
         path = weights_path(folder)
-        if config.get("model_type") != "qwen2_vl" or path is None:
+        if path is None or config.get("model_type", "qwen2_vl") != "qwen2_vl":
             return False
+        if path.name.startswith("HPSv3"):
+            return True
         try:
-            return path.name.startswith("HPSv3") or any(key.startswith("rm_head.") for key in _keys(path))
+            return bool(config) and any(key.startswith("rm_head.") for key in _keys(path))
         except ValueError:
             return True
 
@@ -69,14 +74,17 @@ class HPSv3:
         """Read the folder: bfloat16 on a GPU, float32 on a CPU, the head always in float32; nothing is downloaded.
 
         Raises:
-          ValueError: no instruction text; weights that are missing, damaged or of another model; a tokenizer without
-            the chat's tokens.
-          OSError: config.json or preprocessor_config.json is missing or no JSON.
+          ValueError: a file is missing; no instruction text; weights that are damaged or of another model; a tokenizer
+            without the chat's tokens.
+          OSError: config.json or preprocessor_config.json is no JSON.
         """
         from accelerate import init_empty_weights
         from transformers import Qwen2VLConfig, Qwen2VLImageProcessorPil
 
         folder, device = Path(folder), torch.device(device)
+        for name in ("config.json", "tokenizer.json", "preprocessor_config.json"):
+            if not (folder / name).is_file():
+                raise ValueError(f"HPSv3.load: {folder} must hold {name} of Qwen2-VL-7B-Instruct, got no such file")
         chat = Chat(folder)
         settings: Any = Qwen2VLConfig.from_pretrained(folder, local_files_only=True)
         if settings.image_token_id != chat.image:
@@ -236,8 +244,6 @@ class Chat:
         from tokenizers import Tokenizer
 
         path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise ValueError(f"HPSv3.load: {folder} must hold tokenizer.json of Qwen2-VL-7B-Instruct, got no such file")
         try:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
@@ -354,10 +360,17 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _index(path: Path) -> dict[str, str]:
+    """Published tensor -> name of the file beside the index that holds it."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, TypeError, KeyError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        beside = all(Path(name).name == name for name in found.values())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"HPSv3.load: {path} must be JSON with a weight_map, got {error!r}") from error
+    if not beside:
+        raise ValueError(
+            f"HPSv3.load: weight_map of {path} must name files beside it, got {sorted(set(found.values()))}"
+        )
+    return found
 
 
 def _keys(path: Path) -> list[str]:

@@ -326,7 +326,7 @@ def test_it_is_taken_as_the_aesthetic_judge_of_a_run(folder: Path):
 def test_folders_of_other_models_are_not_taken_for_it(copy: Path, tmp_path: Path):
     config = json.loads((copy / "config.json").read_text())
     assert HPSv3.recognises(copy, config)
-    assert not HPSv3.recognises(copy, {"model_type": "qwen3_vl"}) and not HPSv3.recognises(copy, {})
+    assert not HPSv3.recognises(copy, {"model_type": "qwen3_vl"})
     state = load_file(copy / "HPSv3.safetensors")
     (copy / "HPSv3.safetensors").unlink()
     assert not HPSv3.recognises(copy, config)
@@ -367,6 +367,8 @@ def test_damaged_folders_are_refused_with_the_file(copy: Path):
         ),
         ("{}", r"index\.json must be JSON with a weight_map"),
         ("{", r"index\.json must be JSON with a weight_map"),
+        ('{"weight_map": []}', r"index\.json must be JSON with a weight_map"),
+        ('{"weight_map": {"rm_head.0.bias": "../b.safetensors"}}', r"must name files beside it, got \['\.\./b"),
     ],
 )
 def test_a_missing_part_is_refused(copy: Path, index: str, message: str):
@@ -393,18 +395,19 @@ def test_files_beside_the_weights_are_refused_too(copy: Path):
     tokenizer.write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer\.json must be a tokenizer"):
         load(copy)
-    tokenizer.unlink()
-    with pytest.raises(ValueError, match=r"must hold tokenizer\.json"):
-        load(copy)
     tokenizer.write_text(text)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "image_token_id": 151_655}))
     with pytest.raises(ValueError, match=r"image_token_id of .*config\.json must be 268, .*got 151655"):
         load(copy)
+    (copy / "preprocessor_config.json").write_text("{")
     (copy / "config.json").write_text(json.dumps(config))
-    (copy / "preprocessor_config.json").unlink()
-    with pytest.raises(OSError, match="hpsv3"):
+    with pytest.raises(OSError, match="preprocessor_config.json"):
         load(copy)
+    for name in ("preprocessor_config.json", "tokenizer.json", "config.json"):
+        (copy / name).unlink()
+        with pytest.raises(ValueError, match=f"must hold {name} of Qwen2-VL-7B-Instruct, got no such file"):
+            load(copy)
 
 
 # ---- the instruction
