@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rewards.judges.record_hpsv3 import CASES, RECORD, digest, picture
+from rewards.judges.record_hpsv3 import CASES, RECORD, digest, levels, picture
 from safetensors.torch import load_file, save_file
 
 from worldr1.config import RewardConfig, TrainConfig
@@ -76,7 +76,7 @@ def test_token_ids_and_pixels_are_those_of_the_package(judge: HPSv3):
         seen = judge._pixels(frame(size)[0])
         assert seen["image_grid_thw"].tolist() == [RECORDED["grid"][i]]
         assert float(seen["pixel_values"].double().mean()) == pytest.approx(RECORDED["pixel_mean"][i], abs=1e-6)
-        assert digest(seen["pixel_values"].numpy()) == RECORDED["pixels"][i]
+        assert digest(levels(seen["pixel_values"].numpy())) == RECORDED["pixels"][i]
         ids = judge.chat.ids(prompt, int(seen["image_grid_thw"].prod()) // 4)
         assert len(ids) == RECORDED["num_tokens"][i]
         assert digest(np.array([ids], dtype=np.int64)) == RECORDED["token_ids"][i]
