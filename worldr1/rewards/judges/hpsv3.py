@@ -267,7 +267,7 @@ class Chat:
         line = self._text("\n")
         self._before = [start, *self._text("system\nYou are a helpful assistant."), end, *line]
         self._before += [start, *self._text("user\n"), vision_start]
-        self._between = [vision_end]
+        self._vision_end = vision_end
         self._after = [self.reward, *self._text(answer), end, *line, start, *self._text("assistant\n")]
 
     def ids(self, prompt: str, image_tokens: int) -> list[int]:
@@ -275,7 +275,7 @@ class Chat:
         # Cut before it is encoded; halves of surrogate pairs have no bytes.
         prompt = prompt[:MAX_PROMPT_CHARS].encode("utf-8", "replace").decode("utf-8")
         question = self._text(self._question.replace(PROMPT_FIELD, prompt))
-        return [*self._before, *[self.image] * image_tokens, *self._between, *question, *self._after]
+        return [*self._before, *[self.image] * image_tokens, self._vision_end, *question, *self._after]
 
     def _text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -291,7 +291,10 @@ def read_instruction(folder: Path) -> str:
     """
     path = Path(folder) / INSTRUCTION_NAME
     if path.is_file():
-        text = path.read_bytes().decode("utf-8")
+        try:
+            text = path.read_bytes().decode("utf-8")  # line ends as they are: they are tokens
+        except UnicodeDecodeError as error:
+            raise ValueError(f"HPSv3.load: {path} must be UTF-8, got {error}") from error
     else:
         found = find_spec("hpsv3")
         places = [] if found is None else list(found.submodule_search_locations or [])
