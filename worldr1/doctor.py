@@ -29,6 +29,8 @@ and memory; tries one clip on every judge; then prints the command that starts t
 
   --ranks N    ranks of the run (default: the devices of this machine, or 1)
   --no-clip    do not load the judges
+
+For example: python -m worldr1.doctor --preset wan2.1-1.3b --model.path WAN_FOLDER --reward.critic QWEN_FOLDER
 """
 
 PAGES = {
@@ -228,16 +230,10 @@ def _model(config: TrainConfig) -> str | None:
 
 def _weights_size(folder: Path) -> int:
     """Bytes of a folder's weights. ValueError where a shard that an index names is missing, or there are no weights."""
+    from worldr1.rewards.judges.shards import parts
+
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{index} must be JSON with a weight_map, got {error!r}; download it again") from error
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise ValueError(
-                f"{folder} must hold {len(names)} shards, {', '.join(missing[:3])} missing; download again"
-            )
+        parts(index)
     files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth", ".ckpt", ".pt")]
     if not files:
         raise ValueError(f"{folder} must hold weights, it has none; download it")

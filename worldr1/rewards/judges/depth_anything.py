@@ -26,7 +26,7 @@ from worldr1.datatypes import GaussianScene, Reconstruction
 from worldr1.rewards.judges.depth_anything_network import any_view, build_network, fill, keep_constant_colour
 from worldr1.rewards.judges.folder import read_config
 from worldr1.rewards.judges.micro_geo import pixel_gaussians
-from worldr1.rewards.judges.shards import read_shards
+from worldr1.rewards.judges.shards import NAMES, tensors, weights_path
 
 LICENCES = {
     "da3nested-giant-large": "CC BY-NC 4.0",
@@ -83,9 +83,8 @@ class DepthAnything:
         The weights are float32, as in the package: its heads run in float32, its backbone under bfloat16 autocast.
 
         Raises:
-          ValueError: the package is not installed, the model gives no poses, a file is missing, or the weights are not
-            those of the model.
-          OSError: a file of weights is damaged.
+          ValueError: the package is not installed, the model gives no poses, a file is missing or damaged, or the
+            weights are not those of the model.
         """
         folder = Path(folder)
         settings = read_config(folder)
@@ -95,7 +94,11 @@ class DepthAnything:
                 f"DepthAnything: model_name in {folder} must be a model that gives poses ({', '.join(LICENCES)}), "
                 f"got {settings['model_name']}"
             )
-        fill(net, read_shards(folder, device=device), source=folder)
+        path = weights_path(folder)
+        if path is None:
+            raise ValueError(f"DepthAnything: {folder} must hold {NAMES[0]}, got no such file; download it")
+        # Copies in memory of their own: a view keeps the file, and would page it in during the run.
+        fill(net, {key: value.clone() for key, value in tensors(path, device=device)}, source=folder)
         net.to(device).eval().requires_grad_(False)  # buffers follow the weights
         return cls(net, size=config.reconstructor_size, rotations=config.gaussian_rotations)
 

@@ -23,6 +23,7 @@ KINDS = (
     "worldr1.rewards.judges.micro_images:MicroPerceptual",
     "worldr1.rewards.judges.qwen:QwenCritic",
     "worldr1.rewards.judges.depth_anything:DepthAnything",
+    "worldr1.rewards.judges.hpsv3:HPSv3",
 )
 """The kinds that come with the package. Their modules import nothing heavy; `load` does."""
 
