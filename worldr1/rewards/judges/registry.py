@@ -21,6 +21,7 @@ KINDS = (
     "worldr1.rewards.judges.micro_images:MicroAesthetic",
     "worldr1.rewards.judges.micro_images:MicroPerceptual",
     "worldr1.rewards.judges.qwen:QwenCritic",
+    "worldr1.rewards.judges.lpips:LPIPS",
 )
 """The kinds that come with the package. Their modules import nothing heavy; `load` does."""
 
