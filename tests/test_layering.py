@@ -24,9 +24,9 @@ LAYERS = (
     ("worldr1.rollout", "worldr1.rewards"),
     ("worldr1.learn", "worldr1.cost", "worldr1.evaluation", "worldr1.report"),
     ("worldr1.microworld", "worldr1.rehearsal", "worldr1.cli"),
-    ("worldr1.train", "worldr1.generate", "worldr1.study", "worldr1.lpips_weights"),
+    ("worldr1.train", "worldr1.generate", "worldr1.study", "worldr1.sensitivity", "worldr1.lpips_weights"),
 )
-COMMANDS = {"worldr1.train", "worldr1.generate", "worldr1.study", "worldr1.lpips_weights"}
+COMMANDS = {"worldr1.train", "worldr1.generate", "worldr1.study", "worldr1.sensitivity", "worldr1.lpips_weights"}
 SHARED = {"worldr1.config", "worldr1.config_checks", "worldr1.presets", "worldr1.datatypes", "worldr1.cli"}
 """Files at the root: commands, and what all stages share."""
 KERNELS_MAY_IMPORT = {"torch", "triton", "numpy", "worldr1_kernels"} | set(sys.stdlib_module_names)
