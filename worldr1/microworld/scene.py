@@ -4,7 +4,8 @@ milliseconds a clip.
 A scene is a round room: a floor (plane y = floor_height), a wall (vertical cylinder around the orbit centre) and
 one object, a ball or a box standing on the floor. Every ray hits something at a finite depth, from every camera
 the captions can ask for. Colours are anti-aliased over 2 x 2 rays a pixel; depth is that of the ray through the
-pixel centre. The contrast of the floor fades with distance, so that no texture is finer than a pixel.
+pixel centre. The contrast of the floor fades with distance, so that no texture is finer than a pixel of the micro
+world; larger frames of the same scenes are smooth, unless `detail` adds texture down to their own pixels.
 
 The camera is at the origin of the world at frame 0, looks along +z, and moves as
 `worldr1.camera.trajectory.build_trajectory` says for the
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
@@ -35,7 +36,11 @@ EVALUATION_SEEDS = range(2_000_000, 3_000_000)
 
 _WALL_RADIUS = 7.0
 _SAMPLES = 2
-_CHUNK = 16
+_RAYS_PER_CALL = 16 * NUM_FRAMES * _SAMPLES**2 * HEIGHT * WIDTH
+_WAVES = 8  # of the detail, in each octave of wavelength
+_LONGEST_WAVE = 2.0  # scene units
+_SHORTEST_WAVE = 4.0  # pixels at the depth of the object
+_DETAIL_SALT = 0x4445544C  # keeps the draws of the detail apart from those of the scene
 
 _OBJECT_RGB = {
     "red": (0.86, 0.16, 0.14),
@@ -96,28 +101,38 @@ class _Scene:
     wall_phase: Tensor  # [n, 2]
     light: Tensor  # [n, 3] unit vector towards the light
     brightness: Tensor  # [n]
+    waves: Tensor  # [n, J, 4] wave vector (radians a scene unit) and phase of the detail's waves
 
 
-def intrinsics() -> Tensor:
-    """The intrinsics of every clip.
+def intrinsics(height: int = HEIGHT, width: int = WIDTH) -> Tensor:
+    """The intrinsics of every clip of a size.
 
     Returns:
       K, shape [3, 3], float32, pixels; the principal point is the image centre.
     """
-    focal = MICRO_CAMERA.focal_ratio * WIDTH
-    return torch.tensor([[focal, 0.0, WIDTH / 2], [0.0, focal, HEIGHT / 2], [0.0, 0.0, 1.0]])
+    focal = MICRO_CAMERA.focal_ratio * width
+    return torch.tensor([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
 
 
-def trajectory_of(caption: Caption) -> Tensor:
+def trajectory_of(caption: Caption, num_frames: int = NUM_FRAMES) -> Tensor:
     """The camera path a caption asks for.
 
     Returns:
-      viewmats, shape [NUM_FRAMES, 4, 4], float32, world-to-camera, identity at frame 0.
+      viewmats, shape [num_frames, 4, 4], float32, world-to-camera, identity at frame 0.
     """
-    return _trajectory(caption.text)
+    return _trajectory(caption.text, num_frames)
 
 
-def render_clips(captions: Sequence[Caption], seeds: Sequence[int], *, paths: Tensor | None = None) -> Clips:
+def render_clips(
+    captions: Sequence[Caption],
+    seeds: Sequence[int],
+    *,
+    paths: Tensor | None = None,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+    num_frames: int = NUM_FRAMES,
+    detail: float = 0.0,
+) -> Clips:
     """Render one clip for each caption.
 
     The pair (caption, seed) fixes a clip exactly; the seed draws the place, size and heading of the object, the
@@ -127,6 +142,11 @@ def render_clips(captions: Sequence[Caption], seeds: Sequence[int], *, paths: Te
       captions: N captions.
       seeds: N non-negative integers, from TRAIN_SEEDS, HELD_OUT_SEEDS or EVALUATION_SEEDS.
       paths: viewmats to render instead of those the captions ask for, shape [N, F, 4, 4], identity at frame 0.
+      height: H in pixels.
+      width: W in pixels; the field of view across stays.
+      num_frames: F >= 2.
+      detail: Relative contrast of an added texture, fixed to the surfaces, in every octave of wavelength from 2 scene
+        units to 4 pixels: about .1 in photographs. 0: the micro world as it is.
     Returns:
       Clips, N of them, in the order given. float32, CPU.
     Raises:
@@ -136,26 +156,33 @@ def render_clips(captions: Sequence[Caption], seeds: Sequence[int], *, paths: Te
     if len(captions) != len(seeds):
         raise ValueError(f"render_clips: captions and seeds must be equally many, got {len(captions)} and {len(seeds)}")
     num = len(captions)
-    video = torch.empty(num, NUM_FRAMES, 3, HEIGHT, WIDTH)
-    depth = torch.empty(num, NUM_FRAMES, HEIGHT, WIDTH)
-    viewmats = torch.empty(num, NUM_FRAMES, 4, 4)
+    video = torch.empty(num, num_frames, 3, height, width)
+    depth = torch.empty(num, num_frames, height, width)
+    viewmats = torch.empty(num, num_frames, 4, 4)
     if paths is not None and paths.shape != viewmats.shape:
         raise ValueError(f"render_clips: paths must have shape {list(viewmats.shape)}, got {list(paths.shape)}")
     for i, caption in enumerate(captions):
-        viewmats[i] = _trajectory(caption.text) if paths is None else paths[i]
+        viewmats[i] = _trajectory(caption.text, num_frames) if paths is None else paths[i]
+    rays = _SAMPLES**2 * height * width
+    together, few = max(1, _RAYS_PER_CALL // (num_frames * rays)), max(1, _RAYS_PER_CALL // rays)
     for shape in ("ball", "box"):
         of_shape = [i for i, c in enumerate(captions) if c.shape == shape]
-        for start in range(0, len(of_shape), _CHUNK):
-            chunk = of_shape[start : start + _CHUNK]
-            scene = _draw_scenes([captions[i] for i in chunk], [seeds[i] for i in chunk])
-            fine, _ = _render(scene, viewmats[chunk], shape, _SAMPLES)  # [n, F, 3, S H, S W]
-            video[chunk] = torch.nn.functional.avg_pool2d(fine.flatten(0, 1), _SAMPLES).unflatten(0, fine.shape[:2])
-            depth[chunk] = _render(scene, viewmats[chunk], shape, 1)[1]
+        for start in range(0, len(of_shape), together):
+            chunk = of_shape[start : start + together]
+            whole = _draw_scenes([captions[i] for i in chunk], [seeds[i] for i in chunk], num_frames, width)
+            for first in range(0, num_frames, few):  # large frames: a few at a time
+                part = slice(first, first + few)
+                scene = replace(whole, centre=whole.centre[:, part], albedo=whole.albedo[:, part])
+                path, size = viewmats[chunk, part], (height, width)
+                fine, _ = _render(scene, path, shape, _SAMPLES, size=size, detail=detail)  # [n, f, 3, S H, S W]
+                pooled = torch.nn.functional.avg_pool2d(fine.flatten(0, 1), _SAMPLES)
+                video[chunk, part] = pooled.unflatten(0, fine.shape[:2])
+                depth[chunk, part] = _render(scene, path, shape, 1, size=size)[1]
     return Clips(
         video=video,
         depth=depth,
         viewmats=viewmats,
-        K=intrinsics(),
+        K=intrinsics(height, width),
         motion=torch.tensor([c.motion_index for c in captions], dtype=torch.int64),
         content=torch.tensor([c.content_index for c in captions], dtype=torch.int64),
         dynamic=torch.tensor([EVENTS.index(c.dynamic) if c.dynamic else -1 for c in captions], dtype=torch.int64),
@@ -163,17 +190,34 @@ def render_clips(captions: Sequence[Caption], seeds: Sequence[int], *, paths: Te
 
 
 @lru_cache(maxsize=1024)
-def _trajectory(text: str) -> Tensor:
-    return build_trajectory(parse_motion(text), NUM_FRAMES, MICRO_CAMERA).to(torch.float32)
+def _trajectory(text: str, num_frames: int) -> Tensor:
+    return build_trajectory(parse_motion(text), num_frames, MICRO_CAMERA).to(torch.float32)
 
 
-def _draw_scenes(captions: Sequence[Caption], seeds: Sequence[int]) -> _Scene:
-    rows = [_draw_scene(caption, seed) for caption, seed in zip(captions, seeds, strict=True)]
+def _draw_scenes(captions: Sequence[Caption], seeds: Sequence[int], num_frames: int, width: int) -> _Scene:
+    rows = [
+        _draw_scene(caption, seed, num_frames) | {"waves": _draw_waves(seed, width)}
+        for caption, seed in zip(captions, seeds, strict=True)
+    ]
     stacked = {key: torch.from_numpy(np.stack([row[key] for row in rows]).astype(np.float32)) for key in rows[0]}
     return _Scene(**stacked)
 
 
-def _draw_scene(caption: Caption, seed: int) -> dict[str, np.ndarray]:
+def _draw_waves(seed: int, width: int) -> np.ndarray:
+    """Wave vectors in all directions and phases [J, 4], _WAVES an octave; those of a smaller frame come first."""
+    shortest = _SHORTEST_WAVE * MICRO_CAMERA.depth / (MICRO_CAMERA.focal_ratio * width)
+    octaves = max(1, round(math.log2(_LONGEST_WAVE / shortest)))
+    rng = np.random.default_rng([_DETAIL_SALT, seed])
+    draws = [rng.standard_normal((_WAVES, 4)) for _ in range(octaves)]
+    waves = []
+    for octave, draw in enumerate(draws):
+        direction = draw[:, :3] / np.linalg.norm(draw[:, :3], axis=1, keepdims=True)
+        wavelength = _LONGEST_WAVE * 2.0 ** -(octave + (np.arange(_WAVES) + 0.5) / _WAVES)
+        waves.append(np.column_stack([direction * (2 * math.pi / wavelength)[:, None], 2 * math.pi * draw[:, 3]]))
+    return np.concatenate(waves)
+
+
+def _draw_scene(caption: Caption, seed: int, num_frames: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     floor_height = rng.uniform(0.95, 1.10)
     size = rng.uniform(0.68, 0.86) if caption.shape == "ball" else rng.uniform(0.56, 0.70)
@@ -181,9 +225,9 @@ def _draw_scene(caption: Caption, seed: int) -> dict[str, np.ndarray]:
     azimuth = rng.uniform(0.0, 2.0 * math.pi)
     light = np.array([0.65 * math.cos(azimuth), -0.75, 0.45 * math.sin(azimuth) - 0.3])
     rest = floor_height - size
-    centre = np.tile([offset[0], rest, MICRO_CAMERA.depth + offset[1]], (NUM_FRAMES, 1))  # [F, 3]
+    centre = np.tile([offset[0], rest, MICRO_CAMERA.depth + offset[1]], (num_frames, 1))  # [F, 3]
     colour = np.array(_OBJECT_RGB[caption.colour])
-    albedo = np.tile(colour, (NUM_FRAMES, 1))  # [F, 3]
+    albedo = np.tile(colour, (num_frames, 1))  # [F, 3]
     event_phase = rng.uniform()
     _animate(caption, centre, albedo, event_phase)
     tint = rng.uniform(-0.07, 0.07, size=3)
@@ -206,14 +250,14 @@ def _draw_scene(caption: Caption, seed: int) -> dict[str, np.ndarray]:
 
 def _animate(caption: Caption, centre: np.ndarray, albedo: np.ndarray, phase: float) -> None:
     """Write the event of a dynamic caption into the object's path and colour."""
-    time = np.arange(NUM_FRAMES) / (NUM_FRAMES - 1)  # [F], 0..1
+    time = np.arange(len(centre)) / (len(centre) - 1)  # [F], 0..1
     if caption.dynamic == "falling":
         drop = 1.9 + 0.4 * phase
         centre[:, 1] -= drop * np.clip(1.0 - (time / 0.9) ** 2, 0.0, None)
     elif caption.dynamic == "bouncing":
         centre[:, 1] -= 1.2 * np.abs(np.sin(math.pi * (1.5 * time + phase)))
     elif caption.dynamic == "flickering":
-        dark = (np.arange(NUM_FRAMES) + int(4 * phase)) % 4 < 2
+        dark = (np.arange(len(centre)) + int(4 * phase)) % 4 < 2
         albedo[dark] *= 0.25
     elif caption.dynamic == "changing":
         target = np.array(_OBJECT_RGB[_CHANGE_TO[caption.colour]])
@@ -221,10 +265,12 @@ def _animate(caption: Caption, centre: np.ndarray, albedo: np.ndarray, phase: fl
         albedo[:] = (1.0 - weight) * albedo + weight * target
 
 
-def _render(scene: _Scene, viewmats: Tensor, shape: str, samples: int) -> tuple[Tensor, Tensor]:
+def _render(
+    scene: _Scene, viewmats: Tensor, shape: str, samples: int, *, size: tuple[int, int], detail: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Cast samples x samples rays a pixel; returns rgb [n, F, 3, S H, S W] and z-depth [n, F, S H, S W]."""
     num, frames = viewmats.shape[:2]
-    height, width = samples * HEIGHT, samples * WIDTH
+    height, width = samples * size[0], samples * size[1]
     focal = MICRO_CAMERA.focal_ratio * width
     xs = (torch.arange(width) + 0.5 - width / 2) / focal
     ys = (torch.arange(height) + 0.5 - height / 2) / focal
@@ -247,6 +293,9 @@ def _render(scene: _Scene, viewmats: Tensor, shape: str, samples: int) -> tuple[
     on_object = object_t < depth
     rgb = torch.where(on_object[:, :, None], object_rgb, rgb)
     depth = torch.where(on_object, object_t, depth)
+    if detail:
+        points = origin + depth[:, :, None] * direction - on_object[:, :, None] * scene.centre[..., None]
+        rgb = rgb * (1.0 + detail * _detail(scene.waves, points, samples * depth / focal))[:, :, None]
     rgb = (rgb * scene.brightness[:, None, None, None]).clamp(0.0, 1.0)
     return rgb.reshape(num, frames, 3, height, width), depth.reshape(num, frames, height, width)
 
@@ -294,6 +343,19 @@ def _wall(scene: _Scene, origin: _Vector, direction: _Vector) -> tuple[Tensor, T
     # The slow wave is also one of hue: half a turn of the room is told apart from the other half.
     hue = torch.stack([0.12 * slow, 0.02 * slow, -0.12 * slow], dim=2)  # [n, F, 3, P]
     return (scene.wall_rgb[:, None, :, None] + hue) * tone[:, :, None], t
+
+
+def _detail(waves: Tensor, points: Tensor, pixel: Tensor) -> Tensor:
+    """A texture of deviation 1 an octave at points [n, F, 3, P], [n, F, P]; pixel [n, F, P] is how wide one is there.
+
+    A wave fades as it gets finer than the pixels: to .87 at 4 pixels, to .57 at 2.
+    """
+    total = torch.zeros_like(pixel)
+    for j in range(waves.shape[1]):
+        k, phase = waves[:, None, j, :3, None], waves[:, None, j, 3:]  # [n, 1, 3, 1], [n, 1, 1]
+        cycles = k.norm(dim=2) * pixel / (2.0 * math.pi)  # a pixel
+        total += torch.sin((k * points).sum(2) + phase) * torch.exp(-(1.5 * cycles).square())
+    return total / math.sqrt(0.5 * _WAVES)
 
 
 def _ball(scene: _Scene, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:

@@ -112,3 +112,47 @@ def test_seed_ranges_do_not_meet():
 def test_a_seed_for_each_caption():
     with pytest.raises(ValueError, match="captions and seeds must be equally many, got 1 and 2"):
         render_clips([make_caption("fixed", 0)], [1, 2])
+
+
+def test_larger_frames_show_the_same_scene():
+    captions = [make_caption("orbit_left", 3), make_caption("pan_right", 9)]
+    small = render_clips(captions, [5, 6])
+    large = render_clips(captions, [5, 6], height=64, width=64, num_frames=17)
+    assert large.video.shape == (2, 17, 3, 64, 64) and large.K.tolist() == (2 * small.K[:2]).tolist() + [[0, 0, 1]]
+    torch.testing.assert_close(large.viewmats[:, ::2], small.viewmats, rtol=0, atol=1e-5)
+    pooled = torch.nn.functional.avg_pool2d(large.video[:, ::2].flatten(0, 2), 2).view_as(small.video)
+    assert (pooled - small.video).abs().mean() < 0.01
+    corner = torch.nn.functional.avg_pool2d(large.depth[:, ::2].flatten(0, 1), 2).view_as(small.depth)
+    assert ((corner - small.depth).abs() < 0.05 * small.depth).float().mean() > 0.95
+    wide = render_clips(captions[:1], [5], height=32, width=64)
+    torch.testing.assert_close(wide.video[0], large.video[0, ::2, :, 16:48], rtol=0, atol=1e-4)
+
+
+def test_frames_rendered_a_few_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch):
+    captions = [make_caption("push_in", 3, dynamic="bouncing"), make_caption("orbit_right", 9)]
+    whole = render_clips(captions, [5, 6], detail=0.1)
+    monkeypatch.setattr("worldr1.microworld.scene._RAYS_PER_CALL", 4 * HEIGHT * WIDTH * 2)
+    parts = render_clips(captions, [5, 6], detail=0.1)
+    torch.testing.assert_close(parts.video, whole.video, rtol=0, atol=1e-5)
+    torch.testing.assert_close(parts.depth, whole.depth, rtol=0, atol=1e-5)
+
+
+def test_detail_is_fine_texture_that_stays_on_the_surfaces():
+    """A point of frame 0 keeps its colour in a later frame, and neighbours differ more than without detail."""
+    caption = make_caption("move_right", 3)
+    size = {"height": 96, "width": 96, "num_frames": 5}
+    plain, rich = (render_clips([caption], [11], detail=d, **size) for d in (0.0, 0.1))
+    assert torch.equal(plain.depth, rich.depth) and torch.equal(plain.viewmats, rich.viewmats)
+    steps = [(c.video[..., 1:] - c.video[..., :-1]).abs().mean() for c in (plain, rich)]
+    assert steps[1] > 2 * steps[0]
+    texture = (rich.video - plain.video).mean(2)[0]  # [F, H, W]
+    K, depth, view = rich.K, rich.depth[0, 0], rich.viewmats[0, 4]
+    ys, xs = torch.meshgrid(torch.arange(96) + 0.5, torch.arange(96) + 0.5, indexing="ij")
+    camera = torch.stack([(xs - 48) / K[0, 0] * depth, (ys - 48) / K[1, 1] * depth, depth], -1)
+    moved = (camera @ view[:3, :3].T + view[:3, 3]) @ K.T
+    grid = torch.stack([moved[..., 0] / moved[..., 2], moved[..., 1] / moved[..., 2]], -1) / 48 - 1
+    there = torch.nn.functional.grid_sample(texture[4][None, None], grid[None], align_corners=False)[0, 0]
+    inside = (grid.abs() < 0.98).all(-1)
+    pairs = torch.stack([texture[0][inside], there[inside]])
+    at_rest = torch.stack([texture[0][inside], texture[4][inside]])
+    assert torch.corrcoef(pairs)[0, 1] > 0.8 > 0.4 > torch.corrcoef(at_rest)[0, 1]

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worldr1.camera.motion import parse_motion
-from worldr1.camera.trajectory import build_trajectory
 from worldr1.config import EMBEDDED, MICRO_CAMERA
 from worldr1.datatypes import GaussianScene
-from worldr1.microworld import scene as world
 from worldr1.microworld.captions import make_caption
+from worldr1.microworld.scene import render_clips
 from worldr1.rewards.judges.micro_geo import pinhole, pixel_gaussians
 from worldr1.rewards.judges.registry import load_judge
 from worldr1.rewards.reconstruct import MAX_GAUSSIANS_PER_PIXEL, render, thin
@@ -32,13 +29,8 @@ MOTIONS = ("push_in", "orbit_left", "pan_right")
 def clip_of(motion: str, *, content: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """A clip [1, F, 3, S, S] of a scene at rest, its depth [1, F, S, S] and its path [1, F, 4, 4]."""
     caption = make_caption(motion, content)
-    scene = world._draw_scenes([caption], [seed])
-    still = {name: getattr(scene, name)[:, :1].repeat(1, FRAMES, 1) for name in ("centre", "albedo")}
-    scene = replace(scene, **still)
-    path = build_trajectory(parse_motion(caption.text), FRAMES, MICRO_CAMERA).float()[None]
-    rgb, _ = world._render(scene, path, caption.shape, 2 * SIZE // world.WIDTH)
-    _, depth = world._render(scene, path, caption.shape, SIZE // world.WIDTH)
-    return functional.avg_pool2d(rgb[0], 2)[None], depth, path
+    clips = render_clips([caption], [seed], height=SIZE, width=SIZE, num_frames=FRAMES)
+    return clips.video, clips.depth, clips.viewmats
 
 
 def blurred(video: Tensor, sigma: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""A network that lives in a folder: config.json (architecture, sizes) and model.safetensors (float16 on disk)."""
+"""A network that lives in a folder: config.json (architecture, sizes) and model.safetensors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ class FolderNetwork(nn.Module):
     """
 
     role: ClassVar[str] = ""
+    disk_dtype: ClassVar[torch.dtype] = torch.float16
 
     @classmethod
     def recognises(cls, folder: Path, config: dict[str, Any]) -> bool:
@@ -49,10 +51,10 @@ class FolderNetwork(nn.Module):
         self.settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write config.json and model.safetensors (float16) into `folder`, each through a temporary file."""
+        """Write config.json and model.safetensors (disk_dtype) into `folder`, each through a temporary file."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in self.state_dict().items()}
+        state = {k: v.detach().to("cpu", self.disk_dtype).contiguous() for k, v in self.state_dict().items()}
         config = {"architecture": type(self).__name__, **self.settings}
         text = json.dumps(config, indent=2) + "\n"
         save_file(state, folder / (WEIGHTS_NAME + ".part"), metadata={"format": "pt"})
@@ -69,7 +71,8 @@ class FolderNetwork(nn.Module):
           folder: Holds config.json and model.safetensors.
           device: Where the parameters go.
         Raises:
-          ValueError: a file is missing, or the folder holds another architecture or settings that it does not have.
+          ValueError: a file is missing or damaged, or the folder holds another architecture, other tensors or settings
+            that it does not have.
         """
         config = read_config(folder)
         name = config.pop("architecture", None)
@@ -82,8 +85,10 @@ class FolderNetwork(nn.Module):
         path = Path(folder) / WEIGHTS_NAME
         if not path.is_file():
             raise ValueError(f"from_pretrained: {folder} must hold {WEIGHTS_NAME}, got no such file; build it first")
-        state = {key: value.to(torch.float32) for key, value in load_file(path).items()}
-        network.load_state_dict(state)
+        try:
+            network.load_state_dict({key: value.to(torch.float32) for key, value in load_file(path).items()})
+        except (RuntimeError, SafetensorError) as error:
+            raise ValueError(f"from_pretrained: {path} must hold the tensors of {name}, got {error}") from error
         return network.to(device).eval().requires_grad_(False)
 
     @property

@@ -24,6 +24,7 @@ KINDS = (
     "worldr1.rewards.judges.qwen:QwenCritic",
     "worldr1.rewards.judges.depth_anything:DepthAnything",
     "worldr1.rewards.judges.hpsv3:HPSv3",
+    "worldr1.rewards.judges.lpips:LPIPS",
 )
 """The kinds that come with the package. Their modules import nothing heavy; `load` does."""
 

@@ -359,7 +359,7 @@ def test_weights_in_shards_and_in_half_precision(folder: Path, judge: DepthAnyth
         half = f"model.{name}" in keys[200:]
         assert a.dtype == torch.float32 and torch.equal(a, b.bfloat16().float() if half else b)
     (tmp_path / name_of(where, 1)).unlink()
-    with pytest.raises(ValueError, match=r"must hold model-00002-of-00002.safetensors, model.safetensors.index.json names it"):
+    with pytest.raises(ValueError, match=r"must hold model-00002-of-00002.safetensors, model.*index.json names it"):
         load_judge(tmp_path, role="reconstructor", device=CPU)
     where["model.backbone.extra"] = name_of(where, 0)
     (tmp_path / "model.safetensors.index.json").write_text(

@@ -373,7 +373,10 @@ def test_damaged_folders_are_refused_with_the_file(copy: Path):
         ("{}", r"index\.json must be JSON with a weight_map"),
         ("{", r"index\.json must be JSON with a weight_map"),
         ('{"weight_map": []}', r"index\.json must be JSON with a weight_map"),
-        ('{"weight_map": {"rm_head.0.bias": "../b.safetensors"}}', r"must map tensors to files beside it, got .*\.\./b"),
+        (
+            '{"weight_map": {"rm_head.0.bias": "../b.safetensors"}}',
+            r"must map tensors to files beside it, got .*\.\./b",
+        ),
     ],
 )
 def test_a_missing_part_is_refused(copy: Path, index: str, message: str):
