@@ -7,7 +7,7 @@ import functools
 import html
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from worldr1.models import lora
 from worldr1.models.attention import set_attention
 from worldr1.models.recompute import checkpoint_blocks
 from worldr1.models.text_cache import MAX_KEPT_PROMPTS, TextCache, keep_recent
+from worldr1.run.quiet import no_progress_bars
 
 _MAX_SEQUENCE_LENGTH = 512
 """Text tokens that Wan was trained with; a tokenizer with a smaller model_max_length shortens it."""
@@ -50,13 +51,13 @@ def load_policy(model: ModelConfig, *, device: torch.device | str, text_cache: T
     def read(cls: Any, name: str, precision: torch.dtype) -> Any:
         return cls.from_pretrained(folder / name, local_files_only=True, dtype=precision).eval().requires_grad_(False)
 
-    with _no_progress_bars():
+    with no_progress_bars():
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         transformer = read(WanTransformer3DModel, "transformer", dtype)
         vae = read(AutoencoderKLWan, "vae", torch.float32)  # bfloat16 costs visible quality in this VAE
 
     def read_text_encoder() -> Any:
-        with _no_progress_bars():
+        with no_progress_bars():
             return read(UMT5EncoderModel, "text_encoder", dtype)
 
     return WanPolicy(
@@ -90,21 +91,6 @@ def clean_prompt(prompt: str) -> str:
     import ftfy
 
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keeps transformers from drawing a bar per weight file over the run's own progress line."""
-    from transformers.utils import logging
-
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
 
 
 def _channels_last(vae: nn.Module) -> None:

@@ -12,6 +12,7 @@ from worldr1.rehearsal.hpsv3 import save_tiny_hpsv3
 from worldr1.rehearsal.lpips import save_tiny_lpips
 from worldr1.rehearsal.qwen import save_tiny_qwen
 from worldr1.rehearsal.wan import save_tiny_wan
+from worldr1.run.quiet import no_progress_bars
 from worldr1.run.runtime import RANDOM_WEIGHTS
 
 
@@ -50,7 +51,8 @@ def build(folder: Path, *, seed: int = 0) -> Iterator[Part]:
             raise ValueError(f"rehearsal: {own} must be of an earlier rehearsal, it holds no {RANDOM_WEIGHTS}")
         own.mkdir(parents=True, exist_ok=True)
         (own / RANDOM_WEIGHTS).write_text("Random weights of a rehearsal: scores and videos mean nothing.\n")
-        part.save(own, seed=seed)
+        with no_progress_bars():
+            part.save(own, seed=seed)
         yield part
 
 

@@ -15,6 +15,7 @@ import torch
 from worldr1.config import RewardConfig
 from worldr1.rewards.base import JudgeKind
 from worldr1.rewards.judges.endpoint import EndpointCritic
+from worldr1.run.quiet import no_progress_bars
 
 KINDS = (
     "worldr1.rewards.judges.micro_geo:MicroGeo",
@@ -63,7 +64,8 @@ def load_judge(source: str | Path, *, role: str, device: torch.device, config: R
     if is_dotted(source):
         return by_name(source)(device=device)
     kind, folder = kind_of(source, role=role), Path(source)
-    return kind.load(folder, device=device, config=config)
+    with no_progress_bars():
+        return kind.load(folder, device=device, config=config)
 
 
 def kind_of(source: str | Path, *, role: str) -> type[JudgeKind]:
