@@ -34,7 +34,7 @@ For example: python -m worldr1.doctor --preset wan2.1-1.3b --model.path WAN_FOLD
 """
 
 PAGES = {
-    "--model.path": "a diffusers WanPipeline folder, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    "--model.path": "docs/models/wan2.1.md says what to download",
     "--reward.reconstructor": "docs/models/depth-anything-3.md says what to download",
     "--reward.critic": "docs/models/qwen3-vl.md says what to download, or how to name a server",
     "--reward.aesthetic": "docs/models/hpsv3.md says what to download",
