@@ -54,6 +54,8 @@ class SensitivityConfig:
     """Width of the Gaussians that true depth is lifted to, in pixels of their frame."""
     ways: bool = False
     """Also S_recon with all Gaussians, and on the frames whose Gaussians were left out."""
+    screen_blur: float | None = None
+    """With --ways: variance in pixels^2 that rendering adds to a Gaussian; None: the reward's own."""
     only: tuple[str, ...] = ()
     """Kinds of faults to measure; all by default."""
     metric_paths: bool = False
@@ -97,7 +99,7 @@ def sensitivity(config: SensitivityConfig) -> dict[str, dict[str, Tensor]]:
     from worldr1.microworld.sensitivity import Settings, check_settings, measure_sensitivity
     from worldr1.run import distributed
 
-    names = ("num", "height", "width", "num_frames", "detail", "splat_px", "ways", "only")
+    names = ("num", "height", "width", "num_frames", "detail", "splat_px", "ways", "screen_blur", "only")
     settings = Settings(**{name: getattr(config, name) for name in names})
     judges = ("reconstructor", "critic", "aesthetic", "perceptual", "metric_paths")
     rewards = RewardConfig(**{name: getattr(config, name) for name in judges})

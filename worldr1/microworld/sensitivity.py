@@ -23,7 +23,7 @@ from worldr1.rewards.base import evenly
 from worldr1.rewards.fidelity import fidelity_term
 from worldr1.rewards.judges.micro_geo import pixel_gaussians, poses_to_viewmats
 from worldr1.rewards.judges.registry import load_judge
-from worldr1.rewards.reconstruct import MAX_GAUSSIANS_PER_PIXEL, render, thin
+from worldr1.rewards.reconstruct import EPS2D_PX2, MAX_GAUSSIANS_PER_PIXEL, render, thin
 from worldr1_kernels import rasterize
 
 _TRUE_CONFIDENCE = 40.0  # of known depth: Gaussians of opacity .93
@@ -41,6 +41,7 @@ class Settings:
     detail: float = 0.0
     splat_px: float = 0.3
     ways: bool = False
+    screen_blur: float | None = None
     only: tuple[str, ...] = ()
 
 
@@ -83,7 +84,7 @@ def measure_sensitivity(
       rewards: Names the judges; a term whose judge is "" is left out. Without a reconstructor the true depth and poses
         of each version are lifted to a Gaussian a pixel.
       settings: See `Settings`; with `ways` S_recon is also measured with all Gaussians ("recon all"), and on the
-        frames whose Gaussians were left out ("recon held out").
+        frames whose Gaussians were left out ("recon held out"), all three with `screen_blur` in place of the reward's.
       device: Where the judges run.
       progress: Told what is measured.
     Returns:
@@ -121,7 +122,9 @@ def measure_sensitivity(
             if settings.ways:
                 assert stack.reconstructor is not None
                 video = clips.video.to(device)
-                scores |= _ways(stack.reconstructor.infer(video), video, judges["perceptual"])
+                scores |= _ways(
+                    stack.reconstructor.infer(video), video, judges["perceptual"], eps2d=settings.screen_blur
+                )
             for term, score in scores.items():
                 found.setdefault(term, []).append(score.cpu())
         scores = {term: torch.cat(score) for term, score in found.items()}
@@ -146,6 +149,8 @@ def check_settings(rewards: RewardConfig, settings: Settings) -> None:
         raise ValueError(f"sensitivity: --height and --width must be multiples of 8, got {s.height} and {s.width}")
     if s.splat_px <= 0 or s.detail < 0:
         raise ValueError(f"sensitivity: need --splat-px > 0 and --detail >= 0, got {s.splat_px} and {s.detail}")
+    if s.screen_blur is not None and (s.screen_blur < 0 or not s.ways):
+        raise ValueError(f"sensitivity: --screen-blur must be >= 0 and needs --ways, got {s.screen_blur}")
     if s.ways and not rewards.perceptual:
         raise ValueError("sensitivity: --ways needs --perceptual, S_recon is what it measures in other ways")
     unknown = sorted(set(s.only) - set(KIND_NAMES))
@@ -301,7 +306,7 @@ def with_floaters(truth: Version, num: int, generator: torch.Generator) -> Versi
     )
 
 
-def _ways(found: Reconstruction, video: Tensor, perceptual: Any) -> dict[str, Tensor]:
+def _ways(found: Reconstruction, video: Tensor, perceptual: Any, *, eps2d: float | None) -> dict[str, Tensor]:
     """S_recon [N] as the reward has it, with all Gaussians, and on frames that gave none.
 
     Held out are the frames between those of which half of the Gaussians, or what the reward keeps, come; NaN where
@@ -312,7 +317,8 @@ def _ways(found: Reconstruction, video: Tensor, perceptual: Any) -> dict[str, Te
     room = int(MAX_GAUSSIANS_PER_PIXEL * height * width)
 
     def seen(gaussians: GaussianScene) -> Tensor:
-        return render(gaussians, found.viewmats, found.Ks, height=height, width=width)
+        blur2 = EPS2D_PX2 if eps2d is None else eps2d
+        return render(gaussians, found.viewmats, found.Ks, height=height, width=width, eps2d=blur2)
 
     few = thin(found.gaussians, max_gaussians=room, num_frames=frames)
     scores = {"recon": fidelity_term(seen(few), video, perceptual)}

@@ -64,7 +64,9 @@ def _one_of_each_stretch(num: int, k: int, *, device: torch.device) -> Tensor:
     return start + (x ^ (x >> 16)) % (end - start)
 
 
-def render(scene: GaussianScene, viewmats: Tensor, Ks: Tensor, *, height: int, width: int) -> Tensor:
+def render(
+    scene: GaussianScene, viewmats: Tensor, Ks: Tensor, *, height: int, width: int, eps2d: float = EPS2D_PX2
+) -> Tensor:
     """Pictures of N scenes from C cameras each, in one call of the rasterizer.
 
     Args:
@@ -73,6 +75,7 @@ def render(scene: GaussianScene, viewmats: Tensor, Ks: Tensor, *, height: int, w
       Ks: Intrinsics in pixels, shape [N, C, 3, 3].
       height: H in pixels.
       width: W in pixels.
+      eps2d: Variance added to a Gaussian on the screen, pixels^2.
     Returns:
       [N, C, 3, H, W] in [0, 1], black where nothing is.
     Raises:
@@ -88,7 +91,7 @@ def render(scene: GaussianScene, viewmats: Tensor, Ks: Tensor, *, height: int, w
         Ks,
         width,
         height,
-        eps2d=EPS2D_PX2,
+        eps2d=eps2d,
     )  # [N, C, H, W, 3]
     # Without numbers in it: the samples of a run that fail alike are to be counted as one reason.
     if bool((meta["num_overflow"] > 0).any()):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from worldr1.config import EMBEDDED, RewardConfig
+from worldr1.microworld import sensitivity
 from worldr1.microworld.captions import make_caption
 from worldr1.microworld.scene import intrinsics
 from worldr1.microworld.sensitivity import (
@@ -19,6 +20,7 @@ from worldr1.microworld.sensitivity import (
     with_floaters,
 )
 from worldr1.rewards.judges.micro_geo import rotation_error
+from worldr1.rewards.reconstruct import EPS2D_PX2
 
 JUDGES = RewardConfig(metric_paths=True)
 NOBODY = RewardConfig(reconstructor="", critic="", aesthetic="", perceptual="")
@@ -140,6 +142,33 @@ def test_without_a_reconstructor_the_camera_is_the_true_one() -> None:
     torch.testing.assert_close(plain["truth"]["recon"], ways[0])  # the reward's own
 
 
+class NumberOfTheFrame:
+    """As a distance: ten frames are 0, .1, ... .9 grey, and what was rendered does not count."""
+
+    def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return b.mean((1, 2, 3))
+
+
+def test_held_out_are_the_frames_whose_gaussians_were_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = torch.arange(10.0)[None, :, None, None, None] / 10
+    clips = Version(grey.expand(1, 10, 3, 32, 32), torch.ones(1, 10, 32, 32), torch.eye(4).repeat(1, 10, 1, 1))
+    found = TrueGeometry(clips, intrinsics(32, 32), splat_px=0.3).infer(clips.video)
+    blurs: list[float] = []
+    real = sensitivity.render
+    monkeypatch.setattr(
+        sensitivity, "render", lambda *args, eps2d, **rest: blurs.append(eps2d) or real(*args, eps2d=eps2d, **rest)
+    )
+    scores = sensitivity._ways(found, clips.video, NumberOfTheFrame(), eps2d=0.02)
+    # Half of ten frames, evenly: 0, 2, 5, 7, 9 are kept.
+    held_out = 1 - (0.1 + 0.3 + 0.4 + 0.6 + 0.8) / 5
+    assert {name: float(score) for name, score in scores.items()} == pytest.approx(
+        {"recon": 0.55, "recon all": 0.55, "recon held out": held_out}
+    )
+    assert blurs == [0.02] * 3
+    sensitivity._ways(found, clips.video, NumberOfTheFrame(), eps2d=None)
+    assert blurs[3:] == [EPS2D_PX2] * 3
+
+
 @pytest.mark.parametrize(
     ("rewards", "changes", "message"),
     [
@@ -149,6 +178,7 @@ def test_without_a_reconstructor_the_camera_is_the_true_one() -> None:
         (JUDGES, {"height": 36}, "multiples of 8, got 36 and 32"),
         (JUDGES, {"splat_px": 0.0}, "need --splat-px > 0"),
         (replace(NOBODY, critic="x"), {"ways": True}, "--ways needs --perceptual"),
+        (JUDGES, {"screen_blur": 0.03}, "--screen-blur must be >= 0 and needs --ways, got 0.03"),
         (JUDGES, {"only": ("blur", "fog")}, "--only must name some of jitter.*, got fog"),
     ],
 )

@@ -151,9 +151,8 @@ class LPIPS(FolderNetwork):
         num = a.shape[0]
         total = a.new_zeros(num)
         for x, head in zip(self.features(self._enlarged(torch.cat([a, b]))), self.heads, strict=True):
-            # Where all channels are 0 they stay 0; the clamp, far below any feature, keeps the root's gradient finite.
-            length = x.square().sum(1, keepdim=True).clamp_min(1e-20).sqrt()
-            fa, fb = (x / (length + 1e-10)).split(num)
+            # Where all channels are 0 the root has no gradient; the ReLU below passes none on there.
+            fa, fb = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)).split(num)
             total = total + ((fa - fb).square() * head[:, None, None]).sum(1).mean((1, 2))
         return total
 
