@@ -209,6 +209,9 @@ class RewardConfig:
     """Longest side, in pixels, of what Depth Anything 3 sees; its published setting. Less is faster and coarser."""
     gaussian_rotations: Literal["package", "corrected"] = "package"
     """Depth Anything 3 composes rotations as xyzw and reads them as wxyz; `corrected` reorders them."""
+    screen_blur: Annotated[float, Real("[0, 1]")] = 0.1
+    """Variance added to a Gaussian on the screen, square pixels, where S_recon and S_meta render. Less of it forgives
+    softness less: with LPIPS, .03 puts the truth above what is blurred by a pixel, .1 only from two pixels on."""
     critic_model: str = ""
     """Name of the critic's model on a server; empty: the only one that it serves."""
     critic_timeout: Annotated[float, Real("(0, 86400]")] = 60.0

@@ -46,7 +46,8 @@ def wan2_1_1_3b() -> TrainConfig:
     schedule: `flow` at .7 is Flow-GRPO's (arXiv 2505.05470) and the micro world's; a window of two steps.
     rollout: one noise and one first stochastic step a group are a third less FLOP, and all that differs inside a group
       comes from draws that are trained (with own noise: 24 to 40 % of the variance of S_traj).
-    reward: frames spread over the clip; the first 8 would be half a second. The weights are the article's.
+    reward: frames spread over the clip; the first 8 would be half a second. Renders blurred by less than usual, or with
+      LPIPS a video blurred by a pixel scores above the sharp one (docs/results). The weights are the article's.
     advantage: by the group's own spread; else groups with small rewards, such as orbits, hardly count.
     update: two updates, so that the clip can act; a warm-up, for AdamW's first steps have unit size whatever the
       gradient.
@@ -77,7 +78,7 @@ def wan2_1_1_3b() -> TrainConfig:
         ),
         reward=RewardConfig(
             reconstructor=str(REQUIRED), critic=str(REQUIRED), aesthetic=str(REQUIRED), perceptual=str(REQUIRED),
-            aesthetic_frames="spread",
+            aesthetic_frames="spread", screen_blur=0.03,
         ),
         advantage=AdvantageConfig(std="group"),
         update=UpdateConfig(

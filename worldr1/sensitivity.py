@@ -54,8 +54,10 @@ class SensitivityConfig:
     """Width of the Gaussians that true depth is lifted to, in pixels of their frame."""
     ways: bool = False
     """Also S_recon with all Gaussians, and on the frames whose Gaussians were left out."""
-    screen_blur: float | None = None
-    """With --ways: variance in pixels^2 that rendering adds to a Gaussian; None: the reward's own."""
+    screen_blur: float = RewardConfig().screen_blur
+    """As reward.screen_blur."""
+    first_scene: int = 0
+    """Of the held-out scenes, which comes first: another number shows whether a finding holds on others."""
     only: tuple[str, ...] = ()
     """Kinds of faults to measure; all by default."""
     metric_paths: bool = False
@@ -99,9 +101,9 @@ def sensitivity(config: SensitivityConfig) -> dict[str, dict[str, Tensor]]:
     from worldr1.microworld.sensitivity import Settings, check_settings, measure_sensitivity
     from worldr1.run import distributed
 
-    names = ("num", "height", "width", "num_frames", "detail", "splat_px", "ways", "screen_blur", "only")
+    names = ("num", "height", "width", "num_frames", "detail", "splat_px", "ways", "first_scene", "only")
     settings = Settings(**{name: getattr(config, name) for name in names})
-    judges = ("reconstructor", "critic", "aesthetic", "perceptual", "metric_paths")
+    judges = ("reconstructor", "critic", "aesthetic", "perceptual", "metric_paths", "screen_blur")
     rewards = RewardConfig(**{name: getattr(config, name) for name in judges})
     check_settings(rewards, settings)
     config.output_dir.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from worldr1.rewards.base import evenly
 from worldr1.rewards.fidelity import fidelity_term
 from worldr1.rewards.judges.micro_geo import pixel_gaussians, poses_to_viewmats
 from worldr1.rewards.judges.registry import load_judge
-from worldr1.rewards.reconstruct import EPS2D_PX2, MAX_GAUSSIANS_PER_PIXEL, render, thin
+from worldr1.rewards.reconstruct import MAX_GAUSSIANS_PER_PIXEL, render, thin
 from worldr1_kernels import rasterize
 
 _TRUE_CONFIDENCE = 40.0  # of known depth: Gaussians of opacity .93
@@ -41,7 +41,7 @@ class Settings:
     detail: float = 0.0
     splat_px: float = 0.3
     ways: bool = False
-    screen_blur: float | None = None
+    first_scene: int = 0
     only: tuple[str, ...] = ()
 
 
@@ -123,7 +123,7 @@ def measure_sensitivity(
                 assert stack.reconstructor is not None
                 video = clips.video.to(device)
                 scores |= _ways(
-                    stack.reconstructor.infer(video), video, judges["perceptual"], eps2d=settings.screen_blur
+                    stack.reconstructor.infer(video), video, judges["perceptual"], eps2d=rewards.screen_blur
                 )
             for term, score in scores.items():
                 found.setdefault(term, []).append(score.cpu())
@@ -149,8 +149,12 @@ def check_settings(rewards: RewardConfig, settings: Settings) -> None:
         raise ValueError(f"sensitivity: --height and --width must be multiples of 8, got {s.height} and {s.width}")
     if s.splat_px <= 0 or s.detail < 0:
         raise ValueError(f"sensitivity: need --splat-px > 0 and --detail >= 0, got {s.splat_px} and {s.detail}")
-    if s.screen_blur is not None and (s.screen_blur < 0 or not s.ways):
-        raise ValueError(f"sensitivity: --screen-blur must be >= 0 and needs --ways, got {s.screen_blur}")
+    if not 0 <= rewards.screen_blur <= 1:
+        raise ValueError(f"sensitivity: --screen-blur must be in [0, 1], got {rewards.screen_blur}")
+    if not 0 <= s.first_scene <= len(HELD_OUT_SEEDS) - s.num:
+        raise ValueError(
+            f"sensitivity: --first-scene must be in [0, {len(HELD_OUT_SEEDS) - s.num}], got {s.first_scene}"
+        )
     if s.ways and not rewards.perceptual:
         raise ValueError("sensitivity: --ways needs --perceptual, S_recon is what it measures in other ways")
     unknown = sorted(set(s.only) - set(KIND_NAMES))
@@ -178,7 +182,7 @@ class _Maker:
 
     def __init__(self, captions: list[Caption], settings: Settings) -> None:
         self.captions, self.settings = captions, settings
-        self.seeds = list(HELD_OUT_SEEDS[: len(captions)])
+        self.seeds = list(HELD_OUT_SEEDS[settings.first_scene :][: len(captions)])
 
     def clips(self, paths: Tensor | None) -> Version:
         s = self.settings
@@ -306,7 +310,7 @@ def with_floaters(truth: Version, num: int, generator: torch.Generator) -> Versi
     )
 
 
-def _ways(found: Reconstruction, video: Tensor, perceptual: Any, *, eps2d: float | None) -> dict[str, Tensor]:
+def _ways(found: Reconstruction, video: Tensor, perceptual: Any, *, eps2d: float) -> dict[str, Tensor]:
     """S_recon [N] as the reward has it, with all Gaussians, and on frames that gave none.
 
     Held out are the frames between those of which half of the Gaussians, or what the reward keeps, come; NaN where
@@ -317,8 +321,7 @@ def _ways(found: Reconstruction, video: Tensor, perceptual: Any, *, eps2d: float
     room = int(MAX_GAUSSIANS_PER_PIXEL * height * width)
 
     def seen(gaussians: GaussianScene) -> Tensor:
-        blur2 = EPS2D_PX2 if eps2d is None else eps2d
-        return render(gaussians, found.viewmats, found.Ks, height=height, width=width, eps2d=blur2)
+        return render(gaussians, found.viewmats, found.Ks, height=height, width=width, eps2d=eps2d)
 
     few = thin(found.gaussians, max_gaussians=room, num_frames=frames)
     scores = {"recon": fidelity_term(seen(few), video, perceptual)}

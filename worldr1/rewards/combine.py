@@ -230,7 +230,10 @@ class RewardStack:
         if cameras:
             room = int(MAX_GAUSSIANS_PER_PIXEL * height * width)
             gaussians = thin(scenes.gaussians, max_gaussians=room, num_frames=clips.shape[1])
-            pictures = render(gaussians, torch.cat(cameras, 1), torch.cat(lenses, 1), height=height, width=width)
+            pictures = render(
+                gaussians, torch.cat(cameras, 1), torch.cat(lenses, 1), height=height, width=width,
+                eps2d=self.config.screen_blur,
+            )  # fmt: skip
             if "recon" in names:
                 assert self.perceptual is not None, "weight_recon > 0 but there is no perceptual distance"
                 with asking("perceptual distance", ELSEWHERE):

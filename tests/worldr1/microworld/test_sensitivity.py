@@ -20,7 +20,6 @@ from worldr1.microworld.sensitivity import (
     with_floaters,
 )
 from worldr1.rewards.judges.micro_geo import rotation_error
-from worldr1.rewards.reconstruct import EPS2D_PX2
 
 JUDGES = RewardConfig(metric_paths=True)
 NOBODY = RewardConfig(reconstructor="", critic="", aesthetic="", perceptual="")
@@ -165,8 +164,6 @@ def test_held_out_are_the_frames_whose_gaussians_were_not_kept(monkeypatch: pyte
         {"recon": 0.55, "recon all": 0.55, "recon held out": held_out}
     )
     assert blurs == [0.02] * 3
-    sensitivity._ways(found, clips.video, NumberOfTheFrame(), eps2d=None)
-    assert blurs[3:] == [EPS2D_PX2] * 3
 
 
 @pytest.mark.parametrize(
@@ -178,7 +175,8 @@ def test_held_out_are_the_frames_whose_gaussians_were_not_kept(monkeypatch: pyte
         (JUDGES, {"height": 36}, "multiples of 8, got 36 and 32"),
         (JUDGES, {"splat_px": 0.0}, "need --splat-px > 0"),
         (replace(NOBODY, critic="x"), {"ways": True}, "--ways needs --perceptual"),
-        (JUDGES, {"screen_blur": 0.03}, "--screen-blur must be >= 0 and needs --ways, got 0.03"),
+        (replace(JUDGES, screen_blur=-0.1), {}, "--screen-blur must be in .0, 1., got -0.1"),
+        (JUDGES, {"first_scene": -1}, "--first-scene must be in .*, got -1"),
         (JUDGES, {"only": ("blur", "fog")}, "--only must name some of jitter.*, got fog"),
     ],
 )

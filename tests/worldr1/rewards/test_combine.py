@@ -331,6 +331,17 @@ def test_a_judge_without_room_says_whose_and_what_helps(world):
         stack.judge(batch, video)
 
 
+def test_the_screen_blur_is_the_settings(world, monkeypatch):
+    batch, video, oracle = world
+    seen, real = [], combine.render
+    monkeypatch.setattr(
+        combine, "render", lambda *args, eps2d, **rest: seen.append(eps2d) or real(*args, eps2d=eps2d, **rest)
+    )
+    wide, narrow = (stack_of(oracle, screen_blur=blur).judge(batch, video) for blur in (0.3, 0.01))
+    assert seen == [0.3, 0.01] and float(narrow.breakdown["recon"][0]) > float(wide.breakdown["recon"][0])
+    assert torch.equal(narrow.breakdown["traj"], wide.breakdown["traj"])
+
+
 def test_devices_of_the_judges(monkeypatch):
     place = combine._judges_device
     assert place("", torch.device("cpu")) == place("cpu", torch.device("cuda", 3)) == torch.device("cpu")
