@@ -13,6 +13,7 @@ import io
 import os
 import re
 import sys
+import time
 import traceback
 import typing
 from collections.abc import Callable, Sequence
@@ -22,8 +23,11 @@ from typing import Protocol
 from worldr1.config import TrainConfig
 from worldr1.config_checks import JUDGE_ROLES, judges_asked, validate
 from worldr1.presets import PRESETS, REQUIRED, preset
+from worldr1.run.lock import FolderRefused
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+SECONDS_FOR_RANK_0 = 15.0
+"""So long a silent rank waits before it exits: torchrun kills all ranks when the first has gone, and rank 0 explains."""
 
 
 class Outcome(Protocol):
@@ -52,12 +56,24 @@ def main(train: Callable[[TrainConfig], Outcome], argv: Sequence[str] | None = N
     except ValueError as error:
         if rank == 0:
             print(error, file=sys.stderr)
+        else:
+            time.sleep(SECONDS_FOR_RANK_0)
         return EXIT_USAGE
+    except SystemExit as leave:  # the parser has explained, on rank 0
+        if rank and leave.code:
+            time.sleep(SECONDS_FOR_RANK_0)
+        raise
     try:
         return EXIT_INTERRUPTED if train(config).interrupted else 0
     except KeyboardInterrupt:
         print("stopped at once, without saving; --resume goes on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except FolderRefused as error:  # another's folder: no file of ours goes there
+        if rank == 0:
+            print(error, file=sys.stderr)
+        else:
+            time.sleep(SECONDS_FOR_RANK_0)
+        return EXIT_USAGE
     except ValueError as error:
         _report(error, config, rank=rank)
         return EXIT_USAGE

@@ -61,12 +61,12 @@ def test_old_checkpoints_go_and_unfinished_ones_do_not_count(tmp_path):
     assert checkpoint.latest(tmp_path / "nowhere") is None
 
 
-def _full_disk_file(tensors, path):
+def _full_disk_file(tensors, path, **_):
     Path(path).write_bytes(b"half a fi")
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def _full_disk_safetensors(tensors, path):
+def _full_disk_safetensors(tensors, path, **_):
     Path(path).write_bytes(b"half a fi")
     raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -87,7 +87,7 @@ def test_disk_full_leaves_the_older_checkpoint(tmp_path, monkeypatch, fail):
 
 
 def test_our_own_mistakes_are_not_called_a_full_disk(tmp_path, monkeypatch):
-    def wrong(tensors, path):
+    def wrong(tensors, path, **_):
         raise TypeError("a bug")
 
     config = fake_config()
