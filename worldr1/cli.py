@@ -27,7 +27,7 @@ from worldr1.run.lock import FolderRefused
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 SECONDS_FOR_RANK_0 = 15.0
-"""So long a silent rank waits before it exits: torchrun kills all ranks when the first has gone, and rank 0 explains."""
+"""So long a silent rank waits before it exits: rank 0 explains, and torchrun kills all ranks when one has gone."""
 
 
 class Outcome(Protocol):
@@ -54,14 +54,11 @@ def main(train: Callable[[TrainConfig], Outcome], argv: Sequence[str] | None = N
         check_paths(config)
         validate(config, world_size=world_size)
     except ValueError as error:
-        if rank == 0:
-            print(error, file=sys.stderr)
-        else:
-            time.sleep(SECONDS_FOR_RANK_0)
+        _say_on_rank_0(error, rank=rank)
         return EXIT_USAGE
-    except SystemExit as leave:  # the parser has explained, on rank 0
-        if rank and leave.code:
-            time.sleep(SECONDS_FOR_RANK_0)
+    except SystemExit as leave:
+        if leave.code:
+            _say_on_rank_0(None, rank=rank)  # the parser has said it
         raise
     try:
         return EXIT_INTERRUPTED if train(config).interrupted else 0
@@ -69,10 +66,7 @@ def main(train: Callable[[TrainConfig], Outcome], argv: Sequence[str] | None = N
         print("stopped at once, without saving; --resume goes on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
     except FolderRefused as error:  # another's folder: no file of ours goes there
-        if rank == 0:
-            print(error, file=sys.stderr)
-        else:
-            time.sleep(SECONDS_FOR_RANK_0)
+        _say_on_rank_0(error, rank=rank)
         return EXIT_USAGE
     except ValueError as error:
         _report(error, config, rank=rank)
@@ -187,6 +181,14 @@ def _leaves(config: object, prefix: str = "") -> list[tuple[str, object, object]
         else:
             out.append((f"{prefix}{f.name}", value, hints[f.name]))
     return out
+
+
+def _say_on_rank_0(error: Exception | None, *, rank: int) -> None:
+    """What all ranks found; the silent ones leave rank 0 the time to say it."""
+    if rank:
+        time.sleep(SECONDS_FOR_RANK_0)
+    elif error is not None:
+        print(error, file=sys.stderr)
 
 
 def _report(error: Exception, config: TrainConfig, *, rank: int) -> None:

@@ -2,12 +2,12 @@
 
 RUN/adapter/
     pytorch_lora_weights.safetensors   for `WanPipeline.load_lora_weights`; alpha stands in its metadata
-    wan_lora.safetensors               the same weights as diffusion_model.blocks.0.self_attn.q.lora_down.weight ..., with
-                                       .alpha: for loaders that read no metadata or know Wan's own names
+    wan_lora.safetensors               the same weights as diffusion_model.blocks.0.self_attn.q.lora_down.weight ...,
+                                       with .alpha: for loaders that know Wan's own names, or read no metadata
     adapter.json                       rank, alpha, and the range of sigma in which the adapter acts
 
 diffusers' file cannot hold .alpha itself: its loader refuses any name without "lora" in it.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from worldr1.run.files import read_json, read_tensor_metadata, read_tensors, reading, whole, write_json, write_tensors
+from worldr1.run.files import read_json, read_tensor_metadata, read_tensors, reading, write_json, write_tensors
 
 ADAPTER_JSON = "adapter.json"
 LORA_FILE = "pytorch_lora_weights.safetensors"

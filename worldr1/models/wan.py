@@ -126,7 +126,7 @@ def check_folder(folder: Path) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(f"load_policy: {folder} must be a diffusers WanPipeline folder, it has no model_index.json")
-    parts = read_json(index, "the JSON index of a pipeline")
+    parts = read_json(index, "JSON, the index of a pipeline")
     if parts.get("_class_name") != "WanPipeline":
         raise ValueError(f"load_policy: {index} must describe a WanPipeline, got {parts.get('_class_name')!r}")
     second = parts.get("transformer_2")

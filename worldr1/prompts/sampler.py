@@ -26,9 +26,9 @@ HELD_OUT_IDS = 2**31
 def read_prompts(path: Path) -> list[str]:
     """One prompt a line; white space at the ends is cut, empty lines and comments are left out.
 
-    A comment is a line that begins with "# " or is "#" alone; "#sunset" is a prompt. A prompt that stands there twice is
-    drawn twice as often. Lines may end as on any system, and a byte-order mark (also of files joined by `cat`) is no
-    part of a prompt.
+    A comment is a line that begins with "# " or is "#" alone; "#sunset" is a prompt. A prompt that stands there twice
+    is drawn twice as often. Lines may end as on any system, and a byte-order mark (also of files joined by `cat`) is
+    no part of a prompt.
 
     Args:
       path: UTF-8 text file.

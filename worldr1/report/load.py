@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from worldr1.run.files import numbered, read_arrays, read_json
+from worldr1.run.video import num_frames_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def load_run(run_dir: Path) -> RunFiles:
     done = len(metrics)
     if isinstance(asked, int) and done < asked:
         missing.append(f"{done} of {asked} iterations are done: the run goes on, or was stopped.")
-    sheets = _newest_sheets(validation_folder)
+    sheets = _newest_sheets(validation_folder, missing)
     return RunFiles(run_dir, config, environment, metrics, timings, study, validation, sheets, samples, missing)
 
 
@@ -108,12 +109,17 @@ def _jsonl(path: Path, what: str, missing: list[str]) -> list[dict[str, Any]]:
     return [rows[k] for k in sorted(rows)]
 
 
-def _newest_sheets(folder: Path) -> list[Path]:
-    """Files of the newest validation that wrote any; one that is being written has whole files only."""
+def _newest_sheets(folder: Path, missing: list[str]) -> list[Path]:
+    """Files of the newest validation whose grid can be played; one that is being written has whole files only."""
     for _, newest in reversed(numbered(folder)):
         found = sorted(p for p in newest.glob("*.mp4") if not p.name.startswith("."))  # grid.mp4, prompt_00.mp4 ...
         if found and found[0].name == "grid.mp4":  # written last
-            return found
+            try:
+                num_frames_of(found[0])
+            except (OSError, ValueError) as error:
+                missing.append(f"The grid of {newest.name} cannot be played ({error}): an older one is shown, if any.")
+            else:
+                return found
     return []
 
 

@@ -226,7 +226,6 @@ def _free_name(folder: Path) -> Path:
             f"output_dir: the earlier run in {folder} cannot be moved aside from where you stand, {Path.cwd()}: "
             "--resume goes on with it; else choose another --output-dir"
         )
-    folder = folder.resolve() if folder.name in ("", "..") else folder
     number = 1
     while (name := folder.with_name(f"{folder.name}.old{number}")).exists():
         number += 1

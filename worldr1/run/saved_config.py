@@ -63,5 +63,6 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     else:
         right = type(value) is (str if hint is Path else hint)
     if not right:
-        raise ValueError(f"{name} must be of type {getattr(hint, '__name__', hint)}, got {value!r}")
+        kind = f"one of {', '.join(args)}" if origin is typing.Literal else getattr(hint, "__name__", hint)
+        raise ValueError(f"{name} must be {kind}, got {value!r}")
     return Path(value) if hint is Path else value
