@@ -68,7 +68,8 @@ def _render(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor | None]]:
     """render_colors, render_alphas, num_invalid, overflow and, when asked for, the projected Gaussians; `views` is
     [..., C]."""
-    projection, means2d, projected = None, None, {}
+    projection, means2d = None, None
+    projected: dict[str, Tensor | None] = {}
     if meta != "minimal":
         projection = project(*replace_invalid(inputs), settings)
         projected, means2d = _projected(projection, views, packed=meta == "packed")
