@@ -109,6 +109,25 @@ def test_comments_that_name_a_mode(comments: list[str], antialiased: bool, tmp_p
     assert load_splats(tmp_path / "b.ply").antialiased == antialiased
 
 
+def test_numbers_in_a_text_are_of_their_type(tmp_path: Path) -> None:
+    """A packed .ply as text comes back; a word that is no whole number, or beyond 32 bits, is refused."""
+    save_splats(tmp_path / "a.ply", scene(3, 1))
+    packed = tmp_path / "b.ply"
+    packed.write_bytes(forge((tmp_path / "a.ply").read_bytes(), "ply", "compressed.ply"))
+    expected, data = load_splats(packed), plyfile.PlyData.read(str(packed))
+    word = str(data["vertex"]["packed_scale"][1])
+    data.text = True
+    packed = tmp_path / "c.ply"  # plyfile has the other mapped
+    data.write(str(packed))
+    assert_close(load_splats(packed), expected)
+    content = packed.read_text()
+    assert content.count(word) == 1
+    for bad in ("nan", "-1", "4294967296", "1.5"):
+        packed.write_text(content.replace(word, bad))
+        with pytest.raises(ValueError, match="its packed_scale must hold whole numbers from 0 to 4294967295"):
+            load_splats(packed)
+
+
 @pytest.mark.parametrize("end", ["\r\n", "\r"])
 def test_headers_with_other_ends_of_lines(end: str, tmp_path: Path) -> None:
     save_splats(tmp_path / "a.ply", scene(3))

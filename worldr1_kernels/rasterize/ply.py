@@ -101,11 +101,22 @@ def _tables(content: bytes, header: _Header, wanted: set[str]) -> dict[str, np.n
                 tables[name] = np.frombuffer(content, dtype, count, place)
             else:
                 flat = np.fromiter(map(float, words[place : place + count * step]), np.float64, count * step)
-                tables[name] = np.empty(count, [(key, "f8") for key in properties])
-                for key, column in zip(properties, flat.reshape(count, step).T, strict=True):
-                    tables[name][key] = column
+                tables[name] = _typed(flat.reshape(count, step), dtype)
         place += count * step
     return tables
+
+
+def _typed(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Columns of a text, as the header types them; floats stay float64, as they were written."""
+    kinds = [(key, "f8" if dtype[key].kind == "f" else dtype[key]) for key in dtype.names or ()]
+    table = np.empty(len(numbers), kinds)
+    for (key, kind), column in zip(kinds, numbers.T, strict=True):
+        if kind != "f8":
+            info = np.iinfo(kind)
+            if not ((column >= info.min) & (column <= info.max) & (column % 1 == 0)).all():
+                raise ValueError(f"its {key} must hold whole numbers from {info.min} to {info.max}")
+        table[key] = column
+    return table
 
 
 def _columns(table: np.ndarray, names: tuple[str, ...]) -> torch.Tensor:
@@ -141,7 +152,7 @@ def _fields(words: np.ndarray, *bits: int) -> np.ndarray:
 def _packed(chunks: np.ndarray, table: np.ndarray, sh: np.ndarray | None, rest: tuple[str, ...]) -> Splats:
     num = len(table)
     bounds = {name: np.repeat(chunks[name].astype(np.float64), CHUNK)[:num] for name in chunks.dtype.names or ()}
-    words = {name: table[name].astype(np.uint32) for name in _PACKED}
+    words = {name: table[name].astype(np.uint32) for name in _PACKED}  # of either byte order
 
     def between(low: list[str], high: list[str], share: np.ndarray) -> np.ndarray:
         a, b = (np.stack([bounds[name] for name in names], 1) for names in (low, high))
