@@ -24,6 +24,17 @@ def test_gsplats_exporter_is_read(tmp_path: Path) -> None:
     assert_close(load_splats(tmp_path / "a.ply"), splats)
 
 
+def test_harmonics_of_packed_ply_end_at_4(tmp_path: Path) -> None:
+    """Bytes 0 and 255 are -4 and 4 themselves, others the middle of 256 intervals: SuperSplat's rule."""
+    splats = scene(2, 1)
+    splats.colors[:, 1:] = torch.tensor([-5.0, 5.0, -3.98])
+    (tmp_path / "a.ply").write_bytes(gsplat_export(splats, "ply_compressed"))
+    assert load_splats(tmp_path / "a.ply").colors[:, 1:].unique().tolist() == [-4.0, 4.0]
+    splats.colors[:, 1:] = torch.tensor([-3.96, 0.01, 3.96])
+    (tmp_path / "a.ply").write_bytes(gsplat_export(splats, "ply_compressed"))
+    assert load_splats(tmp_path / "a.ply").colors[0, 1].tolist() == [1.5 / 32 - 4, 0.5 / 32, 254.5 / 32 - 4]
+
+
 def matched(got: Splats, splats: Splats) -> Splats:
     """`splats` in the order of `got`: each of them nearest to one."""
     nearest = torch.cdist(got.means, splats.means).argmin(1)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from worldr1_kernels.rasterize import ply, spz
@@ -41,7 +42,8 @@ def load_splats(path: str | os.PathLike[str], *, drop_invalid: bool = False) -> 
     path = _checked("load_splats", path)
     content = path.read_bytes()
     try:
-        splats = ply.decode(content) if path.suffix.lower() == ".ply" else spz.decode(content)
+        with np.errstate(all="ignore"):  # what is or becomes infinite or NaN is found below
+            splats = ply.decode(content) if path.suffix.lower() == ".ply" else spz.decode(content)
     except ValueError as error:
         kind = ".ply of 3D Gaussians" if path.suffix.lower() == ".ply" else ".spz"
         raise ValueError(f"load_splats: {path} must be a whole {kind}, but {error}") from error

@@ -121,9 +121,8 @@ def _typed(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _columns(table: np.ndarray, names: tuple[str, ...]) -> torch.Tensor:
     out = np.empty((len(table), len(names)), np.float32)
-    with np.errstate(over="ignore"):  # a double beyond float32 is infinite, which the caller finds
-        for i, name in enumerate(names):
-            out[:, i] = table[name]
+    for i, name in enumerate(names):
+        out[:, i] = table[name]
     return torch.from_numpy(out)
 
 
@@ -179,9 +178,8 @@ def _packed(chunks: np.ndarray, table: np.ndarray, sh: np.ndarray | None, rest: 
         values = np.stack([sh[name].astype(np.float64) for name in rest], 1)
         higher = 8 * np.where(values % 255 == 0, values / 255, (values + 0.5) / 256) - 4
         colors = np.concatenate([colors, higher.reshape(num, 3, -1).transpose(0, 2, 1)], 1)
-    with np.errstate(over="ignore"):
-        fields = (means, quats, np.exp(scales), rgba[:, 3], colors)
-        return Splats(*(torch.from_numpy(np.ascontiguousarray(f, dtype=np.float32)) for f in fields))
+    fields = (means, quats, np.exp(scales), rgba[:, 3], colors)
+    return Splats(*(torch.from_numpy(np.ascontiguousarray(f, dtype=np.float32)) for f in fields))
 
 
 def decode(content: bytes) -> Splats:
