@@ -1,7 +1,9 @@
 """`python -m worldr1_kernels`: versions, the backends that are here, and why the others are not."""
 
 import importlib.metadata
+import os
 import platform
+import sys
 
 import torch
 
@@ -19,14 +21,24 @@ def _say(reason: str | None, detail: str = "") -> str:
     return f"no: {reason}" if reason is not None else f"yes{detail}"
 
 
+def _chosen() -> str:
+    """How a backend is chosen here. Raises ValueError where the environment names one that there is not."""
+    name = _dispatch.ENVIRONMENT_VARIABLE
+    from_environment = _dispatch.requested_backend("worldr1_kernels", "auto")
+    untried = "" if _dispatch.CUDA_HAS_RUN else "; for CUDA tensors the reference, until the kernels have run on a GPU"
+    if from_environment == "auto":
+        is_set = f" ({name}={os.environ[name]})" if os.environ.get(name) else ""
+        return f"backend= argument, else {name}{is_set}, else the fastest that can run{untried}"
+    return f"backend= argument, else {from_environment}, by {name}: an op that has no such implementation raises"
+
+
 def report() -> str:
-    """The text of the report: one line a fact. Runs nothing on a device."""
+    """The text of the report: one line a fact. Runs nothing on a device. Raises ValueError as `_chosen`."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     native = _native.cpu_unavailable()
     detail = "" if native is not None else f" ({_native.cpu().instruction_set()}, {torch.get_num_threads()} threads)"
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = [torch.cuda.get_device_name(i) for i in range(num_gpus)]
-    untried = "" if _dispatch.CUDA_HAS_RUN else "; for CUDA tensors the reference, until the kernels have run on a GPU"
     rows = [
         ("worldr1_kernels", __version__),
         ("python", f"{platform.python_version()} on {platform.machine()}"),
@@ -38,10 +50,20 @@ def report() -> str:
         ("native, CUDA", _say(_native.cuda_unavailable())),
         ("triton, CPU", _say(_dispatch.triton_unavailable(cpu), " (interpreter)")),
         ("triton, CUDA", _say(_dispatch.triton_unavailable(cuda) if gpus else "no GPU")),
-        ("chosen", f"backend= argument, else {_dispatch.ENVIRONMENT_VARIABLE}, else the fastest that can run{untried}"),
+        ("chosen", _chosen()),
     ]
     return "\n".join(f"{name:16} {value}" for name, value in rows)
 
 
+def main() -> int:
+    """Prints the report; 2 and a line on stderr where the environment names no backend."""
+    try:
+        print(report())
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    print(report())
+    sys.exit(main())

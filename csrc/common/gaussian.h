@@ -43,7 +43,20 @@ struct Camera {
   float position[3];         // camera centre in the world, for the view direction of spherical harmonics
 };
 
-// `viewmat` is row-major 4x4 with an orthonormal rotation, `k` row-major 3x3; skew is ignored, as in gsplat.
+// Camera centre -R^-1 t, for rows of R of any common scale from 1e-12 to 1e12. R^-1 has the cross products of R's rows, over the
+// determinant, as columns; 0 where there is no inverse.
+WR_HD void camera_center(const float* r, const float* t, float* center) {
+  const float det = r[0] * (r[4] * r[8] - r[5] * r[7]) + r[1] * (r[5] * r[6] - r[3] * r[8]) +
+                    r[2] * (r[3] * r[7] - r[4] * r[6]);
+  const float factor = det != 0.0f ? -1.0f / det : 0.0f;
+  for (int j = 0; j < 3; ++j) {
+    const int k = (j + 1) % 3, l = (j + 2) % 3;
+    center[j] = factor * (t[0] * (r[3 + k] * r[6 + l] - r[3 + l] * r[6 + k]) + t[1] * (r[6 + k] * r[l] - r[6 + l] * r[k]) +
+                          t[2] * (r[k] * r[3 + l] - r[l] * r[3 + k]));
+  }
+}
+
+// `viewmat` is row-major 4x4 whose upper three rows may have any scale, `k` row-major 3x3; skew is ignored, as in gsplat.
 WR_HD Camera make_camera(const float* viewmat, const float* k, float width, float height) {
   Camera c;
   for (int i = 0; i < 3; ++i) {
@@ -59,7 +72,7 @@ WR_HD Camera make_camera(const float* viewmat, const float* k, float width, floa
   c.u_max = (width - c.cx) / c.fx + margin_x;
   c.v_min = -(c.cy / c.fy + margin_y);
   c.v_max = (height - c.cy) / c.fy + margin_y;
-  for (int j = 0; j < 3; ++j) c.position[j] = -(c.r[j] * c.t[0] + c.r[3 + j] * c.t[1] + c.r[6 + j] * c.t[2]);
+  camera_center(c.r, c.t, c.position);
   return c;
 }
 

@@ -106,6 +106,35 @@ WR_HD GaussianGradient<V> project_backward(V x, V y, V z, const Covariance3<V>& 
   return out;
 }
 
+// Inverse of the upper 3x3 R of a row-major 4x4; all 0 where there is none.
+WR_HD void inverse_of_upper(const float* m, double* inverse) {
+  double det = 0.0;
+  for (int i = 0; i < 3; ++i) {
+    const float *p = m + 4 * ((i + 1) % 3), *q = m + 4 * ((i + 2) % 3);
+    for (int j = 0; j < 3; ++j) {
+      const int k = (j + 1) % 3, l = (j + 2) % 3;
+      inverse[3 * j + i] = (double)p[k] * q[l] - (double)p[l] * q[k];
+      if (i == 0) det += m[j] * inverse[3 * j];
+    }
+  }
+  for (int i = 0; i < 9; ++i) inverse[i] = det != 0.0 ? inverse[i] / det : 0.0;
+}
+
+// From the sums over Gaussians, `v` = dR [9] and dt [3] of the projection, to the 12 numbers of a viewmat's upper rows, row-major:
+// adds what comes through the camera centre p = -R^-1 t, of which dp = -R^-1 (dR p + dt).
+WR_HD void store_viewmat_gradient(const float* viewmat, const double* v, const double* v_position, float* v_viewmat) {
+  double inverse[9], position[3];
+  inverse_of_upper(viewmat, inverse);
+  for (int j = 0; j < 3; ++j) {
+    position[j] = -(inverse[3 * j] * viewmat[3] + inverse[3 * j + 1] * viewmat[7] + inverse[3 * j + 2] * viewmat[11]);
+  }
+  for (int i = 0; i < 3; ++i) {
+    const double back = -(inverse[i] * v_position[0] + inverse[3 + i] * v_position[1] + inverse[6 + i] * v_position[2]);
+    for (int j = 0; j < 3; ++j) v_viewmat[4 * i + j] = (float)(v[3 * i + j] + back * position[j]);
+    v_viewmat[4 * i + 3] = (float)(v[9 + i] + back);
+  }
+}
+
 // Backward of covariance_world(): v_q [4] wxyz, v_scale [3].
 template <class V>
 WR_HD void covariance_world_backward(V qw, V qx, V qy, V qz, V sx, V sy, V sz, const Covariance3<V>& v_s, V* v_q,

@@ -6,6 +6,8 @@
 #include "rasterize.h"
 #include "rasterize_view.h"
 
+#include "../common/gaussian_backward.h"
+
 namespace worldr1 {
 namespace {
 
@@ -153,23 +155,13 @@ void replay_view(const Call& call, const Scene& scene, int64_t scene_index, int6
   }
 }
 
-// From the sums over Gaussians to viewmats and Ks. position = -R^T t.
+// From the sums over Gaussians to viewmats and Ks.
 void store_camera(const Call& call, int64_t view, const float* cameras, int64_t chunks) {
   double v[kCameraValues] = {};
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     for (int k = 0; k < kCameraValues; ++k) v[k] += cameras[chunk * kCameraValues + k];
   }
-  const float* viewmat = call.args.viewmats + 16 * view;
-  const double* v_position = v + 16;
-  float* v_viewmat = call.grads.viewmats + 16 * view;
-  for (int i = 0; i < 3; ++i) {
-    double v_t = v[9 + i];
-    for (int j = 0; j < 3; ++j) {
-      v_viewmat[4 * i + j] = (float)(v[3 * i + j] - viewmat[4 * i + 3] * v_position[j]);
-      v_t -= viewmat[4 * i + j] * v_position[j];
-    }
-    v_viewmat[4 * i + 3] = (float)v_t;
-  }
+  store_viewmat_gradient(call.args.viewmats + 16 * view, v, v + 16, call.grads.viewmats + 16 * view);
   float* v_k = call.grads.Ks + 9 * view;
   v_k[0] = (float)v[12];
   v_k[4] = (float)v[13];

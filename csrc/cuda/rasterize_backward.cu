@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(kThreads) project_gradients_kernel(const Chunk
   if (bits) add_gaussian(c, d, g, v_mean, v_opacity, v_s);
 }
 
-// One block a view: sums over blocks, then viewmats and Ks. The camera centre is -R^T t.
+// One block a view: sums over blocks, then viewmats and Ks.
 __global__ void __launch_bounds__(kThreads) camera_gradients_kernel(const Chunk c, const ChunkGradients d) {
   __shared__ double sums[kWarps][32];
   const int v = (int)blockIdx.x;
@@ -291,16 +291,7 @@ __global__ void __launch_bounds__(kThreads) camera_gradients_kernel(const Chunk 
     total[k] = 0.0;
     for (int w = 0; w < kWarps; ++w) total[k] += sums[w][k];
   }
-  const float* viewmat = c.viewmats + 16 * v;
-  const double* v_position = total + 16;
-  for (int i = 0; i < 3; ++i) {
-    double v_t = total[9 + i];
-    for (int j = 0; j < 3; ++j) {
-      d.viewmats[16 * v + 4 * i + j] = (float)(total[3 * i + j] - viewmat[4 * i + 3] * v_position[j]);
-      v_t -= viewmat[4 * i + j] * v_position[j];
-    }
-    d.viewmats[16 * v + 4 * i + 3] = (float)v_t;
-  }
+  store_viewmat_gradient(c.viewmats + 16 * v, total, total + 16, d.viewmats + 16 * v);
   d.Ks[9 * v] = (float)total[12];
   d.Ks[9 * v + 4] = (float)total[13];
   d.Ks[9 * v + 2] = (float)total[14];

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from worldr1_kernels import __main__ as report
 from worldr1_kernels import _checks, _dispatch, _library
 from worldr1_kernels.testing import assert_close_two_errors, noncontiguous, normal, poison_empty, two_errors, uniform
 
@@ -128,6 +129,23 @@ def test_report_names_every_backend() -> None:
     assert lines["native, CPU"].startswith("yes (")
     for name in ("reference", "native, CUDA", "triton, CPU", "triton, CUDA"):
         assert lines[name].startswith(("yes", "no: "))
+
+
+@pytest.mark.parametrize("backend", ["", "auto", "reference", "foo"])
+def test_report_says_what_the_environment_asks_for(
+    backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLDR1_BACKEND", backend)
+    code = report.main()
+    said, refused = capsys.readouterr()
+    if backend == "foo":
+        assert (code, said) == (2, "")
+        assert refused.startswith("worldr1_kernels: WORLDR1_BACKEND must be one of") and "got 'foo'" in refused
+        return
+    chosen = said.splitlines()[-1]
+    assert (code, refused) == (0, "") and chosen.startswith("chosen ")
+    assert ("else reference, by WORLDR1_BACKEND" in chosen) == (backend == "reference")
+    assert ("(WORLDR1_BACKEND=auto)" in chosen) == (backend == "auto")
 
 
 def test_import_loads_neither_triton_nor_worldr1() -> None:

@@ -12,7 +12,7 @@ from worldr1_kernels._native import cpu as native_module
 from worldr1_kernels.rasterize.arguments import BackwardInputs, Inputs, Settings
 from worldr1_kernels.rasterize.native_impl import rasterize_backward_native, rasterize_native
 from worldr1_kernels.rasterize.ops import rasterize_backward_op, rasterize_op
-from worldr1_kernels.rasterize.reference import rasterize_reference
+from worldr1_kernels.rasterize.reference import camera_centers, rasterize_reference
 from worldr1_kernels.testing import GaussianScene, check_compiles, check_op, gaussian_scene, noncontiguous, poison_empty
 
 REL_L2 = 1e-4
@@ -236,6 +236,57 @@ def test_nothing_to_render(backend: str) -> None:
         out = rasterize(*leaves, 10, 9, render_mode="RGB+ED", backend=backend)
         for leaf, gradient in zip(leaves, torch.autograd.grad(out.render_colors.sum(), leaves), strict=True):
             assert gradient.shape == leaf.shape and float(gradient.abs().sum()) == 0.0
+
+
+def scaled_poses(backend: str, dtype: torch.dtype, factor: float, degree: int = 2) -> tuple[Tensor, list[Tensor]]:
+    """A picture from poses whose upper rows are multiplied by `factor` inside, and gradients of them and the means."""
+    scene = scene_with_background(40, 21, 18, num_views=2)
+    coefficients = 0.6 * torch.randn(40, (degree + 1) ** 2, 3, generator=torch.Generator().manual_seed(2))
+    tensors = [t.to(dtype) for t in (*scene[:4], coefficients, *scene[5:7])]
+    means, viewmats = (tensors[i].clone().requires_grad_() for i in (0, 5))
+    rows = torch.tensor([factor] * 3 + [1.0], dtype=dtype)[:, None]
+    out = rasterize(
+        means, *tensors[1:5], viewmats * rows, tensors[6], 21, 18, near_plane=0.0, sh_degree=degree, backend=backend
+    )
+    loss = (
+        out.render_colors * torch.linspace(-1, 1, out.render_colors.numel()).to(dtype).view_as(out.render_colors)
+    ).sum()
+    return out.render_colors.detach(), list(torch.autograd.grad(loss, (means, viewmats)))
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("factor", [2.0, 1e-3, 3e4])
+def test_a_scale_of_the_pose_changes_nothing(backend: str, factor: float) -> None:
+    """A point p and its camera coordinates s (R p + t) project to the same place; the centre is -R^-1 t at any s."""
+    picture, gradients = scaled_poses(backend, torch.float32, factor)
+    expected, wanted = scaled_poses("reference", torch.float64, 1.0)
+    assert float((picture - expected).abs().max()) < 1e-5
+    for one, other in zip(gradients, wanted, strict=True):
+        assert float((one - other).norm() / other.norm()) < REL_L2
+
+
+def test_camera_centre_of_any_matrix() -> None:
+    """Shear and stretch: the colour is that of gsplat's torch.inverse, its gradient the reference's."""
+    tensors = scene_with_background(50, 21, 18, num_views=2)
+    tensors[4] = 0.6 * torch.randn(50, 9, 3, generator=torch.Generator().manual_seed(5))
+    tensors[5] = tensors[5].clone()
+    tensors[5][:, :3, :3] += 0.2 * torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(6))
+    compare(tensors, 21, 18, render_mode="RGB+D", sh_degree=2)
+    for dtype in (torch.float32, torch.float64):
+        viewmats = tensors[5].to(dtype)
+        torch.testing.assert_close(
+            camera_centers(viewmats), torch.linalg.inv(viewmats)[..., :3, 3], rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_pose_without_an_inverse_shows_numbers(backend: str) -> None:
+    tensors = scene_with_background(20, 12, 10, num_views=2)
+    tensors[4] = torch.rand(20, 4, 3)
+    tensors[5] = tensors[5].clone()
+    tensors[5][0, 1, :3] = 0.0
+    for gradient in gradients(tensors, 12, 10, backend, sh_degree=1):
+        assert gradient.isfinite().all()
 
 
 def test_gradient_of_the_projected_means() -> None:

@@ -68,6 +68,16 @@ def test_spherical_harmonics(degree: int) -> None:
     check(inputs, settings_of(17, 15, sh_degree=degree, depth_mode=WEIGHTED_DEPTH))
 
 
+def test_camera_centre_of_any_matrix() -> None:
+    """-R^-1 t where R is no rotation: scaled, sheared."""
+    inputs = inputs_of(40, 17, 15)
+    viewmats = inputs.viewmats.clone()
+    viewmats[0, 0, :3] *= 3.0
+    viewmats[0, 1, :3, :3] += 0.2 * normal((3, 3), 1)
+    inputs = inputs._replace(colors=0.3 * normal((1, 1, 40, 9, 3), 2), viewmats=viewmats)
+    check(inputs, settings_of(17, 15, sh_degree=2, depth_mode=WEIGHTED_DEPTH))
+
+
 @pytest.mark.parametrize("channels", [1, 5, 8])
 def test_channels_in_passes(channels: int) -> None:
     check(inputs_of(40, 17, 15, num_channels=channels), settings_of(17, 15, depth_mode=EXPECTED_DEPTH))

@@ -52,7 +52,7 @@ def test_positional_order_and_meta() -> None:
 def test_meta_agrees_with_gsplat(kind: str) -> None:
     torch_impl = pytest.importorskip("gsplat.cuda._torch_impl")
     scene = gaussian_scene(200, 48, 40, num_views=2, seed=4)
-    *_, meta = rasterization(*scene, 48, 40, rasterize_mode=kind, compat="gsplat-1.5")
+    *_, meta = rasterization(*scene, 48, 40, rasterize_mode=kind, compat="gsplat-1.5", packed=False)
     covars, _ = torch_impl._quat_scale_to_covar_preci(scene.quats, scene.scales, compute_preci=False)
     radii, means2d, depths, conics, compensations = torch_impl._fully_fused_projection(
         scene.means, covars, scene.viewmats, scene.Ks, 48, 40, calc_compensations=kind == "antialiased"

@@ -59,7 +59,7 @@ def test_covars_invalid_and_full_meta() -> None:
     means, quats, scales, opacities, colors, viewmats, Ks = lists(made)
     means[1][3] = float("nan")
     covars = [torch.eye(3).expand(n, 3, 3) * 0.01 for n in COUNTS]
-    out = rasterization(means, None, None, opacities, colors, viewmats, Ks, WIDTH, HEIGHT, covars=covars)
+    out = rasterization(means, None, None, opacities, colors, viewmats, Ks, WIDTH, HEIGHT, covars=covars, packed=False)
     assert out.meta["num_invalid"].tolist() == [[0, 0], [1, 1], [0, 0], [0, 0]]
     assert out.meta["means2d"].shape == (len(COUNTS), VIEWS, max(COUNTS), 2)
     for b, n in enumerate(COUNTS):

@@ -158,10 +158,12 @@ def held_out_psnr(video: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor) ->
     Returns:
       [N] dB: PSNR of each odd frame over all its pixels, averaged over frames, at most MAX_PSNR_DB. Where there is no
       Gaussian, the render shows the mean colour of the even frames.
+    Raises:
+      RuntimeError: the rasterizer had no room for all Gaussians of a view, which is NaN then.
     """
     height, width = video.shape[-2:]
     scene = _lift(video[:, ::2], depth[:, ::2], viewmats[:, ::2], Ks[:, ::2])
-    colors, alphas, _ = rasterize(
+    colors, alphas, meta = rasterize(
         scene.means,
         scene.quats,
         scene.scales,
@@ -173,6 +175,11 @@ def held_out_psnr(video: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor) ->
         height,
         eps2d=EPS2D_PX2,
     )  # [N, C, H, W, 3], [N, C, H, W, 1]
+    if bool((meta["num_overflow"] > 0).any()):  # a NaN would be taken for a figure that the prompt does not define
+        raise RuntimeError(
+            "held_out_psnr: the rasterizer must have room for the (tile, Gaussian) pairs of every view, had none for "
+            "some; judge fewer or smaller frames"
+        )
     backdrop = video[:, ::2].mean(dim=(1, 3, 4))[:, None, None, None]  # [N, 1, 1, 1, 3]
     render = (colors + (1.0 - alphas) * backdrop).movedim(-1, 2)  # [N, C, 3, H, W]
     mse = (render.clamp(0.0, 1.0) - video[:, 1::2]).square().flatten(2).mean(dim=2)  # [N, C]

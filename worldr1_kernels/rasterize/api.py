@@ -14,7 +14,7 @@ from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, Input
 from worldr1_kernels.rasterize.checks import META_LEVELS, check_inputs, check_settings
 from worldr1_kernels.rasterize.ops import Rasterize, rasterize_op
 from worldr1_kernels.rasterize.ragged import pad_scenes
-from worldr1_kernels.rasterize.reference import project, rasterize_reference, replace_invalid
+from worldr1_kernels.rasterize.reference import Projection, project, rasterize_reference, replace_invalid
 
 
 class RasterizeOutput(NamedTuple):
@@ -47,19 +47,33 @@ def _choose_backend(op: str, backend: str, inputs: Inputs, settings: Settings) -
     return resolve_backend(op, backend, device, {"native": native_probe, "reference": always_available})
 
 
+def _projected(
+    projection: Projection, views: tuple[int, ...], *, packed: bool
+) -> tuple[dict[str, Tensor | None], Tensor]:
+    """What meta says of the projected Gaussians, and the projected means [..., C, N, 2] that the image must be made of:
+    whoever reads the gradient of meta["means2d"] must hold a tensor between the inputs and the image."""
+    named = {name: getattr(projection, name) for name in ("means2d", "conics", "depths", "radii", "opacities")}
+    if not packed:
+        ids = dict.fromkeys(("batch_ids", "camera_ids", "gaussian_ids"))
+        whole = {name: value.reshape(*views, *value.shape[2:]) for name, value in named.items()}
+        return ids | whole, whole["means2d"]
+    seen = (projection.radii > 0).any(-1).nonzero(as_tuple=True)
+    ids = dict(zip(("batch_ids", "camera_ids", "gaussian_ids"), seen, strict=True))
+    listed = {name: value[seen] for name, value in named.items()}
+    return ids | listed, torch.zeros_like(projection.means2d).index_put(seen, listed["means2d"])
+
+
 def _render(
-    inputs: Inputs, settings: Settings, backend: str, views: tuple[int, ...], *, with_projection: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    inputs: Inputs, settings: Settings, backend: str, views: tuple[int, ...], meta: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor | None]]:
     """render_colors, render_alphas, num_invalid, overflow and, when asked for, the projected Gaussians; `views` is
     [..., C]."""
-    projection, means2d, projected = None, None, {}
-    if with_projection:
+    projection, means2d = None, None
+    projected: dict[str, Tensor | None] = {}
+    if meta != "minimal":
         projection = project(*replace_invalid(inputs), settings)
-        # Whoever reads the gradient of meta["means2d"] must hold the very tensor that the image is made of.
-        means2d = projection.means2d.reshape(*views, *projection.means2d.shape[2:])
+        projected, means2d = _projected(projection, views, packed=meta == "packed")
         projection = projection._replace(means2d=means2d.reshape(projection.means2d.shape))
-        named = {name: getattr(projection, name) for name in ("conics", "depths", "radii", "opacities")}
-        projected = {"means2d": means2d} | {k: v.reshape(*views, *v.shape[2:]) for k, v in named.items()}
     if not needs_grad(inputs):
         return *rasterize_op(*inputs, *settings, backend, False)[:4], projected
     if backend == "native":
@@ -109,7 +123,8 @@ def rasterize(
       opacities: Shape [..., N], in [0, 1].
       colors: Features [..., N, D] or, with one set per camera, [..., C, N, D]; with `sh_degree`, spherical harmonics
         coefficients [..., N, K, 3] or [..., C, N, K, 3]. Ignored, and may be None, where depth alone is rendered.
-      viewmats: World-to-camera, OpenCV axes, rigid. Shape [..., C, 4, 4].
+      viewmats: World-to-camera, OpenCV axes. Shape [..., C, 4, 4]. The upper three rows may have a common scale; depths
+        and planes then have it too.
       Ks: Intrinsics; skew is ignored. Shape [..., C, 3, 3]. Unit: pixels.
       width: Image width in pixels.
       height: Image height in pixels.
@@ -131,7 +146,9 @@ def rasterize(
         quaternion), num_overflow [..., C] ((tile, splat) pairs that found no room in the buffers of the native CUDA
         kernels; above 0 the view is NaN, its gradients too; 0 elsewhere). "full" adds n_batches, n_cameras and, by
         torch, means2d, conics, depths, radii (0 where culled) and opacities, each [..., C, N, ...]; the gradient of
-        the image reaches `means2d` on its way to the inputs.
+        the image reaches `means2d` on its way to the inputs. "packed" has those of the Gaussians that are seen alone,
+        each [nnz, ...], and says which by batch_ids, camera_ids and gaussian_ids [nnz], which "full" has as None; it
+        waits for the device.
       backend: "auto", "native" (float32; C++ on a CPU, CUDA by name alone until it has run on a device) or "reference"
         (torch).
     Returns:
@@ -174,12 +191,10 @@ def rasterize(
     inputs = check_inputs(op, raw, settings)
     chosen = _choose_backend(op, backend, inputs, settings)
     views = tuple(viewmats.shape[:-2])  # [..., C]
-    rendered, alphas, num_invalid, overflow, projected = _render(
-        inputs, settings, chosen, views, with_projection=meta == "full"
-    )
+    rendered, alphas, num_invalid, overflow, projected = _render(inputs, settings, chosen, views, meta)
     info: dict[str, Any] = {"width": width, "height": height}
     info |= {"num_invalid": num_invalid.reshape(views), "num_overflow": overflow.reshape(views)}
-    if meta == "full":
+    if meta != "minimal":
         info |= {"n_batches": inputs.means.shape[0], "n_cameras": views[-1], **projected}
     image = (*views, height, width)
     return RasterizeOutput(rendered.reshape(*image, rendered.shape[-1]), alphas.reshape(*image, 1), info)

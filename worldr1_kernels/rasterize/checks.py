@@ -10,7 +10,7 @@ from worldr1_kernels.rasterize.arguments import DEPTH_MODES, NO_DEPTH, Inputs, S
 
 RENDER_MODES = ("RGB", *DEPTH_MODES, *(f"RGB+{depth}" for depth in DEPTH_MODES))
 RASTERIZE_MODES = ("classic", "antialiased")
-META_LEVELS = ("minimal", "full")
+META_LEVELS = ("minimal", "full", "packed")
 MAX_SIZE = 1 << 20  # pixels; beyond it float32 cannot tell pixel centres apart
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -49,9 +49,10 @@ def rasterization(
 ) -> RasterizeOutput:
     """`rasterize` under gsplat's name and positional order, so that code written for gsplat runs unchanged.
 
-    packed, tile_size, channel_chunk and segmented choose how gsplat computes, not what: they are accepted and have no
-    effect; meta is always laid out as gsplat's is with packed=False. `meta` is "full" here because gsplat's users read
-    it, and its means2d receives the gradient that their densification needs; "minimal" is faster. See `rasterize`.
+    tile_size, channel_chunk and segmented choose how gsplat computes, not what: they are accepted and have no effect.
+    packed chooses how meta is laid out, as in gsplat: lists of the Gaussians that are seen, or [..., C, N, ...]. `meta`
+    is "full" here because gsplat's users read it, and its means2d receives the gradient that their densification needs;
+    "minimal" is faster and packed then has no effect. gsplat's lists of tiles are not in it. See `rasterize`.
 
     Returns:
       RasterizeOutput, which unpacks into gsplat's (render_colors, render_alphas, meta).
@@ -59,7 +60,7 @@ def rasterization(
       NotImplementedError: sparse_grad, absgrad, distributed, with_ut, with_eval3d, a camera that is no pinhole, lens
       distortion or a rolling shutter. As `rasterize` otherwise.
     """
-    del packed, tile_size, channel_chunk, segmented
+    del tile_size, channel_chunk, segmented
     refused = {
         "sparse_grad": sparse_grad,
         "absgrad": absgrad,
@@ -98,6 +99,6 @@ def rasterization(
         render_mode=render_mode,
         rasterize_mode=rasterize_mode,
         compat=compat,
-        meta=meta,
+        meta="packed" if packed and meta == "full" else meta,
         backend=backend,
     )

@@ -173,14 +173,23 @@ def sh_basis(degree: int, directions: Tensor) -> Tensor:
     return torch.stack(basis, -1)
 
 
+def camera_centers(viewmats: Tensor) -> Tensor:
+    """-R^-1 t, in float64 between: the determinant is the cube of a scale. 0 where R has no inverse.
+    [..., 4, 4] -> [..., 3]."""
+    a, b, c = (viewmats[..., i, :3].double() for i in range(3))
+    t = viewmats[..., :3, 3].double()
+    columns = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -1)
+    det = (a * columns[..., 0]).sum(-1, keepdim=True)
+    center = -(columns @ t[..., None])[..., 0] / torch.where(det == 0, 1.0, det)
+    return torch.where(det == 0, 0.0, center).to(viewmats.dtype)
+
+
 def sh_colors(degree: int, coefficients: Tensor, means: Tensor, viewmats: Tensor) -> Tensor:
     """Colours seen from each camera: max(sum_k basis_k coefficients_k + 1/2, 0).
 
     coefficients [B, 1 or C, N, K, 3], means [B, N, 3], viewmats [B, C, 4, 4] -> [B, C, N, 3].
     """
-    rotation, translation = viewmats[..., :3, :3], viewmats[..., :3, 3]
-    position = -(rotation.transpose(-1, -2) @ translation[..., None])[..., 0]  # [B, C, 3]
-    direction = means[:, None] - position[:, :, None]  # [B, C, N, 3]
+    direction = means[:, None] - camera_centers(viewmats)[:, :, None]  # [B, C, N, 3]
     direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     basis = sh_basis(degree, direction)
     used = coefficients[..., : basis.shape[-1], :]

@@ -8,6 +8,7 @@ import torch
 from oracle_world import KNOWN_MOTIONS, KNOWN_PROMPTS
 
 from worldr1.config import EMBEDDED
+from worldr1.evaluation import evaluate
 from worldr1.evaluation.evaluate import assess, held_out_psnr, load_evaluator
 from worldr1.microworld.captions import read_labels
 
@@ -56,6 +57,21 @@ def test_held_out_psnr_prefers_the_truth_to_a_frozen_video_only_at_requested_pos
     constant = torch.full((1, 5, 3, 32, 32), 0.25)
     flat = held_out_psnr(constant, torch.full((1, 5, 32, 32), 4.0), torch.eye(4).expand(1, 5, 4, 4), K[:1, :5])
     assert flat.tolist() == pytest.approx([60.0])
+
+
+def test_held_out_psnr_of_a_view_without_room_is_no_figure(monkeypatch):
+    whole = evaluate.rasterize
+
+    def short(*args, **options):
+        out = whole(*args, **options)
+        missing = out.meta["num_overflow"].clone()
+        missing[0, 1] = 7
+        return out._replace(meta=out.meta | {"num_overflow": missing})
+
+    monkeypatch.setattr(evaluate, "rasterize", short)
+    K = torch.tensor([[20.0, 0, 8], [0, 20, 8], [0, 0, 1]]).expand(1, 5, 3, 3)
+    with pytest.raises(RuntimeError, match="held_out_psnr: the rasterizer must have room"):
+        held_out_psnr(torch.rand(1, 5, 3, 16, 16), torch.ones(1, 5, 16, 16), torch.eye(4).expand(1, 5, 4, 4), K)
 
 
 def test_an_evaluator_comes_from_its_folder_and_another_folder_is_refused(tmp_path):
