@@ -1,7 +1,7 @@
 """Checkpoints: everything that a bit-exact resume needs, written beside the others and renamed into place when whole.
 
 output_dir/checkpoints/iteration_000020/
-    tensors.safetensors   adapter.<name>, ema.<i>, exp_avg.<i>, exp_avg_sq.<i>, torch_rng
+    tensors.safetensors   adapter.<name>, ema.<i>, exp_avg.<i>, exp_avg_sq.<i>, torch_rng, extra.<name>
     state.json            iterations done, optimizer steps, the run's configuration
 Every random draw of the loop is keyed by (seed, iteration, sample), so there is no sampler state to keep.
 """
@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
@@ -76,6 +76,7 @@ def save(
     *,
     iteration: int,
     config: TrainConfig,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of `iteration` finished iterations, then remove the oldest beyond keep_checkpoints.
 
@@ -88,6 +89,7 @@ def save(
       ema: Their average.
       iteration: Iterations done.
       config: Saved for the comparison on resume, and for keep_checkpoints.
+      extra: What else the estimator carries from one iteration to the next (learn.forward.running_means).
     Returns:
       The new folder. An unfinished one is never found under this name.
     Raises:
@@ -96,7 +98,7 @@ def save(
     folder = Path(output_dir) / "checkpoints"
     final = folder / f"iteration_{iteration:06d}"
     unfinished = folder / f"{_TEMPORARY}{final.name}"
-    tensors = _tensors(policy, optimizer, ema)
+    tensors = _tensors(policy, optimizer, ema) | {f"extra.{k}": v.cpu().contiguous() for k, v in (extra or {}).items()}
     steps = max((int(optimizer.state[p]["step"]) for p in ema.params if p in optimizer.state), default=0)
     state = {"format": FORMAT, "iteration": iteration, "optimizer_steps": steps, "config": to_json(config)}
     try:
@@ -126,12 +128,19 @@ def latest(output_dir: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(folder: Path, policy: Adapter, optimizer: torch.optim.AdamW, ema: Average) -> int:
+def load(
+    folder: Path,
+    policy: Adapter,
+    optimizer: torch.optim.AdamW,
+    ema: Average,
+    *,
+    extra: Mapping[str, Tensor] | None = None,
+) -> int:
     """Overwrite adapter, optimizer, average and torch's generator with those of a checkpoint. Call it on every rank.
 
     Args:
       folder: From `latest`.
-      policy, optimizer, ema: Built by the same configuration.
+      policy, optimizer, ema, extra: Built by the same configuration; the tensors of `extra` are overwritten, too.
     Returns:
       Iterations done.
     Raises:
@@ -156,6 +165,8 @@ def load(folder: Path, policy: Adapter, optimizer: torch.optim.AdamW, ema: Avera
                 "exp_avg": tensors[f"exp_avg.{i}"].to(p.device),
                 "exp_avg_sq": tensors[f"exp_avg_sq.{i}"].to(p.device),
             }
+    for name, tensor in (extra or {}).items():
+        tensor.copy_(tensors[f"extra.{name}"])
     torch.set_rng_state(tensors["torch_rng"])
     return int(state["iteration"])
 

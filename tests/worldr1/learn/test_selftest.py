@@ -7,7 +7,7 @@ from fakes import PROMPTS, FakePolicy, fake_config
 from worldr1.config import ModelConfig, ScheduleConfig, UpdateConfig, VideoConfig
 from worldr1.learn import selftest
 from worldr1.learn.selftest import run_self_tests, self_test_video
-from worldr1.models.ema import Ema
+from worldr1.models.ema import Ema, holding
 from worldr1.models.wan import load_policy
 from worldr1.rollout.sample_gradients import SampleGradients
 
@@ -28,6 +28,45 @@ def test_all_pass_on_a_wan_model(tiny_wan):
     config = fake_config()
     tests = run_self_tests(policy, prompts=PROMPTS, config=config)
     assert max(t.deviation for t in tests if t.name == "ratio_is_one") <= 1e-6
+
+
+def forward_config():
+    return fake_config(update=UpdateConfig(estimator="forward"))
+
+
+def test_the_forward_estimator_has_tests_of_its_own(tiny_wan):
+    for policy in (FakePolicy(), load_policy(ModelConfig(path=tiny_wan, lora_rank=4), device="cpu")):
+        before = policy.adapter_state()
+        tests = {t.name: t.deviation for t in run_self_tests(policy, prompts=PROMPTS, config=forward_config())}
+        assert tests.keys() == {
+            "ranks_agree", "adapter_off_is_base", "sigma_of_each_sample", "old_is_the_sampler", "ema_moves"
+        }  # fmt: skip
+        assert tests["sigma_of_each_sample"] <= 1e-6 and tests["old_is_the_sampler"] == 0
+        assert all(torch.equal(v, before[k]) for k, v in policy.adapter_state().items())
+
+
+class OneSigmaForAll(FakePolicy):
+    def velocity(self, sample, sigma, prompt_embeds, *, adapter=True, exact=True):
+        sigma = float(sigma[0]) if isinstance(sigma, torch.Tensor) else sigma
+        return super().velocity(sample, sigma, prompt_embeds, adapter=adapter)
+
+
+class RemembersItsAdapter(FakePolicy):
+    """As one that merged its adapter into the weights, once."""
+
+    def velocity(self, sample, sigma, prompt_embeds, *, adapter=True, exact=True):
+        if adapter and not hasattr(self, "kept"):
+            self.kept = [p.detach().clone() for p in self.adapter_parameters()]
+        with holding(self.adapter_parameters(), self.kept if adapter else self.adapter_parameters()):
+            return super().velocity(sample, sigma, prompt_embeds, adapter=adapter)
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"), [(OneSigmaForAll(), "sigma_of_each_sample"), (RemembersItsAdapter(), "old_is_the_sampler")]
+)
+def test_a_fault_of_the_forward_estimator_is_named(policy, name):
+    with pytest.raises(RuntimeError, match=f"self-test {name}: "):
+        run_self_tests(policy, prompts=PROMPTS, config=forward_config())
 
 
 def test_a_large_video_is_cut_and_a_small_one_is_not():
