@@ -79,8 +79,9 @@ def run_self_tests(policy: VideoPolicy, *, prompts: Sequence[str], config: Train
     noise = initial_noise(batch, policy.latent_shape(config.video), config=config).to(policy.device)
     rows = next(batch_rows(batch.num_samples, config.rollout.micro_batch))
     before = _velocity(policy, batch, noise, rows, sigma=sigma, adapter=False)
+    as_it_was = _velocity(policy, batch, noise, rows, sigma=sigma, adapter=True)
     params = policy.adapter_parameters()
-    start = [p.detach().clone() for p in params]
+    own = [p.detach().clone() for p in params]
     # At its start the adapter is the identity (B = 0), which would hide every fault: test it away from there.
     with _moved(params):
         off = _velocity(policy, batch, noise, rows, sigma=sigma, adapter=False)
@@ -88,10 +89,10 @@ def run_self_tests(policy: VideoPolicy, *, prompts: Sequence[str], config: Train
         tests.append(_adapter_off_is_base(before, off, on))
         if config.update.estimator == "forward":
             tests.append(_sigma_of_each_sample(policy, batch, noise, rows, sigmas, config))
-            with holding(params, start):  # an adapter at its start changes nothing, bit for bit
+            with holding(params, own):
                 old = _velocity(policy, batch, noise, rows, sigma=sigma, adapter=True)
             again = _velocity(policy, batch, noise, rows, sigma=sigma, adapter=True)
-            tests.append(_old_is_the_sampler(before, old, on, again))
+            tests.append(_old_is_the_sampler(as_it_was, old, on, again))
         else:
             rollout = sample(policy, batch, noise, sigmas=sigmas, steps=steps, config=config)
             tests += _log_prob_tests(policy, rollout, config)
