@@ -242,6 +242,9 @@ class AdvantageConfig:
 class UpdateConfig:
     """The policy gradient step."""
 
+    estimator: Literal["score", "forward"] = "score"
+    """`score`: Flow-GRPO's, from the density of stochastic steps; `forward`: DiffusionNFT's, from the flow-matching
+    loss of noised samples (group `forward`): its rollouts draw nothing after the initial noise."""
     learning_rate: Annotated[float, Real("(0, 1]")] = 6e-4
     """AdamW learning rate of the LoRA."""
     warmup_iterations: Annotated[int, Whole("[0, 1e9]")] = 0
@@ -267,6 +270,23 @@ class UpdateConfig:
     """AdamW weight decay."""
     ema_decay: Annotated[float, Real("[0, 1)")] = 0.9
     """Exponential moving average of the adapter, stepped once per optimizer step; evaluation uses it."""
+
+
+@dataclass(frozen=True)
+class ForwardConfig:
+    """The loss of update.estimator forward; see learn/forward.py. The score estimator's clip, KL and window rest."""
+
+    prox: Annotated[float, Real("(0, 1e6]")] = 1.0
+    """Weight of the squared distance to the velocity that sampled."""
+    kl: Annotated[float, Real("[0, 1e6]")] = 0.02
+    """Weight of the squared distance to the adapter-off velocity."""
+    mean: Annotated[float, Real("[0, 1e6]")] = 0.3
+    """Weight of the squared mean distance to it, over samples, at each sigma: what all samples drift by in common.
+    With `kl` 0, too, no reference pass is run."""
+    mean_decay: Annotated[float, Real("[0, 1)")] = 0.7
+    """Of the running mean that stands for it."""
+    share_draw: bool = True
+    """One sigma and one noise for the samples of a group in each update; else each its own."""
 
 
 @dataclass(frozen=True)
@@ -356,6 +376,7 @@ class TrainConfig:
     )
     advantage: AdvantageConfig = field(default_factory=lambda: AdvantageConfig(std="group"))
     update: UpdateConfig = field(default_factory=lambda: UpdateConfig(warmup_iterations=15))
+    forward: ForwardConfig = field(default_factory=ForwardConfig)
     phase: PhaseConfig = field(default_factory=PhaseConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
-from worldr1.config import TrainConfig
+from worldr1.config import ForwardConfig, TrainConfig
 from worldr1.ranges import ranges_of
 
 FASTEST = 1.5
@@ -101,6 +102,7 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         f"model.checkpoint_keep must be nothing with update.deferred and a KL (two backward passes through one graph), "
         f"got {m.checkpoint_keep}",
     )
+    bad += _refused_by_estimator(c)
     w = c.reward
     weights = (w.weight_traj, w.weight_recon, w.weight_meta, w.weight_gen)
     must(max(weights) > 0 or bool(w.extra), f"a reward weight must be above 0, got {weights}")
@@ -130,6 +132,29 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         must(e.evaluator.is_dir(), f"evaluation.evaluator must be a model folder, got {e.evaluator} (no such folder)")
     if bad:
         raise ValueError("configuration:\n  - " + "\n  - ".join(bad))
+
+
+def _refused_by_estimator(config: TrainConfig) -> list[str]:
+    """Settings that update.estimator has no use for, where leaving them would mislead."""
+    u, f = config.update, config.forward
+    if u.estimator == "score":
+        usual = ForwardConfig()
+        return [
+            f"forward.{field.name} must be {getattr(usual, field.name)} unless update.estimator is forward, "
+            f"got {getattr(f, field.name)}"
+            for field in dataclasses.fields(f)
+            if getattr(f, field.name) != getattr(usual, field.name)
+        ]
+    wrong = {
+        "rollout.share_initial_noise": config.rollout.share_initial_noise,  # all samples of a group would be one
+        "rollout.share_first_step": config.rollout.share_first_step,
+        "update.deferred": u.deferred,
+        "schedule.compat": config.schedule.compat,
+    }
+    out = [f"{name} must be off with update.estimator forward" for name, on in wrong.items() if on]
+    if u.surrogate != "clip":
+        out.append(f"update.surrogate must be left at clip with update.estimator forward, got {u.surrogate}")
+    return out
 
 
 def _number(text: str) -> float:

@@ -71,6 +71,7 @@ class Rollout:
     steps: tuple[int, ...]  # S indices into sigmas
     sigmas: tuple[float, ...]  # T + 1 grid values, 1 ... 0
     finite: Tensor  # [N] bool: every latent of the sample was finite, and its video
+    latents: Tensor | None = None  # [N, C, f, h, w] float32 at sigma 0, with update.estimator forward; else None
     alike: int = 1  # so many samples in a row enter the first stochastic step with one latent, and share its passes
 
 

@@ -46,6 +46,7 @@ from worldr1.evaluation.evaluate import Evaluator, load_evaluator
 from worldr1.evaluation.study import run_study
 from worldr1.evaluation.validate import Validator
 from worldr1.learn.advantage import group_advantage
+from worldr1.learn.forward import forward_step, running_means
 from worldr1.learn.selftest import run_self_tests, self_test_video
 from worldr1.learn.update import (
     Learner,
@@ -69,7 +70,7 @@ from worldr1.rewards.base import Rewards
 from worldr1.rewards.controls import settle
 from worldr1.rewards.judging import Judging
 from worldr1.rollout.sample import NEGATIVE_PROMPT, sample
-from worldr1.rollout.schedule import rollout_sigmas, sde_window
+from worldr1.rollout.schedule import rollout_sigmas, rollout_steps
 from worldr1.run import checkpoint, distributed
 from worldr1.run.metrics import MetricsWriter, Progress, Stopwatch, reward_metrics
 from worldr1.run.runtime import (
@@ -143,7 +144,8 @@ def _train(config: TrainConfig, world: distributed.World, rewards: Rewards | Non
     params = policy.adapter_parameters()
     distributed.broadcast(params)
     learner = Learner(policy, make_optimizer(params, config.update), Ema(params, decay=config.update.ema_decay))
-    first = checkpoint.load(start_from, *learner) if start_from else 0
+    means = running_means(policy, config)  # empty but with the forward estimator
+    first = checkpoint.load(start_from, *learner, extra=means) if start_from else 0
     validator = None
     if config.validate_every:
         validator = Validator(policy, rewards, held_out, config=config, world=world)
@@ -171,7 +173,7 @@ def _train(config: TrainConfig, world: distributed.World, rewards: Rewards | Non
                 tests = run_self_tests(policy, prompts=prompts[False], config=config)
             found = ", ".join(f"{t.name} {t.deviation:.0e}" for t in tests)
             progress.say(f"self-tests passed, at {v.num_frames}x{v.height}x{v.width}: {found}")
-        done = _iterate(config, settings, world, learner, rewards, validator, prompts, first, writer, progress)
+        done = _iterate(config, settings, world, learner, means, rewards, validator, prompts, first, writer, progress)
         if done < config.max_iterations:
             progress.say(f"stopped after {done} of {config.max_iterations} iterations, saved; go on with:")
             progress.say(f"  {resume_command()}")
@@ -202,6 +204,7 @@ def _iterate(
     settings: TrainConfig,
     world: distributed.World,
     learner: Learner,
+    means: dict[str, torch.Tensor],
     rewards: Rewards,
     validator: Validator | None,
     prompts: dict[bool, list[str]],
@@ -221,7 +224,7 @@ def _iterate(
 
     def save() -> None:
         if world.is_main:
-            checkpoint.save(config.output_dir, *learner, iteration=iteration, config=settings)
+            checkpoint.save(config.output_dir, *learner, iteration=iteration, config=settings, extra=means)
         distributed.barrier()
         clock.saved()
 
@@ -233,7 +236,7 @@ def _iterate(
                     break
                 watch = Stopwatch(nvtx=config.nvtx)
                 dynamic = is_dynamic(iteration, config.phase)
-                steps = sde_window(config.schedule, seed=config.seed, iteration=iteration)
+                steps = rollout_steps(config, iteration=iteration)
                 lr = learning_rate(iteration, max_iterations=config.max_iterations, config=config.update)
 
                 batch = prompt_batch(
@@ -256,7 +259,10 @@ def _iterate(
                 stop.check()
                 advantage = group_advantage(scores, group_size=config.rollout.group_size, config=config.advantage)
                 with watch.stage("update"), progress.stage("update"):
-                    update = policy_step(*learner, rollout, advantage, config=config, lr=lr, gradients=gradients)
+                    if config.update.estimator == "forward":
+                        update = forward_step(*learner, batch, rollout, advantage, means=means, config=config, lr=lr)
+                    else:
+                        update = policy_step(*learner, rollout, advantage, config=config, lr=lr, gradients=gradients)
 
                 metrics = {
                     "iteration": iteration, "phase": "dynamic" if dynamic else "main", "learning_rate": lr,

@@ -14,11 +14,12 @@ from worldr1.camera.noise import initial_noise
 from worldr1.config import NoiseConfig, RolloutConfig, TrainConfig, UpdateConfig, VideoConfig
 from worldr1.datatypes import PromptBatch, RewardOutput, Rollout
 from worldr1.learn.advantage import Advantage, group_advantage
+from worldr1.learn.forward import forward_step
 from worldr1.learn.update import Learner, learning_rate, make_optimizer, policy_step
 from worldr1.models.ema import Ema
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout.sample import sample
-from worldr1.rollout.schedule import euler_sigmas, sde_window
+from worldr1.rollout.schedule import euler_sigmas, rollout_steps
 from worldr1.run import distributed
 
 PROMPTS = ["push in", "pull out", "pan left", "pan right", "tilt up", "orbit left"]
@@ -43,10 +44,13 @@ class FakePolicy:
         return torch.tensor([[[len(p) / 10.0, p.count("i") / 5.0]] for p in prompts])  # [N, 1, 2]
 
     def velocity(
-        self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True, exact: bool = True
+        self, sample: Tensor, sigma: float | Tensor, prompt_embeds: Tensor, *, adapter: bool = True, exact: bool = True
     ) -> Tensor:
         x = sample.movedim(1, -1)  # [N, f, h, w, C]
-        acts = adapter and sigma >= self.sigma_min
+        acts = adapter and bool(torch.as_tensor(sigma >= self.sigma_min).all())
+        if isinstance(sigma, Tensor):
+            assert sigma.dtype == torch.float64 and sigma.shape == (len(x),) and (acts or not adapter)
+            sigma = sigma.to(x).view(-1, 1, 1, 1, 1)
         with contextlib.nullcontext() if acts else torch.no_grad():
             out = x @ self.base + prompt_embeds.sum((1, 2))[:, None, None, None, None]
             if acts:
@@ -107,15 +111,20 @@ def fake_rollout(
     rollout = sample(
         learner.policy, batch, noise,
         sigmas=euler_sigmas(config.schedule.num_steps, config.schedule.shift),
-        steps=sde_window(config.schedule, seed=config.seed, iteration=iteration), config=config,
+        steps=rollout_steps(config, iteration=iteration), config=config,
     )  # fmt: skip
     size = config.rollout.group_size
     return batch, rollout, group_advantage(brightness(rollout), group_size=size, config=config.advantage)
 
 
-def fake_iteration(learner: Learner, config: TrainConfig, *, iteration: int) -> dict:
+def fake_iteration(
+    learner: Learner, config: TrainConfig, *, iteration: int, means: dict[str, Tensor] | None = None
+) -> dict:
     """One whole iteration; returns the update's figures and the mean reward."""
-    _, rollout, advantage = fake_rollout(learner, config, iteration=iteration)
+    batch, rollout, advantage = fake_rollout(learner, config, iteration=iteration)
     lr = learning_rate(iteration, max_iterations=config.max_iterations, config=config.update)
-    figures = policy_step(*learner, rollout, advantage, config=config, lr=lr)
+    if config.update.estimator == "forward":
+        figures = forward_step(*learner, batch, rollout, advantage, means=means or {}, config=config, lr=lr)
+    else:
+        figures = policy_step(*learner, rollout, advantage, config=config, lr=lr)
     return figures | {"reward": float(distributed.gather(brightness(rollout).reward).mean())}

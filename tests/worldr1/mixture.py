@@ -59,8 +59,14 @@ class MixturePolicy:
         return torch.zeros(len(prompts), 1, 1)
 
     def velocity(
-        self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True, exact: bool = True
+        self, sample: Tensor, sigma: float | Tensor, prompt_embeds: Tensor, *, adapter: bool = True, exact: bool = True
     ) -> Tensor:
+        if isinstance(sigma, Tensor):
+            out = torch.zeros_like(sample)
+            for one in sigma.unique():
+                rows = (sigma == one).nonzero()[:, 0]
+                out = out.index_copy(0, rows, self.velocity(sample[rows], float(one), prompt_embeds, adapter=adapter))
+            return out
         x = sample.flatten(1)  # [n, 2]
         v = self.mixture.velocity(x, sigma)
         if adapter:

@@ -11,6 +11,7 @@ from worldr1 import config as config_module
 from worldr1.config import (
     CameraConfig,
     EvaluationConfig,
+    ForwardConfig,
     ModelConfig,
     RewardConfig,
     RolloutConfig,
@@ -131,6 +132,33 @@ def test_a_judge_is_demanded_only_where_its_term_has_a_weight(good):
     assert "aesthetic" not in judges_asked(replace(no_gen, phase=replace(good.phase, dynamic_iterations=0)))
     for source in ("http://host:8000/v1", "mine.judges:Critic"):
         validate(replace(good, reward=replace(good.reward, critic=source)))
+
+
+def test_each_estimator_refuses_the_others_settings_by_name(good):
+    forward = replace(
+        good, rollout=replace(good.rollout, share_initial_noise=False, share_first_step=False),
+        update=replace(good.update, estimator="forward"),
+    )  # fmt: skip
+    validate(forward)
+    validate(replace(forward, forward=ForwardConfig(kl=0.5, share_draw=False)))
+    validate(preset("micro-forward"))
+
+    def refused(config):
+        with pytest.raises(ValueError) as caught:
+            validate(config)
+        return str(caught.value)
+
+    shared = refused(replace(forward, rollout=good.rollout))
+    assert "rollout.share_initial_noise must be off with update.estimator forward" in shared
+    assert "rollout.share_first_step must be off with update.estimator forward" in shared
+    deferred = refused(replace(forward, update=replace(forward.update, deferred=True, surrogate="guard")))
+    assert "update.deferred must be off with update.estimator forward" in deferred
+    assert "update.surrogate must be left at clip with update.estimator forward, got guard" in deferred
+    compat = refused(replace(forward, schedule=replace(forward.schedule, compat=True)))
+    assert "schedule.compat must be off with update.estimator forward" in compat
+    for name, value in (("prox", 2.0), ("kl", 0.5), ("mean", 0.0), ("mean_decay", 0.5), ("share_draw", False)):
+        said = refused(replace(good, forward=ForwardConfig(**{name: value})))
+        assert f"forward.{name} must be " in said and f"unless update.estimator is forward, got {value}" in said
 
 
 def test_every_field_is_documented():

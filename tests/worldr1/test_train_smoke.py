@@ -125,6 +125,36 @@ def test_same_seed_same_lines_and_resume_is_exact(finished, tmp_path, monkeypatc
     assert all(torch.equal(mine[k], other[k]) for k in mine if k != "torch_rng")
 
 
+def test_the_forward_estimator_runs_and_resumes_bit_for_bit(tiny_wan, tmp_path, monkeypatch, capsys):
+    """Both phases, validation, own self-tests; cut after the second of four iterations, where its means are not 0."""
+    base = settings(tiny_wan, tmp_path / "straight")
+    straight = replace(base, validate_every=2, update=replace(base.update, estimator="forward"))
+    validate(straight)
+    assert train.train(straight).iterations == 4
+    assert "sigma_of_each_sample" in capsys.readouterr().out
+    rows = [json.loads(line) for line in lines(straight.output_dir)]
+    assert [r["phase"] for r in rows] == ["main"] * 3 + ["dynamic"] and "validation" in rows[1]
+    for row in rows:
+        assert row["window"] == [] and row["clip_fraction"] is None and row["num_updates"] == 2 and row["kl"] > 0
+    true_step, calls = train.forward_step, []
+
+    def interrupted_in_the_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return true_step(*args, **kwargs)
+
+    monkeypatch.setattr(train, "forward_step", interrupted_in_the_second)
+    cut = replace(straight, output_dir=tmp_path / "cut")
+    assert train.train(cut).interrupted
+    assert train.train(replace(cut, resume=True)).iterations == 4
+    assert [json.loads(line) for line in lines(cut.output_dir)] == rows
+    name = "checkpoints/iteration_000004/tensors.safetensors"
+    mine, other = load_file(cut.output_dir / name), load_file(straight.output_dir / name)
+    assert mine.keys() == other.keys() and other["extra.drift"].abs().max() > 0
+    assert all(torch.equal(mine[k], other[k]) for k in mine if k != "torch_rng")
+
+
 def test_ctrl_c_in_the_rollout_saves_the_finished_iterations_and_resume_is_exact(finished, tmp_path, monkeypatch):
     """A signal during the first of two micro-batches of iteration 4 ends the run before the second."""
     config = replace(finished, output_dir=tmp_path / "cut", rollout=replace(finished.rollout, micro_batch=4))

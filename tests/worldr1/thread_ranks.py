@@ -34,7 +34,7 @@ class ThreadRanks:
                 self._barrier.abort()  # or the others would wait
                 raise
 
-        functions = ("rank", "world_size", "gather", "gather_objects", "average_gradients")
+        functions = ("rank", "world_size", "gather", "gather_objects", "total", "average_gradients")
         with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(self.size) as pool:
             for name in functions:
                 patch.setattr(distributed, name, getattr(self, name))
@@ -60,6 +60,9 @@ class ThreadRanks:
 
     def gather(self, x: Tensor) -> Tensor:
         return torch.cat(self.gather_objects(x))
+
+    def total(self, x: Tensor) -> Tensor:
+        return torch.stack(self.gather_objects(x)).sum(0)
 
     def average_gradients(self, params: Sequence[Tensor]) -> None:
         own = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in params]

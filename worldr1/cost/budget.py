@@ -42,6 +42,7 @@ def sample_bytes(policy: VideoPolicy, prompt: str, config: TrainConfig) -> Sampl
     # Of a group that is split over ranks a call expands fewer: a whole one bounds it.
     alike = config.rollout.group_size if config.rollout.share_first_step else 1
     step = config.schedule.window_range[0]
+    is_forward = config.update.estimator == "forward"
     latent = torch.zeros(1, alike, *policy.latent_shape(config.video), device=policy.device)
     guided = config.rollout.guidance_scale != 1.0
 
@@ -56,6 +57,11 @@ def sample_bytes(policy: VideoPolicy, prompt: str, config: TrainConfig) -> Sampl
 
     def update() -> None:
         rows, reference = slice(0, alike), None
+        if is_forward:  # conditional velocities alone, at any sigma where the adapter acts
+            with torch.no_grad():
+                base = policy.velocity(latent[0], 1.0, rollout.prompt_embeds, adapter=False).float()
+            (policy.velocity(latent[0], 1.0, rollout.prompt_embeds).float() - base).square().mean().backward()
+            return
         if config.update.kl_beta > 0:
             reference = reference_velocity(policy, rollout, index=0, rows=rows, config=config)
         out = window_step(policy, rollout, index=0, rows=rows, config=config, velocity_ref=reference)

@@ -26,7 +26,7 @@ class Passes(NamedTuple):
     """Transformer passes per training sample, mean over the windows and the group."""
 
     rollout: float  # forward, no graph
-    reference: float  # forward without the adapter, no graph: for the KL
+    reference: float  # forward, no graph, for the update: without the adapter for the KL, with the rollout's
     forward: float  # forward with a graph
     backward: float
 
@@ -50,14 +50,20 @@ def passes_per_sample(config: TrainConfig, *, world_size: int = 1) -> Passes:
     A shared prefix counts 1 / G of its steps, and a shared first step 1 / G of itself everywhere: in the rollout, the
     reference and each update; g in place of G where the ranks split groups into pieces of g. The reference does not
     change and is run once a rollout, however many updates follow. The deferred update takes its graph from the
-    rollout's own pass; with a KL it needs two backward passes, one for each part of its gradient.
+    rollout's own pass; with a KL it needs two backward passes, one for each part of its gradient. The forward
+    estimator's update takes one pass at a fresh sigma, without guidance; beside it that of the base, and from the
+    second update on that of the adapter that sampled.
 
     Args:
-      config: schedule, rollout and update.
+      config: schedule, rollout, update and forward.
       world_size: Ranks that the samples are dealt to.
     """
     s, r, u = config.schedule, config.rollout, config.update
     per_step = 1 if r.guidance_scale == 1.0 else 2
+    if u.estimator == "forward":
+        updates = float(u.updates_per_rollout)
+        references = updates * (max(config.forward.kl, config.forward.mean) > 0) + updates - 1
+        return Passes(float(per_step * s.num_steps), references, updates, updates)
     first, last = s.window_range
     prefix = (first + last - s.window_size) / 2 if r.share_initial_noise else 0.0  # mean steps before the window
     spared = 1.0 - 1.0 / rank_share(r, world_size)[1]  # of a pass, where one serves the piece of a group
@@ -142,6 +148,8 @@ def recipes() -> dict[str, TrainConfig]:
         )
 
     plain = replace(ours, rollout=replace(ours.rollout, guidance_scale=1.0), update=replace(ours.update, kl_beta=0.0))
+    forward = vary(ours, keep="attention")
+    forward = replace(forward, update=replace(forward.update, estimator="forward"))
     return {
         "official release": compat(),
         "preset wan2.1-1.3b": ours,
@@ -149,6 +157,7 @@ def recipes() -> dict[str, TrainConfig]:
         "CFG, KL, 2 updates, attention kept": vary(ours, keep="attention"),
         "CFG, KL, 2 updates, shared prefix": vary(ours, share=1),
         "CFG, KL, 2 updates, shared first step": vary(ours, share=2),
+        "CFG, KL, 2 updates, forward estimator, attention kept": forward,
         "CFG, KL, 1 update": vary(ours, updates=1),
         "CFG, KL, 1 update, shared first step": vary(ours, updates=1, share=2),
         "no CFG, no KL, 2 updates": vary(plain),
@@ -206,9 +215,9 @@ def table(costs: Mapping[Keep, ModelFlops]) -> str:
     """Passes, PFLOP per sample and the share of the official release's, one recipe a line."""
     rows = recipes()
     total = {name: sample_flops(passes_per_sample(c), costs[c.model.checkpoint_keep]) for name, c in rows.items()}
-    lines = [f"{'per sample':50} {'rollout':>8} {'ref.':>6} {'forward':>8} {'backward':>9} {'PFLOP':>7} {'share':>7}"]
+    lines = [f"{'per sample':54} {'rollout':>8} {'ref.':>6} {'forward':>8} {'backward':>9} {'PFLOP':>7} {'share':>7}"]
     for name, config in rows.items():
         p = passes_per_sample(config)
         passes = f"{p.rollout:8.2f} {p.reference:6.2f} {p.forward:8.2f} {p.backward:9.2f}"
-        lines.append(f"{name:50} {passes} {total[name] / 1e15:7.2f} {total[name] / total['official release']:7.1%}")
+        lines.append(f"{name:54} {passes} {total[name] / 1e15:7.2f} {total[name] / total['official release']:7.1%}")
     return "\n".join(lines)

@@ -21,6 +21,7 @@ from worldr1.cost.budget import peak_bytes
 from worldr1.cost.flops import NUM_TEXT_TOKENS
 from worldr1.models.wan import WanPolicy
 from worldr1.prompts.sampler import rank_share
+from worldr1.rollout.schedule import forward_steps, rollout_sigmas
 from worldr1.rollout.videos import videos_per_call
 
 WAN_VAE: dict[str, Any] = {}
@@ -162,12 +163,17 @@ def stages(
     lasting = model + 3 * adapter + judges  # the moving average, and AdamW's two moments
     text = policy.max_sequence_length * policy.transformer.config.text_dim * element
     texts = (num + (r.guidance_scale != 1.0)) * text
-    window = 2 * s.window_size * num * latent
-    kept = texts + window
+    kept = texts + num * latent * (1 if config.update.estimator == "forward" else 2 * s.window_size)
     if config.update.deferred:
         kept += num * adapter * (2 if config.update.kl_beta > 0 else 1)
-    # Of each stochastic step: the base's velocity for the KL, the sampling policy's mean for the ratio.
-    references = s.window_size * num * latent * ((config.update.kl_beta > 0) + (config.update.updates_per_rollout > 1))
+    if config.update.estimator == "forward":
+        references = adapter  # the one that sampled; velocities live no longer than their micro-batch
+        if config.forward.mean > 0:
+            lasting += latent * len(forward_steps(rollout_sigmas(s), config.model.adapter_sigma_min))  # running means
+    else:
+        # Of each stochastic step: the base's velocity for the KL, the sampling policy's mean for the ratio.
+        each = (config.update.kl_beta > 0) + (config.update.updates_per_rollout > 1)
+        references = s.window_size * num * latent * each
     drawn, planned = _noise_bytes(config, shape)
     together = min(rows, videos_per_call(shape))
     during = lasting + kept + num * latent  # the rollout and the rewards, which judge what is decoded

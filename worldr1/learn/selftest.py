@@ -23,10 +23,10 @@ from worldr1.config import TrainConfig, VideoConfig, to_json
 from worldr1.datatypes import PromptBatch, Rollout
 from worldr1.learn.update import sample_gradients
 from worldr1.models.base import VideoPolicy
-from worldr1.models.ema import Ema
+from worldr1.models.ema import Ema, holding
 from worldr1.prompts.sampler import prompt_batch
 from worldr1.rollout.sample import batch_rows, reference_velocity, sample, window_rows, window_step
-from worldr1.rollout.schedule import rollout_sigmas, sde_window, step_weights
+from worldr1.rollout.schedule import forward_steps, rollout_sigmas, rollout_steps, step_weights
 from worldr1.run import distributed
 
 NUM_WINDOWS = 64
@@ -74,17 +74,28 @@ def run_self_tests(policy: VideoPolicy, *, prompts: Sequence[str], config: Train
     config = replace(config, video=self_test_video(policy, config.video))
     batch = _small_batch(prompts, config)
     sigmas = rollout_sigmas(config.schedule)
-    steps = sde_window(config.schedule, seed=config.seed, iteration=0)
+    steps = rollout_steps(config, iteration=0)
+    sigma = sigmas[steps[0] if steps else 0]  # the forward estimator draws from the first on
     noise = initial_noise(batch, policy.latent_shape(config.video), config=config).to(policy.device)
     rows = next(batch_rows(batch.num_samples, config.rollout.micro_batch))
-    before = _velocity(policy, batch, noise, rows, sigma=sigmas[steps[0]], adapter=False)
+    before = _velocity(policy, batch, noise, rows, sigma=sigma, adapter=False)
+    as_it_was = _velocity(policy, batch, noise, rows, sigma=sigma, adapter=True)
+    params = policy.adapter_parameters()
+    own = [p.detach().clone() for p in params]
     # At its start the adapter is the identity (B = 0), which would hide every fault: test it away from there.
-    with _moved(policy.adapter_parameters()):
-        off = _velocity(policy, batch, noise, rows, sigma=sigmas[steps[0]], adapter=False)
-        on = _velocity(policy, batch, noise, rows, sigma=sigmas[steps[0]], adapter=True)
+    with _moved(params):
+        off = _velocity(policy, batch, noise, rows, sigma=sigma, adapter=False)
+        on = _velocity(policy, batch, noise, rows, sigma=sigma, adapter=True)
         tests.append(_adapter_off_is_base(before, off, on))
-        rollout = sample(policy, batch, noise, sigmas=sigmas, steps=steps, config=config)
-        tests += _log_prob_tests(policy, rollout, config)
+        if config.update.estimator == "forward":
+            tests.append(_sigma_of_each_sample(policy, batch, noise, rows, sigmas, config))
+            with holding(params, own):
+                old = _velocity(policy, batch, noise, rows, sigma=sigma, adapter=True)
+            again = _velocity(policy, batch, noise, rows, sigma=sigma, adapter=True)
+            tests.append(_old_is_the_sampler(as_it_was, old, on, again))
+        else:
+            rollout = sample(policy, batch, noise, sigmas=sigmas, steps=steps, config=config)
+            tests += _log_prob_tests(policy, rollout, config)
         if config.update.deferred:
             tests.append(_deferred_is_two_pass(policy, batch, noise, sigmas, steps, config))
     tests.append(_ema_moves(policy, config))
@@ -119,7 +130,7 @@ def _small_batch(prompts: Sequence[str], config: TrainConfig) -> PromptBatch:
 
 @torch.no_grad()
 def _velocity(
-    policy: VideoPolicy, batch: PromptBatch, noise: Tensor, rows: slice, *, sigma: float, adapter: bool
+    policy: VideoPolicy, batch: PromptBatch, noise: Tensor, rows: slice, *, sigma: float | Tensor, adapter: bool
 ) -> Tensor:
     embeds = batch.repeat(policy.encode_prompts(batch.prompts))
     return policy.velocity(noise[rows], sigma, embeds[rows], adapter=adapter)
@@ -142,7 +153,7 @@ def _moved(params: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def _ranks_agree(policy: VideoPolicy, config: TrainConfig) -> SelfTest:
-    windows = [sde_window(config.schedule, seed=config.seed, iteration=i) for i in range(NUM_WINDOWS)]
+    windows = [rollout_steps(config, iteration=i) for i in range(NUM_WINDOWS)]
     adapter = hashlib.sha256()
     for name, value in sorted(policy.adapter_state().items()):
         adapter.update(name.encode() + value.contiguous().numpy().tobytes())
@@ -162,6 +173,33 @@ def _adapter_off_is_base(before: Tensor, off: Tensor, on: Tensor) -> SelfTest:
         "adapter_off_is_base", float((before - off).abs().max()) if acts else float("inf"), 0.0,
         "With the adapter off the model is not its base: the KL has no anchor, and `before` in the study is wrong. "
         "Infinity: the adapter does not act in the window at all.",
+    )  # fmt: skip
+
+
+def _sigma_of_each_sample(
+    policy: VideoPolicy, batch: PromptBatch, noise: Tensor, rows: slice, sigmas: tuple[float, ...], config: TrainConfig
+) -> SelfTest:
+    """A call with many sigmas against one call for each."""
+    steps = torch.tensor(forward_steps(sigmas, config.model.adapter_sigma_min))
+    own = steps[torch.arange(len(noise[rows])) % len(steps)]
+    table = torch.tensor(sigmas, dtype=torch.float64)
+    mixed, worst = _velocity(policy, batch, noise, rows, sigma=table[own], adapter=True), 0.0
+    for step in own.unique().tolist():
+        alone = _velocity(policy, batch, noise, rows, sigma=sigmas[step], adapter=True)
+        its = (own == step).to(mixed.device)
+        worst = max(worst, float((mixed[its] - alone[its]).norm() / alone[its].norm()))
+    return SelfTest(
+        "sigma_of_each_sample", worst, 1e-5,
+        "A sample's velocity depends on the sigmas of the samples beside it: the loss is taken at other points than "
+        "it was drawn for.",
+    )  # fmt: skip
+
+
+def _old_is_the_sampler(start: Tensor, old: Tensor, on: Tensor, again: Tensor) -> SelfTest:
+    return SelfTest(
+        "old_is_the_sampler", float(max((old - start).abs().max(), (again - on).abs().max())), 0.0,
+        "With the rollout's adapter put back the model is not the one that sampled, or the trained one is lost by it: "
+        "later updates pull away from the wrong policy.",
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from worldr1.models.base import VideoPolicy
 from worldr1.models.ema import Ema
 from worldr1.rollout.sample import reference_velocity, window_rows, window_step
 from worldr1.rollout.sample_gradients import SampleGradients
-from worldr1.rollout.schedule import rollout_sigmas, step_weights
+from worldr1.rollout.schedule import forward_steps, rollout_sigmas, step_weights
 from worldr1.run import distributed
 from worldr1.run.metrics import Metrics
 
@@ -45,9 +45,16 @@ def check_window(config: TrainConfig) -> None:
     """Every step that may be drawn for training must have an adapter to train.
 
     Raises:
-      ValueError: the adapter does not act at a step of window_range.
+      ValueError: the adapter does not act at a step of window_range; with the forward estimator, at no step at all.
     """
     sigmas = rollout_sigmas(config.schedule)
+    if config.update.estimator == "forward":
+        if not forward_steps(sigmas, config.model.adapter_sigma_min):
+            raise ValueError(
+                f"model.adapter_sigma_min must be at most {sigmas[0]:.3f}, the highest sigma of the grid, for the "
+                f"adapter to be trained, got {config.model.adapter_sigma_min}"
+            )
+        return
     first, last = config.schedule.window_range
     if sigmas[last - 1] < config.model.adapter_sigma_min:
         acting = sum(s >= config.model.adapter_sigma_min for s in sigmas)
@@ -111,7 +118,7 @@ def policy_step(
       The figures of metrics.jsonl (see metrics.py), the same on all ranks.
     """
     params = ema.params
-    _set_rate(optimizer, lr)
+    set_rate(optimizer, lr)
     u, num_steps = config.update, len(rollout.steps)
     weights = _loss_weights(rollout, config)
     tally = _Tally(num_steps)
@@ -119,7 +126,7 @@ def policy_step(
         mask = advantage.mask.to(policy.device) & rollout.finite.to(policy.device)
         # (step, first row) -> mean of the policy that sampled: that of the first pass, or of the rollout's own
         means: dict[tuple[int, int], Tensor] = dict(gradients.means) if gradients else {}
-        pieces = _micro_batches(rollout, mask, config)
+        pieces = needed_rows([list(window_rows(rollout, s, config)) for s in range(num_steps)], mask)
         references = gradients.references if gradients else _references(policy, rollout, pieces, config)
         # Each rank averages over the samples of all ranks; average_gradients divides by their number once more.
         per_sample = distributed.world_size() / (advantage.num_active * num_steps)
@@ -132,7 +139,7 @@ def policy_step(
                     gradients, advantage, mask, weights, kl_beta=u.kl_beta, per_sample=per_sample, root=root,
                     tally=tally,
                 )  # fmt: skip
-                _optimizer_step(params, optimizer, ema, u.max_grad_ratio, tally)
+                optimizer_step(params, optimizer, ema, u.max_grad_ratio, tally.taken)
                 continue
             for s in range(num_steps):
                 for rows in pieces[s]:
@@ -145,7 +152,7 @@ def policy_step(
                     if u.updates_per_rollout > 1:
                         means.setdefault(key, mean)
                 before = _step_norm(params, before, s, tally) if num_steps > 1 else None
-            _optimizer_step(params, optimizer, ema, u.max_grad_ratio, tally)
+            optimizer_step(params, optimizer, ema, u.max_grad_ratio, tally.taken)
         optimizer.zero_grad(set_to_none=True)
     return tally.metrics(rollout, weights, config, planned=u.updates_per_rollout)
 
@@ -160,8 +167,8 @@ def sample_gradients(params: Sequence[nn.Parameter], batch: PromptBatch, config:
 
 def update_alarms(metrics: Metrics) -> tuple[str, ...]:
     """Sentences for the user on the figures of an update, the same on all ranks."""
-    drift = metrics["ratio_first_deviation"]
-    if drift <= MAX_DRIFT:
+    drift = metrics["ratio_first_deviation"]  # NaN where the estimator has no ratio
+    if not drift > MAX_DRIFT:
         return ()
     return (f"log-prob drift: before the first update the ratio is off by {drift:.1e}: rollout and training disagree",)
 
@@ -187,7 +194,8 @@ class NonFiniteGuard:
             )
 
 
-def _set_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
+def set_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
+    """The learning rate of what follows."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
@@ -204,26 +212,45 @@ def running_norm(optimizer: torch.optim.AdamW) -> float:
     return math.sqrt(total) if total > 0 else math.inf
 
 
-def _optimizer_step(
-    params: Sequence[nn.Parameter], optimizer: torch.optim.AdamW, ema: Ema, max_grad_ratio: float, tally: _Tally
-) -> None:
-    """Averages the gradients of the ranks, clips and steps; a gradient that is not finite changes nothing."""
+class StepsTaken:
+    """What became of the gradients of an iteration; the same on all ranks."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+        self.nonfinite = self.cut = 0
+
+    def metrics(self, *, planned: int) -> Metrics:
+        """The figures of metrics.jsonl; `planned` updates, of which those without a sample were skipped."""
+        return {
+            "grad_norm": average(self.norms),
+            "num_updates": len(self.norms),
+            "nonfinite_updates": self.nonfinite,
+            "cut_gradients": self.cut,
+            "skipped_updates": planned - len(self.norms) - self.nonfinite,
+        }
+
+
+def optimizer_step(
+    params: Sequence[nn.Parameter], optimizer: torch.optim.AdamW, ema: Ema, max_grad_ratio: float, taken: StepsTaken
+) -> bool:
+    """Averages the gradients of the ranks, clips and steps; one that is not finite changes nothing, and gives False."""
     distributed.average_gradients(params)
     limit = max_grad_ratio * running_norm(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(params, limit)
     if not bool(torch.isfinite(norm)):  # averaged, hence the same decision on all ranks
-        tally.nonfinite += 1
-        return
+        taken.nonfinite += 1
+        return False
     optimizer.step()
     ema.step()
-    tally.norms.append(float(norm))
-    tally.cut += float(norm) > limit
+    taken.norms.append(float(norm))
+    taken.cut += float(norm) > limit
+    return True
 
 
-def _micro_batches(rollout: Rollout, mask: Tensor, config: TrainConfig) -> list[list[slice]]:
-    """The transformer calls of each step. One without a masked-in sample is left out, but only where it has none on any
-    rank: with a sharded base each pass is a meeting of all ranks, and one that comes more often waits for ever."""
-    rows = [list(window_rows(rollout, s, config)) for s in range(len(rollout.steps))]
+def needed_rows(rows: Sequence[Sequence[slice]], mask: Tensor) -> list[list[slice]]:
+    """Of the transformer calls of each step those that are run. One without a masked-in sample is left out, but only
+    where it has none on any rank: with a sharded base each pass is a meeting of all ranks, and one that comes more
+    often waits for ever."""
     own = torch.tensor([[bool(mask[r].any()) for its_rows in rows for r in its_rows]])
     needed = iter(distributed.gather(own).any(0).tolist())
     return [[r for r in its_rows if next(needed)] for its_rows in rows]
@@ -326,9 +353,8 @@ class _Tally:
     def __init__(self, num_steps: int) -> None:
         self.sums = torch.zeros(num_steps, 6, dtype=torch.float64)  # rows of StepLoss.sums
         self.max_deviation = self.first_deviation = 0.0
-        self.norms: list[float] = []
+        self.taken = StepsTaken()
         self.step_norms: list[list[float]] = [[] for _ in range(num_steps)]
-        self.nonfinite = self.cut = 0
 
     def add(self, index: int, sums: Tensor, max_deviation: Tensor) -> None:
         self.sums[index] += sums.cpu()
@@ -351,11 +377,7 @@ class _Tally:
             "clip_fraction": mean(total[2], count),
             "approx_kl": mean(total[3], count),
             "kl": mean(total[4], count) if has_reference else math.nan,
-            "grad_norm": _average(self.norms),
-            "num_updates": len(self.norms),
-            "nonfinite_updates": self.nonfinite,
-            "cut_gradients": self.cut,
-            "skipped_updates": planned - len(self.norms) - self.nonfinite,
+            **self.taken.metrics(planned=planned),
         }
         out["steps"] = {
             str(step): {
@@ -365,12 +387,13 @@ class _Tally:
                 "ratio": 1.0 + mean(sums[s, 1], float(sums[s, 0])),
                 "lambda": lambdas[s],
                 # With one step it is that of the whole; the deferred update has only the sum.
-                "grad_norm": _average(self.norms if len(rollout.steps) == 1 else self.step_norms[s]),
+                "grad_norm": average(self.taken.norms if len(rollout.steps) == 1 else self.step_norms[s]),
             }
             for s, step in enumerate(rollout.steps)
         }
         return out
 
 
-def _average(values: Sequence[float]) -> float:
+def average(values: Sequence[float]) -> float:
+    """Their mean; NaN of none."""
     return sum(values) / len(values) if values else math.nan

@@ -32,10 +32,11 @@ class VideoPolicy(Protocol):
         ...
 
     def velocity(
-        self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True, exact: bool = True
+        self, sample: Tensor, sigma: float | Tensor, prompt_embeds: Tensor, *, adapter: bool = True, exact: bool = True
     ) -> Tensor:
         """Velocity [N, C, f, h, w] at `sample` [N, C, f, h, w], in the model's dtype.
 
+        `sigma` is one for all, or [N] float64 on the host; the adapter must act at all of these (ValueError).
         The adapter acts iff `adapter` and sigma is in its range; otherwise this is the base model bit for bit, and no
         graph is recorded. `exact` asks for the training path's own bits; False, for steps without a density, lets the
         last digits differ for speed.

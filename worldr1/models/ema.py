@@ -35,12 +35,8 @@ class Ema:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The parameters hold the average inside the block, and their own values again after it, whatever happens."""
-        own = [p.detach().clone() for p in self.params]
-        self._write(self.shadow)
-        try:
+        with holding(self.params, self.shadow):
             yield
-        finally:
-            self._write(own)
 
     def state(self) -> list[Tensor]:
         """The averages, in the order of the parameters."""
@@ -58,7 +54,19 @@ class Ema:
         for shadow, t in zip(self.shadow, tensors, strict=True):
             shadow.copy_(t)
 
-    @torch.no_grad()
-    def _write(self, tensors: Sequence[Tensor]) -> None:
-        for p, t in zip(self.params, tensors, strict=True):
-            p.copy_(t)
+
+@contextmanager
+def holding(params: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
+    """The parameters hold `values` inside the block, and their own again after it, whatever happens."""
+    own = [p.detach().clone() for p in params]
+    _write(params, values)
+    try:
+        yield
+    finally:
+        _write(params, own)
+
+
+@torch.no_grad()
+def _write(params: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    for p, value in zip(params, values, strict=True):
+        p.copy_(value)

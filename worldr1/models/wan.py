@@ -250,24 +250,37 @@ class WanPolicy:
             out.append(self._embeds[prompt])
         return out
 
-    def is_adapted(self, sigma: float) -> bool:
-        """Whether the adapter acts at this sigma."""
-        return sigma >= self.model.adapter_sigma_min
+    def is_adapted(self, sigma: float | Tensor) -> bool:
+        """Whether the adapter acts at this sigma.
+
+        Raises:
+          ValueError: among several sigmas there is one at which it does not.
+        """
+        if not isinstance(sigma, Tensor):
+            return sigma >= self.model.adapter_sigma_min
+        if not bool((sigma >= self.model.adapter_sigma_min).all()):
+            raise ValueError(
+                f"velocity: the adapter must act at every sigma, at or above model.adapter_sigma_min "
+                f"{self.model.adapter_sigma_min}, got {float(sigma.min()):.3f}"
+            )
+        return True
 
     def velocity(
-        self, sample: Tensor, sigma: float, prompt_embeds: Tensor, *, adapter: bool = True, exact: bool = True
+        self, sample: Tensor, sigma: float | Tensor, prompt_embeds: Tensor, *, adapter: bool = True, exact: bool = True
     ) -> Tensor:
         """Velocity of the flow, eps - x0.
 
         Args:
           sample: Latents [N, C, f, h, w], float32.
-          sigma: In [0, 1].
+          sigma: In [0, 1]; one for all, or [N] on the host, in float64 for the bits of the former.
           prompt_embeds: [N, L, D].
           adapter: False asks for the base model.
           exact: False may run the compiled transformer (`model.compile`), or the adapter merged into the weights
             (`model.merge_lora`), then without a graph.
         Returns:
           [N, C, f, h, w] in the base's dtype. Differentiable in the adapter where it acts; elsewhere without a graph.
+        Raises:
+          ValueError: an adapter is asked for that does not act at every sigma of a tensor.
         """
         state: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if not (adapter and self.is_adapted(sigma)):
@@ -275,7 +288,10 @@ class WanPolicy:
         elif self.model.merge_lora and not exact:
             state = self._switch.merged()
         with state:
-            timestep = torch.full((len(sample),), sigma * _TRAIN_TIMESTEPS, device=self.device)
+            if isinstance(sigma, Tensor):
+                timestep = (sigma * _TRAIN_TIMESTEPS).to(self.device, torch.float32)
+            else:
+                timestep = torch.full((len(sample),), sigma * _TRAIN_TIMESTEPS, device=self.device)
             return (self.transformer if exact else self._inexact)(
                 hidden_states=sample.to(self.transformer.dtype),
                 timestep=timestep,

@@ -1,4 +1,4 @@
-"""Initial noise -> videos, by the Euler grid with a window of stochastic steps whose density is known."""
+"""Initial noise -> videos: Euler's grid with a window of stochastic steps whose density is known, or the ODE alone."""
 
 from __future__ import annotations
 
@@ -44,12 +44,15 @@ def sample(
     stochastic step, too. With `schedule.compat` every step is UniPC's, and those in `steps` are scored as if they had
     been drawn.
 
+    With `update.estimator` forward there is no stochastic step: every step is of `rollout.solver`, and what the ODE
+    ends in is kept in `Rollout.latents`.
+
     Args:
       policy: The model and its adapter.
       batch: This rank's samples, in P pieces of groups.
       noise: Latents at sigma = 1, [N, C, f, h, w], float32.
       sigmas: The grid, T + 1 values from 1 to 0.
-      steps: Indices of the stochastic steps, rising, not the last of the grid.
+      steps: Indices of the stochastic steps, rising, not the last of the grid; () with the forward estimator.
       config: schedule, rollout and seed; update.kl_beta with `gradients`.
       gradients: Filled by a backward pass right after each stochastic step (`update.deferred`).
       between: Called before each micro-batch, as often on every rank; what it raises leaves the rollout.
@@ -77,6 +80,7 @@ def sample(
     log_prob = noise.new_empty(num, len(steps))
     ids = batch.sample_ids.to(policy.device)
     videos, finite = ByteVideos(num), []
+    ends = None if steps else torch.empty_like(noise)
     empty = Rollout(
         video=None, prompt_embeds=embeds, negative_embeds=negative, samples=before, prev_samples=after,
         log_prob=log_prob, steps=tuple(steps), sigmas=tuple(sigmas), alike=alike,
@@ -95,7 +99,7 @@ def sample(
             between()
         latents = noise[rows]
         solver = OdeSolver("unipc" if config.schedule.compat else "euler", sigmas)
-        if first > steps[-1]:
+        if not steps or first > steps[-1]:
             solver = OdeSolver(config.rollout.solver, sigmas)
         for i in range(first, len(sigmas) - 1):
             if i not in steps:
@@ -113,6 +117,8 @@ def sample(
                 solver = OdeSolver(config.rollout.solver, sigmas)
         ok = torch.isfinite(latents).flatten(1).all(1) & torch.isfinite(log_prob[rows]).all(1)
         latents = torch.where(ok[:, None, None, None, None], latents, 0.0)
+        if ends is not None:
+            ends[rows] = latents
         for part, made, whole in byte_videos(policy, latents):
             ok[part] &= whole
             (take or videos.keep)(slice(rows.start + part.start, rows.start + part.stop), made, ok[part])
@@ -120,7 +126,7 @@ def sample(
     valid = torch.cat(finite)
     if not bool(valid.all()):  # zeros: a NaN would pass through any mask that multiplies
         before[:, ~valid], after[:, ~valid], log_prob[~valid] = 0.0, 0.0, 0.0
-    return dataclasses.replace(empty, video=None if take else videos.video, finite=valid)
+    return dataclasses.replace(empty, video=None if take else videos.video, finite=valid, latents=ends)
 
 
 def window_step(
@@ -238,6 +244,10 @@ def _check_sample(
     _check_grid("sample", sigmas)
     if noise.ndim != 5 or len(noise) != num:
         raise ValueError(f"sample: noise must have shape [{num}, C, f, h, w], got {list(noise.shape)}")
+    if config.update.estimator == "forward":
+        if steps:
+            raise ValueError(f"sample: steps must be () with update.estimator forward, got {steps}")
+        return
     if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] > len(sigmas) - 3:
         raise ValueError(
             f"sample: steps must rise within [0, {len(sigmas) - 3}] (the last step is never stochastic), got {steps}"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from worldr1.config import ScheduleConfig
+from worldr1.config import ScheduleConfig, TrainConfig
 from worldr1_kernels.philox import check_seed, philox4x32
 from worldr1_kernels.sde_step.coefficients import step_coefficients
 
@@ -97,6 +97,23 @@ def sde_window(schedule: ScheduleConfig, *, seed: int, iteration: int) -> tuple[
     word = int(philox4x32(*counter, seed=seed)[0])
     start = first + word * num_starts // 2**32
     return tuple(range(start, start + schedule.window_size))
+
+
+def rollout_steps(config: TrainConfig, *, iteration: int) -> tuple[int, ...]:
+    """The stochastic steps of one iteration's rollouts: `sde_window`'s, none with `update.estimator` forward."""
+    if config.update.estimator == "forward":
+        return ()
+    return sde_window(config.schedule, seed=config.seed, iteration=iteration)
+
+
+def forward_steps(sigmas: tuple[float, ...], sigma_min: float) -> tuple[int, ...]:
+    """Indices of the sigmas that the forward estimator may draw: where the adapter acts, never the last step's.
+
+    Args:
+      sigmas: The grid, T + 1 values.
+      sigma_min: model.adapter_sigma_min.
+    """
+    return tuple(i for i in range(len(sigmas) - 2) if sigmas[i] >= sigma_min)
 
 
 def evaluation_sigmas(solver: str, num_steps: int, shift: float) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
 """Checkpoints: everything that a bit-exact resume needs, written beside the others and renamed into place when whole.
 
 output_dir/checkpoints/iteration_000020/
-    tensors.safetensors   adapter.<name>, ema.<i>, exp_avg.<i>, exp_avg_sq.<i>, torch_rng
+    tensors.safetensors   adapter.<name>, ema.<i>, exp_avg.<i>, exp_avg_sq.<i>, torch_rng, extra.<name>
     state.json            iterations done, optimizer steps, the run's configuration, SHA-256 of the tensors
 Only folders of exactly such a name that hold such a state.json are ours: others in checkpoints/ are left alone.
 Every random draw of the loop is keyed by (seed, iteration, sample), so there is no sampler state to keep.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -88,6 +88,7 @@ def save(
     *,
     iteration: int,
     config: TrainConfig,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of `iteration` finished iterations, then remove the oldest beyond keep_checkpoints.
 
@@ -100,6 +101,7 @@ def save(
       ema: Their average.
       iteration: Iterations done.
       config: Saved for the comparison on resume, and for keep_checkpoints.
+      extra: What else the estimator carries from one iteration to the next (learn.forward.running_means).
     Returns:
       The new folder. An unfinished one is never found under this name.
     Raises:
@@ -111,7 +113,7 @@ def save(
     unfinished = folder / f"{UNFINISHED}{final.name}"
     if final.exists() and not _is_ours(final, iteration):
         raise RuntimeError(f"checkpoint: {final} must be free, got something that no run wrote; move it away")
-    tensors = _tensors(policy, optimizer, ema)
+    tensors = _tensors(policy, optimizer, ema) | {f"extra.{k}": v.cpu().contiguous() for k, v in (extra or {}).items()}
     steps = max((int(optimizer.state[p]["step"]) for p in ema.params if p in optimizer.state), default=0)
     state = {"format": FORMAT, "iteration": iteration, "optimizer_steps": steps, "config": to_json(config)}
     try:
@@ -142,12 +144,19 @@ def latest(output_dir: Path) -> Path | None:
     return found[-1][1] if found else None
 
 
-def load(folder: Path, policy: Adapter, optimizer: torch.optim.AdamW, ema: Average) -> int:
+def load(
+    folder: Path,
+    policy: Adapter,
+    optimizer: torch.optim.AdamW,
+    ema: Average,
+    *,
+    extra: Mapping[str, Tensor] | None = None,
+) -> int:
     """Overwrite adapter, optimizer, average and torch's generator with those of a checkpoint. Call it on every rank.
 
     Args:
       folder: From `latest`.
-      policy, optimizer, ema: Built by the same configuration.
+      policy, optimizer, ema, extra: Built by the same configuration; the tensors of `extra` are overwritten, too.
     Returns:
       Iterations done.
     Raises:
@@ -165,6 +174,8 @@ def load(folder: Path, policy: Adapter, optimizer: torch.optim.AdamW, ema: Avera
         averages, states = _of_parameters(tensors, ema.params, state["optimizer_steps"])
         policy.load_adapter_state(adapter)
         ema.load_state(averages)
+        for name, tensor in (extra or {}).items():
+            tensor.copy_(tensors[f"extra.{name}"])
         torch.set_rng_state(tensors["torch_rng"])
     optimizer.state.update(states)
     return state["iteration"]

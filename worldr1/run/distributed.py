@@ -127,6 +127,15 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
             tensor.copy_(buffer)
 
 
+def total(x: Tensor) -> Tensor:
+    """Sum over the ranks, the same bits on every rank."""
+    if not dist.is_initialized():
+        return x
+    out = x.clone()
+    dist.all_reduce(out)
+    return out
+
+
 def average_gradients(params: Sequence[Tensor]) -> None:
     """Replace each gradient by its mean over the ranks, with one flat all_reduce. A missing gradient counts as 0."""
     for p in params:

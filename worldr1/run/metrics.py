@@ -14,6 +14,10 @@ seed write the same bytes. Its keys:
     alarms                                sentences, empty when all is well
     validation                            only where one was made (see evaluation/validate.py): num; reward and
                                           terms.<name>: {base, adapter, gain, stderr, num}
+With update.estimator forward there is no density: window is empty, ratios, clip_fraction and approx_kl are null, kl is
+the mean square of v - v_base, and there are also
+    prox, drift                           mean squares of v - v_old, and of the running means of v - v_base
+    steps: {t: {num, loss, kl, drift}}    by step t of the grid whose sigma was drawn
 A value that does not exist (the mean of no samples) is null.
 """
 
@@ -295,13 +299,14 @@ def progress_line(metrics: Mapping[str, Any], *, done: list[float], last: int) -
     left = round(max(0, last - metrics["iteration"] - 1) * recent)
     eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}" if left >= 3600 else f"{left // 60}:{left % 60:02d}"
     terms = [f"{name} {term['mean']:.3f}" for name, term in metrics["terms"].items()]
+    clip, kl = metrics["clip_fraction"], metrics["kl"]  # NaN where the estimator has none
     return "  ".join(
         [
             f"{metrics['iteration'] + 1}/{last} {metrics['phase']}",
             f"reward {metrics['reward']:.3f} +- {metrics['reward_stderr']:.3f}",
             *terms,
-            f"clip {metrics['clip_fraction']:.0%}",
-            f"kl {metrics['kl']:.2e}",
+            *([f"clip {clip:.0%}"] if math.isfinite(clip) else []),
+            *([f"kl {kl:.2e}"] if math.isfinite(kl) else []),
             f"{recent:.1f} s/it",
             f"ETA {eta}",
         ]

@@ -81,6 +81,14 @@ def test_checkpointing_takes_less(policy: WanPolicy, tiny_wan: Path) -> None:
     )
 
 
+def test_a_row_of_the_forward_estimator_has_no_guidance_in_its_update(policy: WanPolicy, tiny_wan: Path) -> None:
+    guided = make_config(tiny_wan, guidance_scale=4.0, share_initial_noise=False)
+    forward = replace(guided, update=replace(guided.update, estimator="forward"))
+    need, score = sample_bytes(policy, PROMPT, forward), sample_bytes(policy, PROMPT, guided)
+    assert 0.3 < need.update / score.update < 0.8 and need.decode == score.decode
+    assert all(p.grad is None for p in policy.adapter_parameters())
+
+
 def test_the_largest_divisor_that_fits_is_taken(policy: WanPolicy, tiny_wan: Path) -> None:
     config = make_config(tiny_wan)
     need = max(sample_bytes(policy, PROMPT, config))

@@ -10,7 +10,15 @@ import torch
 from fakes import brightness, fake_config
 
 from worldr1.camera.noise import initial_noise
-from worldr1.config import ModelConfig, RolloutConfig, ScheduleConfig, TrainConfig, UpdateConfig, VideoConfig
+from worldr1.config import (
+    ForwardConfig,
+    ModelConfig,
+    RolloutConfig,
+    ScheduleConfig,
+    TrainConfig,
+    UpdateConfig,
+    VideoConfig,
+)
 from worldr1.cost.__main__ import main
 from worldr1.cost.flops import (
     WAN,
@@ -23,6 +31,7 @@ from worldr1.cost.flops import (
     training_costs,
 )
 from worldr1.learn.advantage import group_advantage
+from worldr1.learn.forward import forward_step, running_means
 from worldr1.learn.update import make_optimizer, policy_step, sample_gradients
 from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
@@ -93,6 +102,40 @@ def test_passes_are_those_of_a_real_iteration(
     assert (
         f"{passes.forwards:.3g} forward" in describe(config) and passes.forwards * 16 == seen["plain"] + seen["graph"]
     )
+
+
+@pytest.mark.parametrize(("kl", "mean", "updates"), [(0.02, 0.3, 2), (0.0, 0.0, 3), (0.0, 0.3, 1)])
+def test_passes_of_the_forward_estimator_are_those_of_a_real_iteration(
+    tiny_wan: Path, kl: float, mean: float, updates: int
+) -> None:
+    config = fake_config(
+        model=ModelConfig(path=tiny_wan, lora_rank=2, adapter_sigma_min=0.5),
+        rollout=RolloutConfig(group_size=4, prompts_per_iteration=1, micro_batch=2, guidance_scale=3.0),
+        update=UpdateConfig(estimator="forward", updates_per_rollout=updates),
+        forward=ForwardConfig(kl=kl, mean=mean),
+    )
+    policy = load_policy(config.model, device="cpu")
+    params = policy.adapter_parameters()
+    seen = {"plain": 0, "graph": 0, "backward": 0}
+
+    def count(module: object, args: object, kwargs: dict, output: tuple) -> None:
+        seen["graph" if torch.is_grad_enabled() else "plain"] += len(kwargs["hidden_states"])
+        if output[0].requires_grad:
+            output[0].register_hook(lambda g: seen.__setitem__("backward", seen["backward"] + len(g)))
+
+    policy.transformer.register_forward_hook(count, with_kwargs=True)
+    batch = prompt_batch(["push in"], config=config, iteration=0, dynamic=False, rank=0, world_size=1)
+    noise = initial_noise(batch, policy.latent_shape(config.video), config=config)
+    rollout = sample(policy, batch, noise, sigmas=rollout_sigmas(config.schedule), steps=(), config=config)
+    advantage = group_advantage(brightness(rollout), group_size=4, config=config.advantage)
+    forward_step(
+        policy, make_optimizer(params, config.update), Ema(params, decay=0.0), batch, rollout, advantage,
+        means=running_means(policy, config), config=config, lr=1e-4,
+    )  # fmt: skip
+    passes = passes_per_sample(config)
+    assert passes.rollout == 16 and passes.forward == passes.backward == updates
+    assert seen["plain"] / 4 == passes.rollout + passes.reference
+    assert seen["graph"] / 4 == passes.forward and seen["backward"] / 4 == passes.backward
 
 
 def test_forward_is_the_arithmetic_of_its_layers() -> None:

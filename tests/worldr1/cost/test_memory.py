@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from worldr1.cost.memory import MetaPolicy, decode_bytes, meta_policy, rollout_b
 from worldr1.learn.update import Learner, make_optimizer
 from worldr1.models.ema import Ema
 from worldr1.models.wan import load_policy
+from worldr1.prompts.sampler import rank_share
 from worldr1.rollout.sample import _ode, window_step
+from worldr1.rollout.schedule import forward_steps, rollout_sigmas
 from worldr1.rollout.solver import OdeSolver
 
 CPU = torch.device("cpu")
@@ -144,6 +147,25 @@ def test_how_it_grows(tiny_wan: Path) -> None:
     deferred = replace(small, update=replace(small.update, deferred=True))
     _, adapter, _ = meta.num_bytes()
     assert by_name(deferred, meta)["rollout"].resident - one["rollout"].resident == 8 * adapter
+
+
+def test_the_forward_estimator_keeps_ends_and_running_means(tiny_wan: Path) -> None:
+    video = Video(height=64, width=32, num_frames=9)
+    score = make_config(tiny_wan, video)
+    score = replace(
+        score, rollout=replace(score.rollout, share_initial_noise=False, share_first_step=False),
+        update=replace(score.update, kl_beta=0.0, updates_per_rollout=1),
+    )  # fmt: skip
+    forward = replace(score, update=replace(score.update, estimator="forward"))
+    meta = imagined(forward, num_text_tokens=32)
+    latent, num = 4 * math.prod(meta.latent_shape(video)), rank_share(score.rollout, 1)[0]
+    drawn = len(forward_steps(rollout_sigmas(score.schedule), score.model.adapter_sigma_min))
+    resident = {name: stage.resident for name, stage in by_name(forward, meta).items()}
+    before = {name: stage.resident for name, stage in by_name(score, meta).items()}
+    saved = (2 * score.schedule.window_size - 1) * num * latent
+    assert drawn > 0 and resident["rollout"] - before["rollout"] == drawn * latent - saved
+    adapter = meta.num_bytes()[1]
+    assert resident["update"] - before["update"] == drawn * latent - saved + adapter  # the adapter that sampled
 
 
 def test_the_table_marks_the_fullest_stage_and_attention_is_not_spelled_out(tiny_wan: Path) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,44 @@ def test_all_pass_on_a_wan_model(tiny_wan):
     config = fake_config()
     tests = run_self_tests(policy, prompts=PROMPTS, config=config)
     assert max(t.deviation for t in tests if t.name == "ratio_is_one") <= 1e-6
+
+
+def forward_config():
+    return fake_config(update=UpdateConfig(estimator="forward"))
+
+
+def test_the_forward_estimator_has_tests_of_its_own(tiny_wan):
+    for policy in (FakePolicy(), load_policy(ModelConfig(path=tiny_wan, lora_rank=4), device="cpu")):
+        before = policy.adapter_state()
+        tests = {t.name: t.deviation for t in run_self_tests(policy, prompts=PROMPTS, config=forward_config())}
+        assert tests.keys() == {
+            "ranks_agree", "adapter_off_is_base", "sigma_of_each_sample", "old_is_the_sampler", "ema_moves"
+        }  # fmt: skip
+        assert tests["sigma_of_each_sample"] <= 1e-6 and tests["old_is_the_sampler"] == 0
+        assert all(torch.equal(v, before[k]) for k, v in policy.adapter_state().items())
+
+
+class OneSigmaForAll(FakePolicy):
+    def velocity(self, sample, sigma, prompt_embeds, *, adapter=True, exact=True):
+        sigma = float(sigma[0]) if isinstance(sigma, torch.Tensor) else sigma
+        return super().velocity(sample, sigma, prompt_embeds, adapter=adapter)
+
+
+def test_a_fault_of_the_forward_estimator_is_named(monkeypatch):
+    with pytest.raises(RuntimeError, match="self-test sigma_of_each_sample: "):
+        run_self_tests(OneSigmaForAll(), prompts=PROMPTS, config=forward_config())
+
+    @contextlib.contextmanager
+    def never_taken_back(params, values):
+        with torch.no_grad():
+            for p, value in zip(params, values, strict=True):
+                p.copy_(value)
+        yield
+
+    for fault in (lambda params, values: contextlib.nullcontext(), never_taken_back):
+        monkeypatch.setattr(selftest, "holding", fault)
+        with pytest.raises(RuntimeError, match="self-test old_is_the_sampler: "):
+            run_self_tests(FakePolicy(), prompts=PROMPTS, config=forward_config())
 
 
 def test_a_large_video_is_cut_and_a_small_one_is_not():

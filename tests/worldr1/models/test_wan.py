@@ -91,6 +91,22 @@ def test_adapter_acts_only_in_its_sigma_range(tiny_wan: Path) -> None:
         assert torch.equal(on, off) != acts and on.requires_grad == acts
 
 
+def test_a_sigma_for_each_sample(tiny_wan: Path) -> None:
+    policy = load_policy(ModelConfig(path=tiny_wan, adapter_sigma_min=0.65), device="cpu")
+    _stir(policy)
+    sample, embeds = _inputs(policy)
+    table = [1.0, 0.65, 0.8571428571428571]
+    mixed = policy.velocity(sample, torch.tensor(table, dtype=torch.float64), embeds)
+    for n, sigma in enumerate(table):  # the bits of a call with one for all
+        assert torch.equal(mixed[n], policy.velocity(sample, sigma, embeds)[n])
+    assert not torch.equal(mixed[0], policy.velocity(sample, 0.65, embeds)[0]) and mixed.requires_grad
+    partly = torch.tensor([1.0, 0.6499, 0.8], dtype=torch.float64)
+    with pytest.raises(ValueError, match="velocity: the adapter must act at every sigma, .* 0.65, got 0.650"):
+        policy.velocity(sample, partly, embeds)
+    off = policy.velocity(sample, partly, embeds, adapter=False)
+    assert torch.equal(off[1], policy.velocity(sample, 0.6499, embeds)[1]) and not off.requires_grad
+
+
 def test_switching_off_in_between_keeps_earlier_gradients(policy: WanPolicy) -> None:
     """peft clears requires_grad of a disabled adapter; a backward of an earlier graph must not notice."""
     _stir(policy)

@@ -92,6 +92,24 @@ def test_generate_is_the_euler_loop(policy: WanPolicy, scale: float, adapter: bo
     assert (video - policy.decode(x)).abs().max() < 2e-5
 
 
+@pytest.mark.parametrize(("scale", "solver"), [(1.0, "euler"), (4.0, "multistep")])
+def test_the_forward_estimator_samples_by_the_ode_alone(policy: WanPolicy, tiny_wan: Path, scale: float, solver: str):
+    config = make_config(tiny_wan, guidance_scale=scale, solver=solver, micro_batch=4)
+    config = replace(config, update=replace(config.update, estimator="forward"))
+    out = run(policy, config, steps=())
+    prompts = [p for p in PROMPTS for _ in range(4)]
+    video = generate(policy, prompts, make_noise(), sigmas=SIGMAS, solver=solver, guidance_scale=scale, micro_batch=4)
+    assert apart(out, video) <= 1 and out.steps == () and out.log_prob.shape == (8, 0) and out.samples.shape[0] == 0
+    assert float((policy.decode(out.latents) - video).abs().max()) < 1e-5
+    broken = make_noise()
+    broken[3] = torch.nan
+    out = run(policy, config, broken, steps=())
+    assert out.finite.tolist() == [n != 3 for n in range(8)] and torch.isfinite(out.latents).all()
+    with pytest.raises(ValueError, match=r"sample: steps must be \(\) with update.estimator forward"):
+        run(policy, config)
+    assert run(policy, make_config(tiny_wan)).latents is None
+
+
 def test_generate_is_the_diffusers_euler_sampler(policy: WanPolicy, tiny_wan: Path, tmp_path: Path) -> None:
     """The whole pipeline: the saved adapter, diffusers' scheduler, guidance, decoding."""
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline

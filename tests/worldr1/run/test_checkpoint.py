@@ -11,6 +11,7 @@ import torch
 from fakes import fake_config, fake_iteration, fake_learner
 
 from worldr1.config import UpdateConfig
+from worldr1.learn.forward import MEANS, running_means
 from worldr1.run import checkpoint
 
 
@@ -38,6 +39,29 @@ def test_resume_is_exact(tmp_path):
     assert json.dumps(resumed) == json.dumps(figures[2:])
     assert equal_tensors(straight.ema.params, second.ema.params)
     assert equal_tensors(straight.ema.shadow, second.ema.shadow)
+
+
+def test_resume_of_the_forward_estimator_is_exact(tmp_path):
+    """Its running means are a part of the state."""
+    config = fake_config(max_iterations=4, update=UpdateConfig(estimator="forward", learning_rate=1e-2))
+    straight = fake_learner(config)
+    means = running_means(straight.policy, config)
+    figures = [fake_iteration(straight, config, iteration=i, means=means) for i in range(4)]
+    first = fake_learner(config)
+    held = running_means(first.policy, config)
+    for i in range(2):
+        fake_iteration(first, config, iteration=i, means=held)
+    folder = checkpoint.save(tmp_path, *first, iteration=2, config=config, extra=held)
+    for forgotten in (False, True):
+        second = fake_learner(config)
+        back = running_means(second.policy, config)
+        assert checkpoint.load(folder, *second, extra=back) == 2 and torch.equal(back[MEANS], held[MEANS])
+        if forgotten:
+            back[MEANS].zero_()
+        resumed = [fake_iteration(second, config, iteration=i, means=back) for i in (2, 3)]
+        assert (json.dumps(resumed) == json.dumps(figures[2:])) != forgotten
+        assert torch.equal(back[MEANS], means[MEANS]) != forgotten
+        assert equal_tensors(straight.ema.params, second.ema.params) != forgotten
 
 
 def test_torch_generator_is_restored(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from worldr1.config import NoiseConfig, RewardConfig, RolloutConfig, ScheduleConfig
+from worldr1.config import NoiseConfig, RewardConfig, RolloutConfig, ScheduleConfig, UpdateConfig
+from worldr1.learn.forward import running_means
 from worldr1.learn.selftest import run_self_tests
 from worldr1.learn.update import policy_step
 from worldr1.microworld.captions import make_caption
@@ -30,8 +31,8 @@ def _worker(rank: int, size: int, port: int, folder: str) -> None:
     world = distributed.init("cpu")
     assert (world.rank, world.size, world.is_main) == (rank, size, rank == 0)
     jobs = (
-        collectives, three_iterations, one_prompt_of_eight, different_adapters, one_rank_masked, a_fault_on_one_rank,
-        invalid_rewards,
+        collectives, three_iterations, three_forward_iterations, one_prompt_of_eight, different_adapters,
+        one_rank_masked, a_fault_on_one_rank, invalid_rewards,
     )  # fmt: skip
     torch.save({job.__name__: job() for job in jobs}, Path(folder) / f"{rank}.pt")
     distributed.shutdown()
@@ -61,11 +62,23 @@ def collectives() -> dict:
         "gathered": distributed.gather(torch.tensor([10.0 * rank, 1.0])),
         "bools": distributed.gather(torch.tensor([rank == 0])),
         "any": [distributed.any_rank(rank == 1), distributed.any_rank(False)],
+        "total": distributed.total(torch.tensor([1.0 + rank, 4.0])),
         "objects": distributed.gather_objects({"rank": rank}),
         "grads": [p.grad for p in params],
         "params": [p.detach() for p in params],
         "world_size": distributed.world_size(),
     }
+
+
+def three_forward_iterations() -> dict:
+    from fakes import fake_config, fake_iteration, fake_learner
+
+    config = fake_config(max_iterations=3, update=UpdateConfig(estimator="forward", learning_rate=1e-2))
+    learner = fake_learner(config)
+    means = running_means(learner.policy, config)
+    for i in range(3):
+        fake_iteration(learner, config, iteration=i, means=means)
+    return learner.policy.adapter_state() | means
 
 
 def three_iterations(**changes) -> dict:
@@ -158,6 +171,7 @@ def invalid_rewards() -> dict:
 def test_collectives(two_ranks):
     for got in (r["collectives"] for r in two_ranks):
         assert got["gathered"].tolist() == [0.0, 1.0, 10.0, 1.0] and got["bools"].tolist() == [True, False]
+        assert got["total"].tolist() == [3.0, 8.0]
         assert got["any"] == [True, False] and got["objects"] == [{"rank": 0}, {"rank": 1}]
         assert got["grads"][0].unique().tolist() == [1.5] and got["grads"][1].unique().tolist() == [4.0]
         assert got["params"][0].unique().tolist() == [0.0] and got["world_size"] == 2
@@ -175,6 +189,13 @@ def test_two_ranks_train_as_one(two_ranks, job):
         assert mine.keys() == theirs.keys()
         for key in ("reward", "ratio_mean", "clip_fraction", "kl", "grad_norm"):
             assert theirs[key] == pytest.approx(mine[key], rel=1e-4, abs=1e-8), key
+
+
+def test_two_ranks_train_as_one_by_the_forward_estimator(two_ranks):
+    one, two = three_forward_iterations(), [r["three_forward_iterations"] for r in two_ranks]
+    for name, value in one.items():
+        assert torch.equal(two[0][name], two[1][name]) and torch.allclose(two[0][name], value, atol=1e-5), name
+        assert value.abs().max() > 1e-3
 
 
 def test_ranks_that_differ_stop_on_every_rank(two_ranks):

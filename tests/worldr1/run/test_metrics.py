@@ -83,6 +83,8 @@ def test_progress_line():
     line = progress_line(row(11), done=[9.0, 2.0, 2.0], last=80)
     assert line == "12/80 main  reward 1.500 +- 0.250  traj 0.500  clip 12%  kl 1.00e-04  4.3 s/it  ETA 4:55"
     assert "ETA 2:46:40" in progress_line(row(0), done=[100.0], last=101)
+    bare = progress_line(row(11, clip_fraction=math.nan, kl=math.nan), done=[2.0], last=80)
+    assert bare == "12/80 main  reward 1.500 +- 0.250  traj 0.500  2.0 s/it  ETA 2:16"
 
 
 @pytest.mark.parametrize("terminal", [False, True])
