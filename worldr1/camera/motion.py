@@ -137,7 +137,8 @@ class _Reader(Subjects):
             return stop
         if named or self._means_camera(i, stop):
             return self._take(i, stop, kind)
-        self._report_pronoun(i, stop)
+        if self._is_doubtful(i, stop):
+            self._note(i, stop)
         return i
 
     def _add(self, kind: str, magnitude: float, i: int) -> None:
@@ -171,13 +172,17 @@ class _Reader(Subjects):
         """Notes the motion at words i .. stop - 1, and others that its verb goes on to: "left, then right"."""
         if self.unknown and self.unknown[-1][1] >= i and self.at(i - 1) in vocab.SHOTS:  # "tracking shot moving left"
             self.unknown.pop()
+        if self.unknown and self.unknown[-1][0] == self.leads + 2 and self.at(self.leads + 1) == ",":
+            inserted = vocab.VERBS.get(self.at(self.leads + 2))  # "the camera, gliding like a ghost, moves forward"
+            if inserted is not None and inserted.kinds:
+                self.unknown.pop()
         magnitude, end = self._magnitude(i, stop)
         if kind in ("move_left", "move_right") and self._is_orbit_before(i):
             kind = kind.replace("move", "orbit")
             self.unknown.pop()
         if self._is_restated(i, kind):
             if self.tokens[-1].magnitude == 1.0:
-                self.tokens[-1] = MotionToken(kind, magnitude)
+                self.tokens[-1] = MotionToken(self.tokens[-1].kind, magnitude)
             self.end = end
             return end
         for k in range(max(i - 2, self.end, self.period, 0), stop + 3):
@@ -196,7 +201,7 @@ class _Reader(Subjects):
             if (
                 hit is None
                 or verb.kinds[hit[0]] == self.tokens[-1].kind
-                or self.at(hit[1]) not in vocab.STOP | vocab.FILLERS | vocab.AFTER_IN | vocab.ACROSS
+                or self.at(hit[1]) not in vocab.STOP | vocab.FILLERS | vocab.AFTER_IN | vocab.ACROSS | vocab.AGAIN
             ):
                 break
             self._add(verb.kinds[hit[0]], magnitude, i)
@@ -212,7 +217,11 @@ class _Reader(Subjects):
         return verb is not None and verb.kinds is vocab.ORBIT
 
     def _is_restated(self, i: int, kind: str) -> bool:
-        """Whether the motion at word i was told in its sentence already: "pushes in on a doll, moving closer"."""
+        """Whether the motion at word i was told in its sentence already, "pushes in on a doll, moving closer", or is
+        what a tilt shows: "tilts up a tower. The view rises"."""
+        seen = self.at(self._before(i, self._fill)) in vocab.VIEWS
+        if seen and self.tokens and self.tokens[-1].kind == kind.replace("move", "tilt"):
+            return True
         if self.end <= self.period or not self.tokens or self.tokens[-1].kind != kind:
             return False
         if any(self.at(m) in vocab.AGAIN for m in range(max(self.end, i - 12), i)):
@@ -261,7 +270,8 @@ class _Reader(Subjects):
             _, named = self._after_verb(i)
             if named and i == self.end:  # "a rising crane shot"
                 return
-            noun = verb.base in vocab.NOUNS | {"pan"} and not verb.inflected and self._noun_phrase(i)[0] == 2
+            noun = self._is_own(i) and not verb.inflected and self._noun_phrase(i)[0] == 2
+            noun = noun and verb.base not in ("push", "pull")  # "a gentle push" may be given to anything
             named = named and (verb.sense != vocab.PLAIN or self.at(i + 1) == "the")
             is_ing, in_context = self.at(i).endswith("ing"), self.seen > self.period
             if named and is_ing and self.at(i + 1) in ("motion", "movement", "movements") and not in_context:
@@ -276,11 +286,8 @@ class _Reader(Subjects):
             while self._fill(first):
                 first += 1
             told = self.at(first - 1) in ("to", "will", "can", "should", "must") and self.at(first).isalpha()
-            known = self.at(first) in vocab.NO_MOTION | vocab.RESTING | vocab.VERBS.keys()
-            is_object = self.leads != i and "and" in {
-                self.at(m) for m in range(i, first)
-            }  # "looks into the camera and smiles"
-            if known or is_object or not (told or self._is_verb(first)):
+            known = self.at(first) in vocab.NO_MOTION | vocab.RESTING | vocab.AT_REST | vocab.STOPPING | vocab.VERBS.keys()
+            if known or not (told or self._is_verb(first)):
                 return
         elif not (self._is_joined(i) and self._is_verb(i)) and not vocab.FOREIGN.search(self.at(i)):
             return
@@ -290,11 +297,6 @@ class _Reader(Subjects):
         while last < first + 4 and self.at(last) not in vocab.BREAK:
             last += 1
         self._note(first, last)
-
-    def _report_pronoun(self, i: int, stop: int) -> None:
-        """Notes a motion whose subject is an "it" that may be the camera: "The camera pushes in. It moves left."."""
-        if self._is_pronoun(i):
-            self._note(i, stop)
 
     def _is_verb(self, i: int) -> bool:
         """Whether word i may be a verb in a form that follows the camera, and not one of those that are read."""

@@ -20,13 +20,17 @@ class Phrases(PromptText):
         if verb is None:
             return self._direction_first(i)
         k, named = self._after_verb(i)
-        around = self.at(k) in ("around", "about") and "left" in verb.kinds and verb.base not in ("pan", "roll")
+        circles = self.at(k) == "in" and any(self.at(m) in vocab.CIRCLES for m in (k + 3, k + 4))
+        around = circles or self.at(k) in ("around", "about")
+        around = around and "left" in verb.kinds and verb.base not in ("pan", "roll")
         kinds = vocab.ORBIT if around else verb.kinds
-        if hit := self._direction(k, verb.base, verb.kinds):
+        if hit := self._direction(k, verb.base, kinds if circles else verb.kinds):
             token = k == i + 1 and self.words[k].glued  # "push_in", "pull-out"
-            return verb.kinds[hit[0]], hit[1], named or token
+            return (kinds if circles else verb.kinds)[hit[0]], hit[1], named or token
         if hit := self._far_direction(k, verb.base, kinds):
             return kinds[hit[0]], hit[1], named
+        if kinds is vocab.ORBIT and (kind := self._clockwise(i)):
+            return kind, k, named
         contradicted = vocab.DIRECTIONS.get(self.at(k)) in ("up", "down")
         return (verb.kinds[""], i + 1, named) if "" in verb.kinds and not contradicted else None
 
@@ -45,6 +49,26 @@ class Phrases(PromptText):
                 k += 1
             else:
                 return k, named
+
+    def _clockwise(self, i: int) -> str:
+        """The orbit whose sense is told elsewhere in the sentence of the verb at word i: "in a clockwise direction, the
+        camera orbits", "orbits, in a clockwise direction, a fountain"; "" where none is."""
+        places = []
+        for k in range(i + 1, i + 16):
+            if self.at(k) in vocab.RELATIVE - {","} | {".", "and"}:
+                break
+            places.append(k)
+        first = next((k for k in range(i - 1, i - 13, -1) if self.at(k) == "."), i) + 1
+        while first < i and (self._manner(first) or self.at(first) in ("in", "a", "moving")):
+            first += 1  # before the verb only where the sentence begins so
+        for k in [*places, first]:
+            if self.at(k) == "clockwise":
+                return vocab.ORBIT["counter" if self.at(k - 1) in ("counter", "anti") else "clockwise"]
+            if vocab.DIRECTIONS.get(self.at(k)) == "counter":
+                return vocab.ORBIT["counter"]
+            if k == first and self.at(k) in ("counter", "anti") and self.at(k + 1) == "clockwise":
+                return vocab.ORBIT["counter"]
+        return ""
 
     def _direction(self, i: int, base: str, kinds: dict[str, str], again: bool = True) -> tuple[str, int] | None:
         """(direction, word after it) at word i: "left", "to the left", "from right to left", "back to the left"."""
@@ -91,7 +115,7 @@ class Phrases(PromptText):
         if word == "into":
             return after not in ("focus", "view", "frame")
         if word == "out":
-            return after != "of" or base in ("zoom", "pull", "dolly")
+            return after != "of" or base in ("zoom", "pull", "dolly", "back")
         return not (word == "back" and (after, self.at(i + 2)) == ("and", "forth"))
 
     def _far_direction(self, i: int, base: str, kinds: dict[str, str]) -> tuple[str, int] | None:
@@ -141,7 +165,7 @@ class Phrases(PromptText):
         level, k = 0, i - 1
         if self.at(k).endswith("ly") and self._manner(k) and self.at(k - 1) not in vocab.NP_STARTS:
             return 0, i  # "soldiers slowly pull back"
-        while k >= i - 6:
+        while k >= i - 10:
             word = self.at(k)
             if self._manner(k) or word in vocab.CAMERA_ADJECTIVES:
                 level = 2
@@ -203,6 +227,8 @@ class Phrases(PromptText):
         return stop * (filmed or (self.at(j) in ("camera", "cam") and self._camera(j)))
 
     def _negated(self, i: int) -> bool:
+        if self.at(self._before(i, lambda m: self._manner(m) or self.at(m) == "to")) in vocab.STOPPING:
+            return True  # "stops panning", but not "stops and pans"
         for j in (i - 1, i - 2, i - 3):
             word = self.at(j)
             if word in (".", ",", "but"):

@@ -57,11 +57,19 @@ class PromptText:
         return self._manner(i) or self.at(i) in vocab.FILLERS or (self.at(i) == "not" and self.at(i + 1) == "only")
 
     def _camera(self, i: int) -> bool:
-        return (
-            self.at(i) in vocab.CAMERAS
-            and not {self.at(i - 1), self.at(i - 2)} & vocab.OWNERS
-            and not (self.at(i - 2) == "with" and self.at(i - 1) in ("a", "an"))
-        )
+        """Whether word i is the camera that films, and no camera or drone of the scene."""
+        word = self.at(i)
+        if word not in vocab.CAMERAS:
+            return False
+        j = self._before(i, lambda m: self._manner(m) or self.at(m) in ("a", "an", "the"))
+        around = {self.at(i - 1), self.at(i - 2)}
+        if around & vocab.OWNERS or (self.at(i - 2) == "with" and self.at(i - 1) in ("a", "an")):
+            return False
+        behind = self.at(j) in vocab.BEHIND or (self.at(j - 1), self.at(j)) in (("away", "from"), ("front", "of"))
+        if behind and word not in vocab.SHOTS | {"we"}:
+            return False
+        is_shot = self.at(i + 1) in vocab.CAMERAS | vocab.SHOTS
+        return word not in vocab.THINGS or is_shot or self._manner(i - 1) or self.at(i - 1) in vocab.BEFORE_THINGS
 
     def _before(self, i: int, skipped: Callable[[int], bool]) -> int:
         """The last word before i that is not skipped; -1 at the start of the prompt."""

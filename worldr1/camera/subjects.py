@@ -33,7 +33,10 @@ class Subjects(Phrases):
         if self._goes_on(i) or (noun and verb.base in vocab.NOUNS and self.at(i - 1) in ("a", "an", "the")):
             return True
         start = self._before(i, lambda m: self.at(m) in vocab.ORDINALS or self._manner(m))
-        return noun and self.at(start) in (".", ",")
+        if noun and self.at(start) in (".", ","):
+            return verb.base not in vocab.OBJECTS or self._goes_over(stop)
+        moves = self._participle(i, stop)
+        return moves == "camera" or (moves == "nobody" and self._is_own(i))
 
     def _is_anothers(self, i: int) -> bool:
         """Whether the verb at word i, which has no sense but the camera's, has a subject of the scene: "bees zoom"."""
@@ -58,25 +61,60 @@ class Subjects(Phrases):
         phrase = {self.at(m) for m in range(first, i)}
         if base == "pan" and phrase & vocab.COOKWARE:
             return False
-        if level == 2:
-            return base in vocab.NOUNS | {"pan"} or after not in vocab.ARTICLES
-        if level == 0 or after in vocab.ARTICLES:  # "a hard push in the back"
+        article = after in vocab.ARTICLES or after == "the"
+        if level == 2 and base in vocab.NOUNS | {"pan"}:
+            return not article or base not in ("push", "pull")
+        if level == 0 or article:  # "a hard push in the back"
             return False
-        if base in ("pan", "dolly"):  # "an old dolly left behind"
-            sideways = vocab.DIRECTIONS.get(self.at(stop - 1)) in ("left", "right")
-            return after in vocab.SPATIAL or not sideways
-        return base in vocab.NOUNS
+        if base in vocab.NOUNS - vocab.OBJECTS:
+            return True
+        return (level == 2 or self._is_own(i)) and self._goes_over(stop)
+
+    def _goes_over(self, stop: int) -> bool:
+        """Whether a direction that ends before `stop` is no past tense: "an old dolly left behind", "truck left here"."""
+        while self._manner(stop):
+            stop += 1
+        side = vocab.DIRECTIONS.get(self.at(stop - 1))
+        return side not in ("left", "right") or self.at(stop) in vocab.SPATIAL
+
+    def _is_doubtful(self, i: int, stop: int) -> bool:
+        """Whether the phrase at word i, which is not taken for the camera's, may be: "a sombre crane up over a city",
+        "It moves left" behind a sentence about the camera, "Gliding forward through fog"."""
+        verb = vocab.VERBS[self.at(i)]
+        thing = verb.base in vocab.OBJECTS and not verb.inflected and self._noun_phrase(i)[0] and self._goes_over(stop)
+        return bool(thing) or self._is_pronoun(i) or (verb.sense == vocab.TERM and self._participle(i, stop) == "nobody")
+
+    def _participle(self, i: int, stop: int) -> str:
+        """Who moves in a participle that begins a sentence, "Pulling back from a nest": the subject of the clause behind
+        it, "camera" or "another"; "nobody" where none follows; "" if the verb at word i is none."""
+        start = self._before(i, lambda m: self._manner(m) or self.at(m) in vocab.ORDINALS)
+        if not self.at(i).endswith("ing") or self.at(start) != ".":
+            return ""
+        k = next((m for m in range(stop, stop + 24) if self.at(m) in (",", ".")), stop) + 1
+        while self._manner(k) or self.at(k) in ("the", "a", "an", "our"):
+            k += 1
+        if self.at(k - 1) == ".":
+            return "nobody"
+        if self._camera(k):
+            return "camera"
+        end = next((m for m in range(k, k + 6) if self.at(m) in (",", ".")), k + 6)
+        finite = any(self.at(m).endswith("s") and not self.at(m).endswith(("ss", "'s")) for m in range(k, end))
+        return "another" if finite else "nobody"
+
+    def _is_own(self, i: int) -> bool:
+        """Whether the verb at word i is seldom said of anything but a camera."""
+        return vocab.VERBS[self.at(i)].base in vocab.NOUNS | {"pan"}
 
     def _is_subject(self, i: int) -> bool:
         """Whether the camera does what the verb at word i says."""
-        if self._camera(self._before(i, lambda m: self._fill(m) or self.at(m) == ",")):
+        j = self._before(i, lambda m: self._fill(m) or self.at(m) == ",")
+        if self._camera(j) or (self.at(j) in vocab.FILMED and self._is_own(i)):
             return True
         j = self._before(i, self._fill)
         if self.at(j) == ",":  # behind an insertion: "the camera, mounted on a car, moves"
             k = next((m for m in range(j - 1, max(j - 16, -1), -1) if self.at(m) in (".", ",")), 0)
-            opens = self.at(k + 1) in vocab.PARTED or self.at(k + 1).endswith(("ing", "ed"))
             # A past form is one more insertion: "a medium shot, focusing on her, tilted down".
-            return self.at(k) == "," and self._camera(k - 1) and opens and not self.at(i).endswith("ed")
+            return self.at(k) == "," and k == self.leads + 1 and not self.at(i).endswith("ed")
         if self.at(i).endswith("ing"):
             return False
         # behind a clause: "the camera that was static now pans"
@@ -96,12 +134,12 @@ class Subjects(Phrases):
         if self.end > self.period and "and" in links and self.at(i).endswith("s"):
             # "glides towards the door and moves left", but not "past a man who stops and moves left".
             return not any(self.at(m) in vocab.RELATIVE for m in range(max(self.end, i - 12), j))
-        base = vocab.VERBS[self.at(i)].base
-        own = base in vocab.NOUNS | {"pan"}
-        if own and bool(self.seen > self.period and links & {"and", "then", "before", "while", "it"}):
+        own = self._is_own(i)
+        if own and self.seen > self.period and links & {"and", "then", "before", "while", "it"}:
             # "The camera follows the runner and pans left": only verbs that a runner does not share.
-            return True
-        if own and self._is_pronoun(i):
+            if not any(self.at(m) in vocab.RELATIVE for m in range(max(self.seen, i - 12), j)):
+                return True
+        if self._is_pronoun(i) and (own or (links & vocab.ORDINALS and vocab.VERBS[self.at(i)].sense == vocab.TERM)):
             return True
         return self._is_second(i, own=own)
 
@@ -126,10 +164,10 @@ class Subjects(Phrases):
         return self.leads > self.period and (self.at(k) in vocab.OPENINGS or moves)
 
     def _is_pronoun(self, i: int) -> bool:
-        """Whether the subject of the verb at word i is an "it" behind a sentence with a camera motion."""
+        """Whether the subject of the verb at word i is an "it" behind a sentence about the camera."""
         j = self._before(i, self._fill)
         first = self._before(j, lambda m: self.at(m) in vocab.ORDINALS)
-        return self.at(j) == "it" and first == self.period and self.end > self.before_period
+        return self.at(j) == "it" and first == self.period and max(self.end, self.leads) > self.before_period
 
     def _is_joined(self, i: int) -> bool:
         """Whether word i goes on from a camera motion shortly before: "pans left, then swoops"."""

@@ -40,9 +40,10 @@ _TABLE: list[tuple[str, int, dict[str, str]]] = [
     ("sweep", TERM, {d: _PAN[d] for d in ("left", "right")}),
     ("swoop", TERM, _TRAVEL),
     ("fly float soar walk sail", PLAIN, _TRAVEL),
-    ("turn rotate swivel pivot", PLAIN, _PAN),
+    ("turn rotate swivel pivot swing angle", PLAIN, _PAN),
     ("edge inch ease nudge head come press rush race speed hurtle close step", PLAIN, {"in": "push_in"}),
-    ("bring take", PLAIN, _TRAVEL),
+    ("bring take go", PLAIN, _TRAVEL),
+    ("get", PLAIN, {"in": "push_in", "out": "pull_out"}),
     ("rise ascend climb raise lift elevate", PLAIN, {"up": "move_up", "": "move_up"}),
     ("descend lower sink drop", PLAIN, {"down": "move_down", "": "move_down"}),
     ("approach", PLAIN, {"": "push_in"}),
@@ -53,7 +54,7 @@ _TABLE: list[tuple[str, int, dict[str, str]]] = [
     # Camera moves without a counterpart in the taxonomy: where they lead, the scene decides. They are reported.
     ("follow weave spiral dive plunge chase snake skim navigate traverse swirl spin wander meander", TERM, {}),
 ]
-_NO_BASE = _set("edge inch head press rush race speed close step drop")
+_NO_BASE = _set("edge inch head press rush race speed close step drop swing angle")
 """Verbs that are no verbs beside the camera in their plain form: "camera close-up", "camera speed"."""
 
 
@@ -63,8 +64,8 @@ def _inflections(base: str) -> tuple[str, str, str]:
         return base[:-1] + "ies", base + "ing", base[:-1] + "ied"
     if base.endswith("e"):
         return base + "s", base[:-1] + "ing", base + "d"
-    long = base + base[-1] if base in ("pan", "jib", "drop", "spin", "skim", "step") else base
-    return base + ("es" if base.endswith(("h", "ss")) else "s"), long + "ing", long + "ed"
+    long = base + base[-1] if base in ("pan", "jib", "drop", "spin", "skim", "step", "get") else base
+    return base + ("es" if base.endswith(("h", "ss", "o")) else "s"), long + "ing", long + "ed"
 
 
 class Verb(NamedTuple):
@@ -108,12 +109,21 @@ CAMERA_ADJECTIVES = _set(
 )
 """Said of camera motions and of little else; beside "a push in" and its like any other adjective does too."""
 NO_ADVERB = _set("family butterfly dragonfly assembly jelly belly reply supply lily bully italy july")
-CAMERAS = _set("camera camera's cam shot view viewpoint lens drone pov perspective steadicam we")
+CAMERAS = _set("camera camera's cam shot view viewpoint lens drone pov perspective steadicam footage hyperlapse we")
+THINGS = _set("drone lens")
+"""Of those, things in a scene where an article "a" or a word that tells which one stands before: "a delivery drone"."""
+BEFORE_THINGS = _set("the our fpv aerial camera and as while when until then before with because but first but slow . ,")
+BEHIND = _set("toward towards at into past near behind beside to facing for away front")
+"""Words before a camera that something else does something to: "runs towards the camera and rolls left"."""
 SHOTS = _set("shot shots movement motion move")
 PICTURES = _set(
     "image picture video scene frame footage film clip animation sequence focus timelapse hyperlapse closeup director "
     "operator cinematographer filmmaker burns"
 )
+VIEWS = _set("view viewpoint perspective")
+"""What rises while a camera tilts up."""
+FILMED = _set("video scene frame clip sequence timelapse lapse composition")
+"""What pans and tilts as a camera does."""
 """With the camera and its shots, what may zoom as a camera does."""
 BEFORE_SHOTS = _set("drone aerial wide fpv camera cinematic handheld crane tracking")
 # What may stand between the camera and its verb, or between two motions of one sentence.
@@ -127,6 +137,7 @@ JOINERS = FILLERS | _set(
     "ending ends finishing combined but"
 )
 ORDINALS = _set("then and next first finally now")
+STOPPING = _set("stop stops stopped stopping cease ceases ceased halts quits finishes")
 NEGATIONS = _set("not never no without cannot avoid avoiding avoids nor neither instead rather zero")
 OWNERS = _set("his her their my your holding holds carrying carries")  # "his camera" is a thing in the scene
 ARTICLES = _set("a an the his her their its my some")
@@ -136,12 +147,11 @@ PREPOSITIONS = _set("in on of the a an and to at by with is . ,")  # "fixed in t
 ACROSS = _set("around about across along over the a an this its")
 BREAK = _set("and then while before as with but or who that which . ,")
 RELATIVE = _set("who that which whose where as while when ,")
-PARTED = _set("which that now still initially first after having with once at from as set hung held built")
-"""With participles, what opens an insertion between the camera and its verb: "the camera, mounted on a car, moves"."""
 OPENINGS = _set("starts begins opens lingers holds pauses rests waits stays remains hovers sits looks")
 """Verbs after which the next verb of the sentence is the camera's too; what it follows or shows may act itself."""
 AGAIN = _set("then again next finally before further second twice repeats afterwards lastly")
-WAYS = _set("direction motion movement manner fashion arc circle orbit sweep loop path")
+CIRCLES = _set("arc circle orbit loop circuit")
+WAYS = CIRCLES | _set("direction motion movement manner fashion sweep path")
 STOP = BREAK | frozenset(VERBS)
 COOKWARE = _set("frying hot iron cast copper sauce baking roasting steel metal dirty empty greasy large small deep")
 NOT_ADJECTIVES = _set(  # what cannot stand between an article and a noun; with plurals, which are subjects
@@ -162,12 +172,14 @@ NOT_SUBJECTS = (
     )
 )
 CLAUSE_STARTS = _set(". , and as while then when with")
-SPATIAL = _set("across over to toward towards from through along as while past around . ,")
+SPATIAL = _set("across over to toward towards from through along alongside as while past around of then . ,")
 AFTER_IN = _set(
     "on to toward towards close closer tight tightly for from and then with while as until before after over through "
     "past . ,"
 )
 EMPHASIS = _set("all straight sideways further ever even so by full degree degrees camera")
+OBJECTS = _set("pan dolly truck crane track roll boom jib pedestal")
+"""Verbs that are things too: "truck left in the ditch"; an order or a noun of the camera's goes on over something."""
 NOUNS = _set("push pull zoom dolly tilt orbit pedestal")  # "a push in" needs no more than its article
 PATHS = _set("hall hallway corridor street road path trail aisle alley lane tunnel river track avenue canyon valley")
 NO_MOTION = _set(  # what a camera does, has or is without moving
