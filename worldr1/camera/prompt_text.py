@@ -61,7 +61,8 @@ class PromptText:
         word = self.at(i)
         if word not in vocab.CAMERAS:
             return False
-        j = self._before(i, lambda m: self._manner(m) or self.at(m) in ("a", "an", "the"))
+        article = next((m for m in (i - 1, i - 2, i - 3) if self.at(m) in ("a", "an", "the")), i)
+        j = article - 1  # "beside a broken camera"
         around = {self.at(i - 1), self.at(i - 2)}
         if around & vocab.OWNERS or (self.at(i - 2) == "with" and self.at(i - 1) in ("a", "an")):
             return False

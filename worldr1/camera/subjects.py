@@ -33,7 +33,9 @@ class Subjects(Phrases):
         if self._goes_on(i) or (noun and verb.base in vocab.NOUNS and self.at(i - 1) in ("a", "an", "the")):
             return True
         start = self._before(i, lambda m: self.at(m) in vocab.ORDINALS or self._manner(m))
-        if noun and self.at(start) in (".", ","):
+        if noun and self.at(start) in (".", ",") and not (
+            self._is_parted(start) and self._is_plural(self._comma_before(start) - 1)
+        ):
             return verb.base not in vocab.OBJECTS or self._goes_over(stop)
         moves = self._participle(i, stop)
         return moves == "camera" or (moves == "nobody" and self._is_own(i))
@@ -43,16 +45,23 @@ class Subjects(Phrases):
         verb = vocab.VERBS[self.at(i)]
         j = self._before(i, lambda m: self._manner(m) or self.at(m) in vocab.AUXILIARIES)
         finite = verb.inflected and not self.at(i).endswith("ing")
-        if self.at(j) in ("that", "which"):
-            j -= 1
-        elif self.at(j) == "and" and finite:  # "a car stops and zooms out"
-            return max(self.seen, self.end) <= self.period
+        helped = any(self.at(m) in vocab.HELPERS for m in range(j + 1, i))  # "a bee can zoom", "is zooming"
+        last = max(self.seen, self.end)
+        if self.at(j) == "and" and (finite or any(self._is_plural(m) for m in (j - 2, j - 3))):
+            # "a car stops and zooms out"
+            return last <= self.period or self._has_clause(last, j)
+        clause = next((m for m in range(j, j - 8, -1) if self.at(m) in ("that", "which", "who", ",", ".")), -1)
+        if self.at(clause) not in (",", ".") and (clause == j or not self.at(i).endswith("ing")):
+            j = clause - 1  # "bees that were resting now zoom"
+            helped = True
+        elif self._is_parted(j) and (helped or finite or self._is_plural(self._comma_before(j) - 1)):
+            return not self._camera(self._comma_before(j) - 1)
         word = self.at(j)
-        if word in vocab.CAMERAS | vocab.SHOTS | vocab.PICTURES | vocab.NOT_SUBJECTS or not word[0].isalpha():
+        if self._camera(j) or word in vocab.SHOTS | vocab.PICTURES | vocab.NOT_SUBJECTS or not word[0].isalpha():
             return False
         if not verb.inflected:
-            return self._is_plural(j)
-        return not self._manner(j) and (finite or self.seen <= self.period)
+            return helped or self._is_plural(j)
+        return not self._manner(j) and (finite or helped or self.seen <= self.period)
 
     def _is_noun(self, i: int, stop: int) -> bool:
         """Whether the noun at word i, whose phrase ends before `stop`, is spoken of as a camera motion is."""
@@ -69,6 +78,25 @@ class Subjects(Phrases):
         if base in vocab.NOUNS - vocab.OBJECTS:
             return True
         return (level == 2 or self._is_own(i)) and self._goes_over(stop)
+
+    def _is_parted(self, i: int) -> bool:
+        """Whether the comma at word i ends an insertion: "soldiers, lit from behind, push forward"."""
+        k = self._comma_before(i)
+        opens = self.at(k + 1).endswith(("ed", "ing")) or self.at(k + 1) in vocab.PARTED
+        return self.at(i) == "," and self.at(k) == "," and opens
+
+    def _comma_before(self, i: int) -> int:
+        """The last comma or end of a sentence within 16 words before i; 0 where there is none."""
+        return next((m for m in range(i - 1, max(i - 17, -1), -1) if self.at(m) in (".", ",")), 0)
+
+    def _has_clause(self, first: int, stop: int) -> bool:
+        """Whether words first .. stop - 1 open a clause whose subject is not the camera: "as a knight", ", and a wave"."""
+        for m in range(first, stop):
+            if self.at(m) in vocab.RELATIVE - {","}:
+                return True
+            if (self.at(m), self.at(m + 1)) == (",", "and") and self.at(m + 2) in vocab.ARTICLES | {"the", "one"}:
+                return True
+        return False
 
     def _goes_over(self, stop: int) -> bool:
         """Whether a direction that ends before `stop` is no past tense: "an old dolly left behind", "truck left here"."""
@@ -112,7 +140,7 @@ class Subjects(Phrases):
             return True
         j = self._before(i, self._fill)
         if self.at(j) == ",":  # behind an insertion: "the camera, mounted on a car, moves"
-            k = next((m for m in range(j - 1, max(j - 16, -1), -1) if self.at(m) in (".", ",")), 0)
+            k = self._comma_before(j)
             # A past form is one more insertion: "a medium shot, focusing on her, tilted down".
             return self.at(k) == "," and k == self.leads + 1 and not self.at(i).endswith("ed")
         if self.at(i).endswith("ing"):
@@ -133,11 +161,13 @@ class Subjects(Phrases):
             return True
         if self.end > self.period and "and" in links and self.at(i).endswith("s"):
             # "glides towards the door and moves left", but not "past a man who stops and moves left".
-            return not any(self.at(m) in vocab.RELATIVE for m in range(max(self.end, i - 12), j))
+            first = max(self.end, i - 12)
+            return not self._has_clause(first, j) and "," not in {self.at(m) for m in range(first, j)}
         own = self._is_own(i)
         if own and self.seen > self.period and links & {"and", "then", "before", "while", "it"}:
             # "The camera follows the runner and pans left": only verbs that a runner does not share.
-            if not any(self.at(m) in vocab.RELATIVE for m in range(max(self.seen, i - 12), j)):
+            first = max(self.seen, i - 12)
+            if not self._has_clause(first, j) and "," not in {self.at(m) for m in range(first, j)}:
                 return True
         if self._is_pronoun(i) and (own or (links & vocab.ORDINALS and vocab.VERBS[self.at(i)].sense == vocab.TERM)):
             return True
@@ -152,7 +182,7 @@ class Subjects(Phrases):
         if not joined or max(self.leads, self.seen) <= self.period:
             return False
         first = self.leads if self.leads > self.period else self.seen
-        if i - first > 40 or any(self.at(m) in vocab.RELATIVE - {","} for m in range(first, j)):
+        if i - first > 40 or self._has_clause(first, j):
             return False
         if own:
             return self.at(i).endswith("ing")

@@ -149,6 +149,8 @@ BREAK = _set("and then while before as with but or who that which . ,")
 RELATIVE = _set("who that which whose where as while when ,")
 OPENINGS = _set("starts begins opens lingers holds pauses rests waits stays remains hovers sits looks")
 """Verbs after which the next verb of the sentence is the camera's too; what it follows or shows may act itself."""
+PARTED = _set("lit lost hung held built caught seen half still in on at with who which")
+"""With participles, what opens an insertion behind a subject: "soldiers, lit from behind, push forward"."""
 AGAIN = _set("then again next finally before further second twice repeats afterwards lastly")
 CIRCLES = _set("arc circle orbit loop circuit")
 WAYS = CIRCLES | _set("direction motion movement manner fashion sweep path")
@@ -160,9 +162,10 @@ NOT_ADJECTIVES = _set(  # what cannot stand between an article and a noun; with 
     "does did to not never no as while when if than at on over under through across along past near behind from up "
     "down left right out off has have had gets got make let us them him me"
 )
-PEOPLE = _set("people men women children kids police cattle they we you i these those some many all both others")
+HELPERS = _set("is are was were be can will would could should must may might")
+PEOPLE = _set("sheep deer fish people men women children kids police cattle they we you i these those some many all both others")
 NP_STARTS = _set("a an the another one with using by in of for via into and then , .")
-AUXILIARIES = _set("is are was were be can will would could should must may might to just also now")
+AUXILIARIES = HELPERS | _set("to just also now almost even still soon")
 NOT_SUBJECTS = (
     NP_STARTS
     | ORDINALS
