@@ -40,7 +40,7 @@ class Phrases(PromptText):
         article = self.at(k) in ("the", "our", "your")
         between = not article and self.at(k) in vocab.BEFORE_SHOTS and self.at(k + 1) in vocab.CAMERAS | vocab.SHOTS
         k += between  # "a sweeping drone shot"
-        named = self.at(k + article) in (vocab.CAMERAS if article else vocab.CAMERAS | vocab.SHOTS) - {"we", "drone"}
+        named = self.at(k + article) in (vocab.CAMERAS if article else vocab.CAMERAS | vocab.SHOTS) - {"we", "drone", "move"}
         k += (article + 1) * named
         while True:
             if self.at(k) in ("the", "a") and self.at(k + 1) in ("way", "little", "bit", "full"):
@@ -172,7 +172,7 @@ class Phrases(PromptText):
             elif word == "," and k < i - 1 and self._is_listed(k):
                 pass
             elif word in vocab.NP_STARTS:
-                return level, k + 1
+                return level * (word != "the" or self.at(k - 1) not in vocab.CAUSES), k + 1
             elif word[0].isdigit():
                 pass
             elif not word.isalpha() or word in vocab.NOT_ADJECTIVES or self._is_plural(k):

@@ -69,7 +69,7 @@ class PromptText:
         behind = self.at(j) in vocab.BEHIND or (self.at(j - 1), self.at(j)) in (("away", "from"), ("front", "of"))
         if behind and word not in vocab.SHOTS | {"we"}:
             return False
-        is_shot = self.at(i + 1) in vocab.CAMERAS | vocab.SHOTS
+        is_shot = self.at(i + 1) in (vocab.CAMERAS | vocab.SHOTS) - {"move", "drone", "lens", "we"}
         return word not in vocab.THINGS or is_shot or self._manner(i - 1) or self.at(i - 1) in vocab.BEFORE_THINGS
 
     def _before(self, i: int, skipped: Callable[[int], bool]) -> int:

@@ -44,24 +44,40 @@ class Subjects(Phrases):
         """Whether the verb at word i, which has no sense but the camera's, has a subject of the scene: "bees zoom"."""
         verb = vocab.VERBS[self.at(i)]
         j = self._before(i, lambda m: self._manner(m) or self.at(m) in vocab.AUXILIARIES)
-        finite = verb.inflected and not self.at(i).endswith("ing")
-        helped = any(self.at(m) in vocab.HELPERS for m in range(j + 1, i))  # "a bee can zoom", "is zooming"
-        last = max(self.seen, self.end)
-        if self.at(j) == "and" and (finite or any(self._is_plural(m) for m in (j - 2, j - 3))):
-            # "a car stops and zooms out"
+        is_ing = self.at(i).endswith("ing")
+        finite = verb.inflected and not is_ing
+        between = {self.at(m) for m in range(j + 1, i)}
+        helped = bool(between & vocab.HELPERS)  # "a bee can zoom", "is zooming"
+        word, in_context = self.at(j), self.seen > self.period
+        if self._is_apart(i) or (word == "and" and any(self._is_plural(m) for m in (j - 2, j - 3))):
+            # "a car stops and zooms out", "bees hum and zoom in"
+            last = max(self.seen, self.end)
             return last <= self.period or self._has_clause(last, j)
+        if word == "it":
+            return not in_context and not self._is_pronoun(i)
         clause = next((m for m in range(j, j - 8, -1) if self.at(m) in ("that", "which", "who", ",", ".")), -1)
-        if self.at(clause) not in (",", ".") and (clause == j or not self.at(i).endswith("ing")):
-            j = clause - 1  # "bees that were resting now zoom"
-            helped = True
-        elif self._is_parted(j) and (helped or finite or self._is_plural(self._comma_before(j) - 1)):
-            return not self._camera(self._comma_before(j) - 1)
+        if self.at(clause) not in (",", ".") and (clause == j or not is_ing):
+            j, helped = clause - 1, True  # "bees that were resting now zoom"
+        elif self._is_parted(j):
+            j = self._comma_before(j) - 1
+        elif "to" in between and not in_context:
+            helped = True  # "asks the guard to zoom in"
         word = self.at(j)
+        if "to" in between and word == "." and not in_context:
+            return True  # "To zoom in, the guard ..."
         if self._camera(j) or word in vocab.SHOTS | vocab.PICTURES | vocab.NOT_SUBJECTS or not word[0].isalpha():
             return False
         if not verb.inflected:
-            return helped or self._is_plural(j)
-        return not self._manner(j) and (finite or helped or self.seen <= self.period)
+            return helped or self._is_plural(j) or not self._noun_phrase(i)[0]
+        shows = self.leads > self.period and self.at(self.leads + 1) != "of"  # "the camera captures a bee zooming in"
+        return not self._manner(j) and (finite or helped or shows or not in_context)
+
+    def _is_apart(self, i: int) -> bool:
+        """Whether the verb at word i is finite and stands behind "and", "then" or a comma: its subject is further off."""
+        verb = vocab.VERBS[self.at(i)]
+        j = self._before(i, lambda m: self._manner(m) or self.at(m) in vocab.AUXILIARIES | vocab.ORDINALS)
+        joined = self.at(j) == "," or bool({self.at(m) for m in range(j + 1, i)} & {"and", "then"})
+        return verb.inflected and not self.at(i).endswith("ing") and joined and self.at(j) != "."
 
     def _is_noun(self, i: int, stop: int) -> bool:
         """Whether the noun at word i, whose phrase ends before `stop`, is spoken of as a camera motion is."""
@@ -94,7 +110,7 @@ class Subjects(Phrases):
         for m in range(first, stop):
             if self.at(m) in vocab.RELATIVE - {","}:
                 return True
-            if (self.at(m), self.at(m + 1)) == (",", "and") and self.at(m + 2) in vocab.ARTICLES | {"the", "one"}:
+            if (self.at(m), self.at(m + 1)) == (",", "and") and self.at(m + 2) in vocab.ARTICLES | {"the", "one", "every", "another"}:
                 return True
         return False
 
@@ -107,10 +123,12 @@ class Subjects(Phrases):
 
     def _is_doubtful(self, i: int, stop: int) -> bool:
         """Whether the phrase at word i, which is not taken for the camera's, may be: "a sombre crane up over a city",
-        "It moves left" behind a sentence about the camera, "Gliding forward through fog"."""
+        "It moves left" behind a sentence about the camera, "Gliding forward through fog", "A hill, zooms in"."""
         verb = vocab.VERBS[self.at(i)]
         thing = verb.base in vocab.OBJECTS and not verb.inflected and self._noun_phrase(i)[0] and self._goes_over(stop)
-        return bool(thing) or self._is_pronoun(i) or (verb.sense == vocab.TERM and self._participle(i, stop) == "nobody")
+        apart = verb.sense == vocab.CLEAR and self._is_apart(i) and max(self.seen, self.end) <= self.period
+        ing = verb.sense == vocab.TERM and self._participle(i, stop) == "nobody"
+        return bool(thing) or self._is_pronoun(i) or apart or ing
 
     def _participle(self, i: int, stop: int) -> str:
         """Who moves in a participle that begins a sentence, "Pulling back from a nest": the subject of the clause behind
@@ -182,7 +200,9 @@ class Subjects(Phrases):
         if not joined or max(self.leads, self.seen) <= self.period:
             return False
         first = self.leads if self.leads > self.period else self.seen
-        if i - first > 40 or self._has_clause(first, j):
+        # "As the camera rests, a truck stops and turns left"
+        is_minor = self.at(self._before(first, lambda m: self._manner(m) or self.at(m) in ("the", "a"))) in vocab.RELATIVE - {","}
+        if i - first > 40 or is_minor or self._has_clause(first, j):
             return False
         if own:
             return self.at(i).endswith("ing")

@@ -162,6 +162,8 @@ NOT_ADJECTIVES = _set(  # what cannot stand between an article and a noun; with 
     "does did to not never no as while when if than at on over under through across along past near behind from up "
     "down left right out off has have had gets got make let us them him me"
 )
+CAUSES = _set("let lets make makes see sees watch watches hear hears help helps")
+"""Verbs whose object does what a plain verb behind it says: "let the ghost zoom in"."""
 HELPERS = _set("is are was were be can will would could should must may might")
 PEOPLE = _set("sheep deer fish people men women children kids police cattle they we you i these those some many all both others")
 NP_STARTS = _set("a an the another one with using by in of for via into and then , .")
@@ -170,7 +172,7 @@ NOT_SUBJECTS = (
     NP_STARTS
     | ORDINALS
     | _set(  # words before a verb that are not its subject
-        "it while before after without by with on in of for or nor but as when where until not never no camera start "
+        "it while before after without by with on in of for or nor but as when where until not never no start "
         "starts begin begins keep keeps continue continues up close"
     )
 )
