@@ -108,7 +108,10 @@ class _Reader(Subjects):
     def _step(self, i: int) -> int:
         """Reads what begins at word i; returns the word after it, or i where nothing does."""
         if self.at(i) == ".":
-            self.before_period, self.period = self.period, i
+            subject = self._after(self.period + 1, lambda m: self.at(m) in vocab.ORDINALS | {","})
+            about_it = self.is_topic and self.at(subject) == "it"
+            self.is_topic = max(self.end, self.leads) > self.period or about_it
+            self.period = i
         if self._camera(i):
             self.seen = i
             first = self._before(i, lambda m: self._manner(m) or self.at(m) in ("the", "a", "our", "drone", "static"))
@@ -116,7 +119,7 @@ class _Reader(Subjects):
                 self.leads = i
         elif self.at(i) == "close" and self.at(i + 1) == "up":
             self.seen = i
-        for size in (3, 2, 1):
+        for size in range(min(3, len(self.words) - i), 0, -1):
             words = "".join(("-" if w.glued else " ") + w.text for w in self.words[i : i + size])[1:]
             if words in vocab.TECHNIQUES and not self._negated(i):
                 self._note(i, i + size)
@@ -192,16 +195,18 @@ class _Reader(Subjects):
         verb = vocab.VERBS.get(self.at(i))
         while verb is not None:
             k = end + (self.at(end) == ",")
-            if self.at(k) not in ("then", "and"):
+            linked = self.at(k) in ("then", "and")
+            k += linked + (linked and self.at(k + 1) == "then")
+            if k == end:
                 break
-            k += 1 + (self.at(k + 1) == "then")
             while self._manner(k):
                 k += 1
             hit = self._direction(k, "", verb.kinds)
             if (
                 hit is None
                 or verb.kinds[hit[0]] == self.tokens[-1].kind
-                or self.at(hit[1]) not in vocab.STOP | vocab.FILLERS | vocab.AFTER_IN | vocab.ACROSS | vocab.AGAIN
+                or self.at(hit[1]) not in (vocab.STOP | vocab.FILLERS | vocab.AFTER_IN | vocab.ACROSS | vocab.AGAIN)
+                or not (linked or self.at(hit[1]) in (",", ".", "and", "then"))  # a list, "left, right, up"
             ):
                 break
             self._add(verb.kinds[hit[0]], magnitude, i)
@@ -266,6 +271,9 @@ class _Reader(Subjects):
         verb, first = vocab.VERBS.get(self.at(i)), i
         if verb is not None:
             if self._negated(i) or (self.at(i).endswith("ing") and self.at(i + 1) in vocab.VERBS):  # "a sweeping pan"
+                return
+            orbits = self.end > self.period and bool(self.tokens) and self.tokens[-1].kind.startswith("orbit")
+            if orbits and "clockwise" in {self.at(m) for m in range(i + 1, i + 5)}:  # its sense, which was read
                 return
             _, named = self._after_verb(i)
             if named and i == self.end:  # "a rising crane shot"

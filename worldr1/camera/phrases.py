@@ -21,6 +21,8 @@ class Phrases(PromptText):
             return self._direction_first(i)
         k, named = self._after_verb(i)
         circles = self.at(k) == "in" and any(self.at(m) in vocab.CIRCLES for m in (k + 3, k + 4))
+        clockwise = vocab.DIRECTIONS.get(self.at(k)) in ("clockwise", "counter") and self.at(k + 1) == "around"
+        circles = circles or clockwise  # "rotates clockwise around the vase"
         around = circles or self.at(k) in ("around", "about")
         around = around and "left" in verb.kinds and verb.base not in ("pan", "roll")
         kinds = vocab.ORBIT if around else verb.kinds
@@ -172,7 +174,7 @@ class Phrases(PromptText):
             elif word == "," and k < i - 1 and self._is_listed(k):
                 pass
             elif word in vocab.NP_STARTS:
-                return level * (word != "the" or self.at(k - 1) not in vocab.CAUSES), k + 1
+                return level, k + 1
             elif word[0].isdigit():
                 pass
             elif not word.isalpha() or word in vocab.NOT_ADJECTIVES or self._is_plural(k):

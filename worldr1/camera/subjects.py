@@ -14,7 +14,7 @@ class Subjects(Phrases):
         self.end = -1  # word after the motion before, and its adverb; -1: none yet
         self.period = self.seen = -1  # the latest end of a sentence, the latest word for the camera
         self.leads = -1  # the latest camera that begins a clause
-        self.before_period = -1  # the end of the sentence before
+        self.is_topic = False  # whether the sentence before is about the camera
 
     def _means_camera(self, i: int, stop: int) -> bool:
         """Whether the verb at word i, whose phrase ends before `stop`, is about the camera."""
@@ -52,9 +52,11 @@ class Subjects(Phrases):
         if self._is_apart(i) or (word == "and" and any(self._is_plural(m) for m in (j - 2, j - 3))):
             # "a car stops and zooms out", "bees hum and zoom in"
             last = max(self.seen, self.end)
+            if any(self.at(m) == "," and self.at(m + 1) in vocab.DETERMINERS for m in range(last, j)):
+                return True
             return last <= self.period or self._has_clause(last, j)
         if word == "it":
-            return not in_context and not self._is_pronoun(i)
+            return not in_context and self.period >= 0 and not (self.is_topic and self.end >= 0)
         clause = next((m for m in range(j, j - 8, -1) if self.at(m) in ("that", "which", "who", ",", ".")), -1)
         if self.at(clause) not in (",", ".") and (clause == j or not is_ing):
             j, helped = clause - 1, True  # "bees that were resting now zoom"
@@ -68,9 +70,14 @@ class Subjects(Phrases):
         if self._camera(j) or word in vocab.SHOTS | vocab.PICTURES | vocab.NOT_SUBJECTS or not word[0].isalpha():
             return False
         if not verb.inflected:
-            return helped or self._is_plural(j) or not self._noun_phrase(i)[0]
+            return helped or self._is_plural(j) or not self._noun_phrase(i)[0] or self._is_caused(i)
         shows = self.leads > self.period and self.at(self.leads + 1) != "of"  # "the camera captures a bee zooming in"
         return not self._manner(j) and (finite or helped or shows or not in_context)
+
+    def _is_caused(self, i: int) -> bool:
+        """Whether the plain verb at word i is what something else is let or seen to do: "let the knight orbit left"."""
+        first = next((m for m in range(i - 1, max(i - 9, -1), -1) if self.at(m) in vocab.CAUSES | {".", ","}), 0)
+        return self.at(first) in vocab.CAUSES and not any(self._camera(m) for m in range(first, i))
 
     def _is_apart(self, i: int) -> bool:
         """Whether the verb at word i is finite and stands behind "and", "then" or a comma: its subject is further off."""
@@ -89,7 +96,7 @@ class Subjects(Phrases):
         article = after in vocab.ARTICLES or after == "the"
         if level == 2 and base in vocab.NOUNS | {"pan"}:
             return not article or base not in ("push", "pull")
-        if level == 0 or article:  # "a hard push in the back"
+        if level == 0 or article or (level == 1 and self._is_caused(i)):  # "a hard push in the back"
             return False
         if base in vocab.NOUNS - vocab.OBJECTS:
             return True
@@ -110,7 +117,8 @@ class Subjects(Phrases):
         for m in range(first, stop):
             if self.at(m) in vocab.RELATIVE - {","}:
                 return True
-            if (self.at(m), self.at(m + 1)) == (",", "and") and self.at(m + 2) in vocab.ARTICLES | {"the", "one", "every", "another"}:
+            named = self.at(m + 2) in vocab.DETERMINERS or self._is_plural(m + 2)
+            if (self.at(m), self.at(m + 1)) == (",", "and") and named:
                 return True
         return False
 
@@ -126,7 +134,7 @@ class Subjects(Phrases):
         "It moves left" behind a sentence about the camera, "Gliding forward through fog", "A hill, zooms in"."""
         verb = vocab.VERBS[self.at(i)]
         thing = verb.base in vocab.OBJECTS and not verb.inflected and self._noun_phrase(i)[0] and self._goes_over(stop)
-        apart = verb.sense == vocab.CLEAR and self._is_apart(i) and max(self.seen, self.end) <= self.period
+        apart = verb.sense == vocab.CLEAR and self._is_apart(i) and not self._has_clause(max(self.period, i - 24), i)
         ing = verb.sense == vocab.TERM and self._participle(i, stop) == "nobody"
         return bool(thing) or self._is_pronoun(i) or apart or ing
 
@@ -216,8 +224,8 @@ class Subjects(Phrases):
     def _is_pronoun(self, i: int) -> bool:
         """Whether the subject of the verb at word i is an "it" behind a sentence about the camera."""
         j = self._before(i, self._fill)
-        first = self._before(j, lambda m: self.at(m) in vocab.ORDINALS)
-        return self.at(j) == "it" and first == self.period and max(self.end, self.leads) > self.before_period
+        first = self._before(j, lambda m: self.at(m) in vocab.ORDINALS | {","})
+        return self.at(j) == "it" and first == self.period and self.is_topic
 
     def _is_joined(self, i: int) -> bool:
         """Whether word i goes on from a camera motion shortly before: "pans left, then swoops"."""

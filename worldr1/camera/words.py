@@ -112,6 +112,7 @@ NO_ADVERB = _set("family butterfly dragonfly assembly jelly belly reply supply l
 CAMERAS = _set("camera camera's cam shot view viewpoint lens drone pov perspective steadicam footage hyperlapse we")
 THINGS = _set("drone lens")
 """Of those, things in a scene where an article "a" or a word that tells which one stands before: "a delivery drone"."""
+FILMING = _set("shot filmed seen captured recorded view pov perspective footage taken")
 BEFORE_THINGS = _set("the our fpv aerial camera and as while when until then before with because but first but slow . ,")
 BEHIND = _set("toward towards at into past near behind beside to facing for away front")
 """Words before a camera that something else does something to: "runs towards the camera and rolls left"."""
@@ -122,7 +123,7 @@ PICTURES = _set(
 )
 VIEWS = _set("view viewpoint perspective")
 """What rises while a camera tilts up."""
-FILMED = _set("video scene frame clip sequence timelapse lapse composition")
+FILMED = _set("operator cinematographer video scene frame clip sequence timelapse lapse composition")
 """What pans and tilts as a camera does."""
 """With the camera and its shots, what may zoom as a camera does."""
 BEFORE_SHOTS = _set("drone aerial wide fpv camera cinematic handheld crane tracking")
@@ -137,9 +138,10 @@ JOINERS = FILLERS | _set(
     "ending ends finishing combined but"
 )
 ORDINALS = _set("then and next first finally now")
-STOPPING = _set("stop stops stopped stopping cease ceases ceased halts quits finishes")
+STOPPING = _set("stop stops stopped stopping cease ceases ceased halts quits")
 NEGATIONS = _set("not never no without cannot avoid avoiding avoids nor neither instead rather zero")
-OWNERS = _set("his her their my your holding holds carrying carries")  # "his camera" is a thing in the scene
+OWNERS = _set("security surveillance his her their my your holding holds carrying carries")  # "his camera" is a thing in the scene
+DETERMINERS = _set("a an the one every each another")
 ARTICLES = _set("a an the his her their its my some")
 AT_REST = _set("fixed static stationary motionless immobile locked tripod still")
 RESTING = _set("is are stays stay remains remain holds hold held kept keeps mounted sits on a ,")
@@ -162,7 +164,7 @@ NOT_ADJECTIVES = _set(  # what cannot stand between an article and a noun; with 
     "does did to not never no as while when if than at on over under through across along past near behind from up "
     "down left right out off has have had gets got make let us them him me"
 )
-CAUSES = _set("let lets make makes see sees watch watches hear hears help helps")
+CAUSES = _set("let lets see sees watch watches hear hears help helps")
 """Verbs whose object does what a plain verb behind it says: "let the ghost zoom in"."""
 HELPERS = _set("is are was were be can will would could should must may might")
 PEOPLE = _set("sheep deer fish people men women children kids police cattle they we you i these those some many all both others")
@@ -199,4 +201,7 @@ TECHNIQUES = frozenset(
     "fly-over,flyover,bullet time,barrel roll,orbital shot,dutch angle,dutch tilt,side to side,side-to-side,"
     "back and forth".split(",")
 )
+_SAYS = r"(?:says?|said|saying|reads?|reading|shouts?|shouting|yells?|whispers?|calls?|asks?|answers?|cries|screams?)"
+SPOKEN = re.compile(rf'\b{_SAYS}\W{{1,3}}["“][^"“”]{{0,200}}["”]|["“][^"“”]{{0,200}}["”]\W{{0,2}}{_SAYS}\b', re.I)
+"""What somebody in the scene says, or a sign: "a man who shouts "pull back"."""
 FOREIGN = re.compile("telecamera|镜头|鏡頭|摄像|攝像|相机|相機|カメラ|카메라|камер|cámara|câmera|caméra|kamera", re.I)
