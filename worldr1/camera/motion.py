@@ -294,7 +294,15 @@ class _Reader(Subjects):
             while self._fill(first):
                 first += 1
             told = self.at(first - 1) in ("to", "will", "can", "should", "must") and self.at(first).isalpha()
-            known = self.at(first) in vocab.NO_MOTION | vocab.RESTING | vocab.AT_REST | vocab.STOPPING | vocab.VERBS.keys()
+            known = (
+                self.at(first)
+                in vocab.NO_MOTION
+                | vocab.RESTING
+                | vocab.AT_REST
+                | vocab.STOPPING
+                | vocab.NEGATIONS
+                | vocab.VERBS.keys()
+            )
             if known or not (told or self._is_verb(first)):
                 return
         elif not (self._is_joined(i) and self._is_verb(i)) and not vocab.FOREIGN.search(self.at(i)):

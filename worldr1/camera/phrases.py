@@ -42,7 +42,11 @@ class Phrases(PromptText):
         article = self.at(k) in ("the", "our", "your")
         between = not article and self.at(k) in vocab.BEFORE_SHOTS and self.at(k + 1) in vocab.CAMERAS | vocab.SHOTS
         k += between  # "a sweeping drone shot"
-        named = self.at(k + article) in (vocab.CAMERAS if article else vocab.CAMERAS | vocab.SHOTS) - {"we", "drone", "move"}
+        named = self.at(k + article) in (vocab.CAMERAS if article else vocab.CAMERAS | vocab.SHOTS) - {
+            "we",
+            "drone",
+            "move",
+        }
         k += (article + 1) * named
         while True:
             if self.at(k) in ("the", "a") and self.at(k + 1) in ("way", "little", "bit", "full"):

@@ -33,8 +33,10 @@ class Subjects(Phrases):
         if self._goes_on(i) or (noun and verb.base in vocab.NOUNS and self.at(i - 1) in ("a", "an", "the")):
             return True
         start = self._before(i, lambda m: self.at(m) in vocab.ORDINALS or self._manner(m))
-        if noun and self.at(start) in (".", ",") and not (
-            self._is_parted(start) and self._is_plural(self._comma_before(start) - 1)
+        if (
+            noun
+            and self.at(start) in (".", ",")
+            and not (self._is_parted(start) and self._is_plural(self._comma_before(start) - 1))
         ):
             return verb.base not in vocab.OBJECTS or self._goes_over(stop)
         moves = self._participle(i, stop)
@@ -49,10 +51,11 @@ class Subjects(Phrases):
         between = {self.at(m) for m in range(j + 1, i)}
         helped = bool(between & vocab.HELPERS)  # "a bee can zoom", "is zooming"
         word, in_context = self.at(j), self.seen > self.period
-        if self._is_apart(i) or (word == "and" and any(self._is_plural(m) for m in (j - 2, j - 3))):
-            # "a car stops and zooms out", "bees hum and zoom in"
-            last = max(self.seen, self.end)
-            if any(self.at(m) == "," and self.at(m + 1) in vocab.DETERMINERS for m in range(last, j)):
+        last = max(self.seen, self.end)
+        if word == "and" and any(self._is_plural(m) for m in (j - 2, j - 3)):  # "bees hum and zoom in"
+            return last <= self._comma_before(j) or self._has_clause(last, j)
+        if self._is_apart(i):  # "a car stops and zooms out"
+            if any(self.at(m) == "," and self.at(m + 1) in vocab.DETERMINERS for m in range(max(last, j - 40), j)):
                 return True
             return last <= self.period or self._has_clause(last, j)
         if word == "it":
@@ -113,12 +116,12 @@ class Subjects(Phrases):
         return next((m for m in range(i - 1, max(i - 17, -1), -1) if self.at(m) in (".", ",")), 0)
 
     def _has_clause(self, first: int, stop: int) -> bool:
-        """Whether words first .. stop - 1 open a clause whose subject is not the camera: "as a knight", ", and a wave"."""
-        for m in range(first, stop):
+        """Whether words first .. stop - 1, or the last 40 of them, open a clause whose subject is not the camera: "as a
+        knight", ", and a wave"."""
+        for m in range(max(first, stop - 40), stop):
             if self.at(m) in vocab.RELATIVE - {","}:
                 return True
-            named = self.at(m + 2) in vocab.DETERMINERS or self._is_plural(m + 2)
-            if (self.at(m), self.at(m + 1)) == (",", "and") and named:
+            if (self.at(m), self.at(m + 1)) == (",", "and") and self.at(m + 2) in vocab.DETERMINERS | vocab.PEOPLE:
                 return True
         return False
 
@@ -209,7 +212,9 @@ class Subjects(Phrases):
             return False
         first = self.leads if self.leads > self.period else self.seen
         # "As the camera rests, a truck stops and turns left"
-        is_minor = self.at(self._before(first, lambda m: self._manner(m) or self.at(m) in ("the", "a"))) in vocab.RELATIVE - {","}
+        is_minor = self.at(
+            self._before(first, lambda m: self._manner(m) or self.at(m) in ("the", "a"))
+        ) in vocab.RELATIVE - {","}
         if i - first > 40 or is_minor or self._has_clause(first, j):
             return False
         if own:

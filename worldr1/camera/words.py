@@ -113,7 +113,9 @@ CAMERAS = _set("camera camera's cam shot view viewpoint lens drone pov perspecti
 THINGS = _set("drone lens")
 """Of those, things in a scene where an article "a" or a word that tells which one stands before: "a delivery drone"."""
 FILMING = _set("shot filmed seen captured recorded view pov perspective footage taken")
-BEFORE_THINGS = _set("the our fpv aerial camera and as while when until then before with because but first but slow . ,")
+BEFORE_THINGS = _set(
+    "the our fpv aerial camera and as while when until then before with because but first but slow . ,"
+)
 BEHIND = _set("toward towards at into past near behind beside to facing for away front")
 """Words before a camera that something else does something to: "runs towards the camera and rolls left"."""
 SHOTS = _set("shot shots movement motion move")
@@ -140,7 +142,9 @@ JOINERS = FILLERS | _set(
 ORDINALS = _set("then and next first finally now")
 STOPPING = _set("stop stops stopped stopping cease ceases ceased halts quits")
 NEGATIONS = _set("not never no without cannot avoid avoiding avoids nor neither instead rather zero")
-OWNERS = _set("security surveillance his her their my your holding holds carrying carries")  # "his camera" is a thing in the scene
+OWNERS = _set(
+    "security surveillance his her their my your holding holds carrying carries"
+)  # "his camera" is a thing in the scene
 DETERMINERS = _set("a an the one every each another")
 ARTICLES = _set("a an the his her their its my some")
 AT_REST = _set("fixed static stationary motionless immobile locked tripod still")
@@ -167,7 +171,9 @@ NOT_ADJECTIVES = _set(  # what cannot stand between an article and a noun; with 
 CAUSES = _set("let lets see sees watch watches hear hears help helps")
 """Verbs whose object does what a plain verb behind it says: "let the ghost zoom in"."""
 HELPERS = _set("is are was were be can will would could should must may might")
-PEOPLE = _set("sheep deer fish people men women children kids police cattle they we you i these those some many all both others")
+PEOPLE = _set(
+    "sheep deer fish people men women children kids police cattle they we you i these those some many all both others"
+)
 NP_STARTS = _set("a an the another one with using by in of for via into and then , .")
 AUXILIARIES = HELPERS | _set("to just also now almost even still soon")
 NOT_SUBJECTS = (
