@@ -183,6 +183,8 @@ class _Reader(Subjects):
         if kind in ("move_left", "move_right") and self._is_orbit_before(i):
             kind = kind.replace("move", "orbit")
             self.unknown.pop()
+        if self.unknown and self.unknown[-1][1] > i and self.at(self.unknown[-1][0] + 1) in ("a", "an", "the"):
+            self.unknown.pop()  # "executes a smooth pull out"
         if self._is_restated(i, kind):
             if self.tokens[-1].magnitude == 1.0:
                 self.tokens[-1] = MotionToken(self.tokens[-1].kind, magnitude)

@@ -27,7 +27,8 @@ class Phrases(PromptText):
         around = around and "left" in verb.kinds and verb.base not in ("pan", "roll")
         kinds = vocab.ORBIT if around else verb.kinds
         if hit := self._direction(k, verb.base, kinds if circles else verb.kinds):
-            token = k == i + 1 and self.words[k].glued  # "push_in", "pull-out"
+            # "push_in", "pull-out", but not "a pull-out sofa"
+            token = k == i + 1 and self.words[k].glued and not self._is_thing(hit[1])
             return (kinds if circles else verb.kinds)[hit[0]], hit[1], named or token
         if hit := self._far_direction(k, verb.base, kinds):
             return kinds[hit[0]], hit[1], named
@@ -42,11 +43,7 @@ class Phrases(PromptText):
         article = self.at(k) in ("the", "our", "your")
         between = not article and self.at(k) in vocab.BEFORE_SHOTS and self.at(k + 1) in vocab.CAMERAS | vocab.SHOTS
         k += between  # "a sweeping drone shot"
-        named = self.at(k + article) in (vocab.CAMERAS if article else vocab.CAMERAS | vocab.SHOTS) - {
-            "we",
-            "drone",
-            "move",
-        }
+        named = self.at(k + article) in vocab.TURNED or (not article and self.at(k) in vocab.SHOTS - {"move"})
         k += (article + 1) * named
         while True:
             if self.at(k) in ("the", "a") and self.at(k + 1) in ("way", "little", "bit", "full"):
@@ -55,6 +52,11 @@ class Phrases(PromptText):
                 k += 1
             else:
                 return k, named
+
+    def _is_thing(self, i: int) -> bool:
+        """Whether word i may be a noun that the words before it describe."""
+        known = vocab.SHOTS | vocab.CAMERAS | vocab.PICTURES | vocab.STOP | vocab.SPATIAL | vocab.AFTER_IN | vocab.FILLERS
+        return self.at(i).isalpha() and self.at(i) not in known | vocab.NO_MOTION and not self._manner(i)
 
     def _clockwise(self, i: int) -> str:
         """The orbit whose sense is told elsewhere in the sentence of the verb at word i: "in a clockwise direction, the
@@ -84,6 +86,11 @@ class Phrases(PromptText):
             if direction in kinds and self.at(k + 1) in vocab.WAYS:
                 return direction, k + 2
         k = i + (self.at(i) == "from")
+        if k > i:  # "from the lamp on the left to the window on the right"
+            end = next((m for m in range(k, k + 14) if self.at(m) in (".", ",")), k + 14)
+            sides = [m for m in range(k, end) if self.at(m) in vocab.ENDS and self.at(m - 2) in ("on", "at")]
+            if len(sides) == 2 and vocab.ENDS[self.at(sides[1])] in kinds:
+                return vocab.ENDS[self.at(sides[1])], sides[1] + 1
         k += self.at(k) == "the"
         if self.at(k) in vocab.ENDS and self.at(k + 1) == "to":  # from one end to the other
             k += 2 + (self.at(k + 2) == "the")
@@ -117,7 +124,8 @@ class Phrases(PromptText):
         if word == "in":
             if after in ("slow", "real") and self.at(i + 2) in ("motion", "mo", "time"):
                 return False
-            return base in ("zoom", "push") or after in vocab.AFTER_IN or self._manner(i + 1)
+            told = after in vocab.AFTER_IN | vocab.SHOTS or self._manner(i + 1)
+            return base in ("zoom", "push") or told
         if word == "into":
             return after not in ("focus", "view", "frame")
         if word == "out":
@@ -163,7 +171,7 @@ class Phrases(PromptText):
     def _is_plural(self, i: int) -> bool:
         """Whether word i looks like a subject in the plural: "bees", "people"."""
         word = self.at(i)
-        return word in vocab.PEOPLE or (word.endswith("s") and not word.endswith(("ss", "ous", "'s", "is", "us")))
+        return word in vocab.PEOPLE or word.endswith("men") or (word.endswith("s") and not word.endswith(("ss", "ous", "'s", "is", "us")))
 
     def _noun_phrase(self, i: int) -> tuple[int, int]:
         """(how far the words before the noun at word i tell of a camera: 2 by an adjective of its motions, 1 by any,

@@ -23,6 +23,8 @@ class Subjects(Phrases):
             return True
         if verb.sense == vocab.CLEAR:
             return not self._is_anothers(i)
+        if stop == i + 2 and self.words[i + 1].glued and self._is_thing(stop):  # "a pull-out sofa"
+            return False
         noun = verb.sense == vocab.TERM and (not verb.inflected or self.at(i) == "tracking")
         if noun and self._is_noun(i, stop):
             return True
@@ -38,12 +40,15 @@ class Subjects(Phrases):
             and self.at(start) in (".", ",")
             and not (self._is_parted(start) and self._is_plural(self._comma_before(start) - 1))
         ):
-            return verb.base not in vocab.OBJECTS or self._goes_over(stop)
+            is_first = self.at(i - 1) != "then" or self.at(start) == "."  # of an order; "cats hum, then pull right"
+            return is_first and (verb.base not in vocab.OBJECTS or self._goes_over(stop))
         moves = self._participle(i, stop)
         return moves == "camera" or (moves == "nobody" and self._is_own(i))
 
     def _is_anothers(self, i: int) -> bool:
         """Whether the verb at word i, which has no sense but the camera's, has a subject of the scene: "bees zoom"."""
+        if self._continues(i):
+            return False
         verb = vocab.VERBS[self.at(i)]
         j = self._before(i, lambda m: self._manner(m) or self.at(m) in vocab.AUXILIARIES)
         is_ing = self.at(i).endswith("ing")
@@ -139,7 +144,8 @@ class Subjects(Phrases):
         thing = verb.base in vocab.OBJECTS and not verb.inflected and self._noun_phrase(i)[0] and self._goes_over(stop)
         apart = verb.sense == vocab.CLEAR and self._is_apart(i) and not self._has_clause(max(self.period, i - 24), i)
         ing = verb.sense == vocab.TERM and self._participle(i, stop) == "nobody"
-        return bool(thing) or self._is_pronoun(i) or apart or ing
+        then = verb.sense == vocab.TERM and not verb.inflected and self.at(i - 1) == "then"
+        return bool(thing) or self._is_pronoun(i) or apart or ing or then
 
     def _participle(self, i: int, stop: int) -> str:
         """Who moves in a participle that begins a sentence, "Pulling back from a nest": the subject of the clause behind
@@ -178,12 +184,15 @@ class Subjects(Phrases):
         k = next((m for m in range(j, max(j - 12, -1), -1) if self.at(m) in vocab.RELATIVE | {"."}), 0)
         return self.at(k) in ("that", "which") and self._camera(k - 1)
 
+    def _continues(self, i: int) -> bool:
+        """Whether nothing but links stands between the verb at word i and the motion before it in its sentence."""
+        j = self._before(i, lambda m: m >= self.end and (self._manner(m) or self.at(m) in vocab.JOINERS | {","}))
+        return self.period < self.end and j < self.end
+
     def _goes_on(self, i: int) -> bool:
         """Whether the verb at word i continues what the sentence has said of the camera."""
-        if 0 <= self.end and self.period < self.end:
-            j = self._before(i, lambda m: m >= self.end and (self._manner(m) or self.at(m) in vocab.JOINERS | {","}))
-            if j < self.end:
-                return True
+        if self._continues(i):
+            return True
         j = self._before(i, lambda m: self._fill(m) or self.at(m) == "it")
         links = {self.at(m) for m in range(max(j, 0), i)}
         if self.end > self.period and links & {"then", "before"}:

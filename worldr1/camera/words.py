@@ -110,6 +110,8 @@ CAMERA_ADJECTIVES = _set(
 """Said of camera motions and of little else; beside "a push in" and its like any other adjective does too."""
 NO_ADVERB = _set("family butterfly dragonfly assembly jelly belly reply supply lily bully italy july")
 CAMERAS = _set("camera camera's cam shot view viewpoint lens drone pov perspective steadicam footage hyperlapse we")
+TURNED = CAMERAS - {"we", "drone", "lens"}
+"""Of those, what a verb may have for an object: "pan the camera left"."""
 THINGS = _set("drone lens")
 """Of those, things in a scene where an article "a" or a word that tells which one stands before: "a delivery drone"."""
 FILMING = _set("shot filmed seen captured recorded view pov perspective footage taken")
@@ -150,7 +152,7 @@ ARTICLES = _set("a an the his her their its my some")
 AT_REST = _set("fixed static stationary motionless immobile locked tripod still")
 RESTING = _set("is are stays stay remains remain holds hold held kept keeps mounted sits on a ,")
 PREPOSITIONS = _set("in on of the a an and to at by with is . ,")  # "fixed in the frame" is not about the camera
-ACROSS = _set("around about across along over the a an this its")
+ACROSS = _set("it him them around about across along over the a an this its")
 BREAK = _set("and then while before as with but or who that which . ,")
 RELATIVE = _set("who that which whose where as while when ,")
 OPENINGS = _set("starts begins opens lingers holds pauses rests waits stays remains hovers sits looks")
@@ -188,7 +190,7 @@ CLAUSE_STARTS = _set(". , and as while then when with")
 SPATIAL = _set("across over to toward towards from through along alongside as while past around of then . ,")
 AFTER_IN = _set(
     "on to toward towards close closer tight tightly for from and then with while as until before after over through "
-    "past . ,"
+    "past behind beside above below under beneath into . ,"
 )
 EMPHASIS = _set("all straight sideways further ever even so by full degree degrees camera")
 OBJECTS = _set("pan dolly truck crane track roll boom jib pedestal")
