@@ -247,6 +247,8 @@ class Phrases(PromptText):
             word = self.at(j)
             if word in (".", ",", "but"):
                 break
+            if word in ("instead", "rather") and self.at(j + 1) not in ("of", "than"):
+                continue  # "instead, it pans right"
             if word in vocab.NEGATIONS or word.endswith("n't"):
                 return self.at(j + 1) not in ("only", "just")
         between = {self.at(m) for m in range(self.denied, i)} if 0 <= i - self.denied <= 3 else set()

@@ -40,8 +40,9 @@ class Subjects(Phrases):
             and self.at(start) in (".", ",")
             and not (self._is_parted(start) and self._is_plural(self._comma_before(start) - 1))
         ):
-            is_first = self.at(i - 1) != "then" or self.at(start) == "."  # of an order; "cats hum, then pull right"
-            return is_first and (verb.base not in vocab.OBJECTS or self._goes_over(stop))
+            # "Open on a lamp, then pull back" is an order, "Cats hum, then pull back" is none.
+            orders = self.at(start) == "." or self.at(self.period + 1) in vocab.ORDERS or self.seen > self.period
+            return (orders or self.at(i - 1) != "then") and (verb.base not in vocab.OBJECTS or self._goes_over(stop))
         moves = self._participle(i, stop)
         return moves == "camera" or (moves == "nobody" and self._is_own(i))
 

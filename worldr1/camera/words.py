@@ -155,6 +155,7 @@ PREPOSITIONS = _set("in on of the a an and to at by with is . ,")  # "fixed in t
 ACROSS = _set("it him them around about across along over the a an this its")
 BREAK = _set("and then while before as with but or who that which . ,")
 RELATIVE = _set("who that which whose where as while when ,")
+ORDERS = _set("start begin open hold wide end")
 OPENINGS = _set("starts begins opens lingers holds pauses rests waits stays remains hovers sits looks")
 """Verbs after which the next verb of the sentence is the camera's too; what it follows or shows may act itself."""
 PARTED = _set("lit lost hung held built caught seen half still in on at with who which")
