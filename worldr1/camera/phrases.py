@@ -55,7 +55,9 @@ class Phrases(PromptText):
 
     def _is_thing(self, i: int) -> bool:
         """Whether word i may be a noun that the words before it describe."""
-        known = vocab.SHOTS | vocab.CAMERAS | vocab.PICTURES | vocab.STOP | vocab.SPATIAL | vocab.AFTER_IN | vocab.FILLERS
+        known = (
+            vocab.SHOTS | vocab.CAMERAS | vocab.PICTURES | vocab.STOP | vocab.SPATIAL | vocab.AFTER_IN | vocab.FILLERS
+        )
         return self.at(i).isalpha() and self.at(i) not in known | vocab.NO_MOTION and not self._manner(i)
 
     def _clockwise(self, i: int) -> str:
@@ -171,7 +173,11 @@ class Phrases(PromptText):
     def _is_plural(self, i: int) -> bool:
         """Whether word i looks like a subject in the plural: "bees", "people"."""
         word = self.at(i)
-        return word in vocab.PEOPLE or word.endswith("men") or (word.endswith("s") and not word.endswith(("ss", "ous", "'s", "is", "us")))
+        return (
+            word in vocab.PEOPLE
+            or word.endswith("men")
+            or (word.endswith("s") and not word.endswith(("ss", "ous", "'s", "is", "us")))
+        )
 
     def _noun_phrase(self, i: int) -> tuple[int, int]:
         """(how far the words before the noun at word i tell of a camera: 2 by an adjective of its motions, 1 by any,

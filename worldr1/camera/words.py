@@ -139,7 +139,7 @@ FILLERS = _set(
 )
 JOINERS = FILLERS | _set(
     "with while before after afterward afterwards into followed by transition transitions transitioning in it plus "
-    "ending ends finishing combined but"
+    "ending ends finishing combined but instead rather"
 )
 ORDINALS = _set("then and next first finally now")
 STOPPING = _set("stop stops stopped stopping cease ceases ceased halts quits")
