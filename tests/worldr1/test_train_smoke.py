@@ -315,7 +315,7 @@ def test_prompts_that_are_not_understood_are_said_at_the_start(small, tmp_path, 
     train.train(replace(small, max_iterations=0, prompts=prompts))
     said = " ".join(capsys.readouterr().out.split())
     assert "camera words: 2 of 3 prompts ask for a motion" in said and '"swoops over a red" x1' in said
-    assert "of 3 prompts go on beyond the tokens that the text encoder takes" in said
+    assert "1 of them name camera motions there, which the model never sees" in said
     assert "dynamic prompts: 0 of 64 prompts ask for a motion, 64 for rest" in said
 
 

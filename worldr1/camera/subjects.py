@@ -89,7 +89,7 @@ class Subjects(Phrases):
         return self.at(first) in vocab.CAUSES and not any(self._camera(m) for m in range(first, i))
 
     def _is_apart(self, i: int) -> bool:
-        """Whether the verb at word i is finite and stands behind "and", "then" or a comma: its subject is further off."""
+        """Whether the verb at word i is finite and stands behind "and", "then" or a comma: its subject is off."""
         verb = vocab.VERBS[self.at(i)]
         j = self._before(i, lambda m: self._manner(m) or self.at(m) in vocab.AUXILIARIES | vocab.ORDINALS)
         joined = self.at(j) == "," or bool({self.at(m) for m in range(j + 1, i)} & {"and", "then"})
@@ -132,7 +132,7 @@ class Subjects(Phrases):
         return False
 
     def _goes_over(self, stop: int) -> bool:
-        """Whether a direction that ends before `stop` is no past tense: "an old dolly left behind", "truck left here"."""
+        """Whether a direction that ends before `stop` is no past tense: "an old dolly left behind", "truck left"."""
         while self._manner(stop):
             stop += 1
         side = vocab.DIRECTIONS.get(self.at(stop - 1))
@@ -149,8 +149,8 @@ class Subjects(Phrases):
         return bool(thing) or self._is_pronoun(i) or apart or ing or then
 
     def _participle(self, i: int, stop: int) -> str:
-        """Who moves in a participle that begins a sentence, "Pulling back from a nest": the subject of the clause behind
-        it, "camera" or "another"; "nobody" where none follows; "" if the verb at word i is none."""
+        """Who moves in a participle that begins a sentence, "Pulling back from a nest": the subject of the clause
+        behind it, "camera" or "another"; "nobody" where none follows; "" if the verb at word i is none."""
         start = self._before(i, lambda m: self._manner(m) or self.at(m) in vocab.ORDINALS)
         if not self.at(i).endswith("ing") or self.at(start) != ".":
             return ""

@@ -17,7 +17,8 @@ VERBS = [  # base, third person, -ing
     tuple(f.split())
     for f in (
         "zoom zooms zooming,orbit orbits orbiting,push pushes pushing,pull pulls pulling,move moves moving,"
-        "glide glides gliding,slide slides sliding,drift drifts drifting,travel travels travelling,creep creeps creeping,"
+        "glide glides gliding,slide slides sliding,drift drifts drifting,travel travels travelling,"
+        "creep creeps creeping,"
         "track tracks tracking,pan pans panning,arc arcs arcing,circle circles circling,revolve revolves revolving,"
         "roll rolls rolling,tilt tilts tilting,sweep sweeps sweeping,swoop swoops swooping,fly flies flying,"
         "float floats floating,soar soars soaring,walk walks walking,sail sails sailing,turn turns turning,"

@@ -61,9 +61,7 @@ def test_motions_beyond_the_text_encoder_are_said() -> None:
         "text: 2 of 3 prompts go on beyond the tokens that the text encoder takes",
         '  1 of them name camera motions there, which the model never sees: "Then zoom out."',
     ]
-    assert limit_lines([prompts[2][:24] + "pan left, " * 20], split)[1].endswith(
-        'pan left, pan left, pan left, pan left, pan ..."'
-    )
+    assert limit_lines([prompts[2][:24] + "pan left, " * 20], split)[1].endswith(', pan left, pan left, pan le..."')
     assert reading_lines(prompts[:1], prompts[2:], split)[-2].startswith("text: 1 of 2 prompts")
 
 
