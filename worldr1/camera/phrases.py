@@ -247,8 +247,6 @@ class Phrases(PromptText):
         return stop * (filmed or (self.at(j) in ("camera", "cam") and self._camera(j)))
 
     def _negated(self, i: int) -> bool:
-        if self.at(self._before(i, lambda m: self._manner(m) or self.at(m) == "to")) in vocab.STOPPING:
-            return True  # "stops panning", but not "stops and pans"
         for j in (i - 1, i - 2, i - 3):
             word = self.at(j)
             if word in (".", ",", "but"):

@@ -143,6 +143,9 @@ def test_who_asks(prompt: str, asked: bool) -> None:
         ("Let the knight pull left.", ""),
         ("The director asks the guard to zoom in.", ""),
         ('A sign that reads "zoom in" hangs over the bar.', ""),
+        ('"Zoom in," says the detective.', ""),
+        ("Soldiers, lit from behind, swoop towards the door, soft light.", ""),
+        ("The marble, lit from behind, orbits to the left.", ""),
         # a participle belongs to the subject that follows
         ("Pulling back from a nest, the camera tilts up.", "pull_out tilt_up"),
         ("Pulling back from a nest.", "pull_out"),
