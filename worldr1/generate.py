@@ -89,6 +89,7 @@ def run(config: GenerateConfig) -> list[Path]:
     from worldr1.camera.motion import read_camera
     from worldr1.camera.noise import initial_noise
     from worldr1.models.wan import load_adapted_policy, load_policy
+    from worldr1.prompts.reading import limit_lines
     from worldr1.rollout.sample import NEGATIVE_PROMPT, generate
     from worldr1.rollout.schedule import evaluation_sigmas
     from worldr1.run.video import beside, write_video
@@ -106,6 +107,8 @@ def run(config: GenerateConfig) -> list[Path]:
         print(f"camera {motions if reading.asked else 'not asked for'}: {prompt}")
         if reading.unread:
             print("  not understood: " + "; ".join(reading.unread))
+        for line in limit_lines([prompt], policy.split_at_limit):
+            print(f"  {line.strip()}")
     shape = policy.latent_shape(settings.video)
     policy.keep_prompts([*config.prompt, NEGATIVE_PROMPT])  # the text encoder leaves its memory to the others
     batch = _batch(config.prompt, settings, device=device)

@@ -162,7 +162,7 @@ def _train(config: TrainConfig, world: distributed.World, rewards: Rewards | Non
         progress.say(describe(config, world_size=world.size))
         progress.say(texts)
         if world.is_main:
-            progress.say("\n".join(reading_lines(prompts[False], prompts[True])))
+            progress.say("\n".join(reading_lines(prompts[False], prompts[True], policy.split_at_limit)))
         if config.rollout.memory_budget_gib:
             progress.say(f"micro-batch by rollout.memory_budget_gib: {config.rollout.micro_batch}")
         if config.schedule.compat:

@@ -343,10 +343,12 @@ def test_a_new_run_moves_the_old_one_aside(small, capsys):
 
 def test_prompts_that_are_not_understood_are_said_at_the_start(small, tmp_path, capsys):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("The camera swoops over a red ball.\nPan left. A ball.\n", encoding="utf-8")
+    long = "A red ball " * 20 + "and the camera pans left."
+    prompts.write_text(f"The camera swoops over a red ball.\nPan left. A ball.\n{long}\n", encoding="utf-8")
     train.train(replace(small, max_iterations=0, prompts=prompts))
     said = " ".join(capsys.readouterr().out.split())
-    assert "camera words: 1 of 2 prompts ask for a motion" in said and '"swoops over a red" x1' in said
+    assert "camera words: 2 of 3 prompts ask for a motion" in said and '"swoops over a red" x1' in said
+    assert "1 of them name camera motions there, which the model never sees" in said
     assert "dynamic prompts: 0 of 64 prompts ask for a motion, 64 for rest" in said
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from worldr1.camera import words as vocab
-from worldr1.camera.phrases import Phrases
+from worldr1.camera.subjects import Subjects
 from worldr1.datatypes import MotionToken
 
 _MOST_TOLD = 16
@@ -88,7 +88,7 @@ def read_camera(prompt: str) -> CameraReading:
     return CameraReading(tokens, unread, moves or (bool(tokens) and not unread))
 
 
-class _Reader(Phrases):
+class _Reader(Subjects):
     """One prompt; positions are indices of its words."""
 
     def __init__(self, prompt: str) -> None:
@@ -96,10 +96,6 @@ class _Reader(Phrases):
         self.tokens: list[MotionToken] = []
         self.origins: list[tuple[int, bool]] = []  # of each token: start of its sentence, whether "then" links it
         self.unknown: list[tuple[int, int]] = []  # first word, word after the last
-        self.end = -1  # word after the motion before, and its adverb; -1: none yet
-        self.period = self.seen = -1  # the latest end of a sentence, the latest word for the camera
-        self.leads = -1  # the latest camera that begins a clause
-        self.before_period = -1  # the end of the sentence before
 
     def read(self) -> MotionReading:
         i = 0
@@ -112,7 +108,10 @@ class _Reader(Phrases):
     def _step(self, i: int) -> int:
         """Reads what begins at word i; returns the word after it, or i where nothing does."""
         if self.at(i) == ".":
-            self.before_period, self.period = self.period, i
+            subject = self._after(self.period + 1, lambda m: self.at(m) in vocab.ORDINALS | {","})
+            about_it = self.is_topic and self.at(subject) == "it"
+            self.is_topic = max(self.end, self.leads) > self.period or about_it
+            self.period = i
         if self._camera(i):
             self.seen = i
             first = self._before(i, lambda m: self._manner(m) or self.at(m) in ("the", "a", "our", "drone", "static"))
@@ -120,7 +119,7 @@ class _Reader(Phrases):
                 self.leads = i
         elif self.at(i) == "close" and self.at(i + 1) == "up":
             self.seen = i
-        for size in (3, 2, 1):
+        for size in range(min(3, len(self.words) - i), 0, -1):
             words = "".join(("-" if w.glued else " ") + w.text for w in self.words[i : i + size])[1:]
             if words in vocab.TECHNIQUES and not self._negated(i):
                 self._note(i, i + size)
@@ -141,7 +140,8 @@ class _Reader(Phrases):
             return stop
         if named or self._means_camera(i, stop):
             return self._take(i, stop, kind)
-        self._report_pronoun(i, stop)
+        if self._is_doubtful(i, stop):
+            self._note(i, stop)
         return i
 
     def _add(self, kind: str, magnitude: float, i: int) -> None:
@@ -171,132 +171,23 @@ class _Reader(Phrases):
             start = stop
         return out
 
-    def _means_camera(self, i: int, stop: int) -> bool:
-        """Whether the verb at word i, whose phrase ends before `stop`, is about the camera."""
-        verb = vocab.VERBS[self.at(i)]
-        if self._is_subject(i):
-            return True
-        if verb.sense == vocab.CLEAR:
-            return not self._is_anothers(i)
-        noun = verb.sense == vocab.TERM and (not verb.inflected or self.at(i) == "tracking")
-        if noun and self._is_noun(i, stop):
-            return True
-        inward = self.at(stop - 1) in ("into", "toward", "towards", "through")
-        to_object = self.at(stop) in vocab.ARTICLES and not inward
-        if to_object or (verb.base == "pan" and self.at(stop) == "on"):  # "pulls out a sword"
-            return False
-        if self._goes_on(i) or (noun and verb.base in vocab.NOUNS and self.at(i - 1) in ("a", "an", "the")):
-            return True
-        start = self._before(i, lambda m: self.at(m) in vocab.ORDINALS or self._manner(m))
-        return noun and self.at(start) in (".", ",")
-
-    def _is_anothers(self, i: int) -> bool:
-        """Whether the verb at word i, which has no sense but the camera's, has a subject of the scene: "bees zoom"."""
-        verb = vocab.VERBS[self.at(i)]
-        j = self._before(i, lambda m: self._manner(m) or self.at(m) in vocab.AUXILIARIES)
-        finite = verb.inflected and not self.at(i).endswith("ing")
-        if self.at(j) in ("that", "which"):
-            j -= 1
-        elif self.at(j) == "and" and finite:  # "a car stops and zooms out"
-            return max(self.seen, self.end) <= self.period
-        word = self.at(j)
-        if word in vocab.CAMERAS | vocab.SHOTS | vocab.PICTURES | vocab.NOT_SUBJECTS or not word[0].isalpha():
-            return False
-        if not verb.inflected:
-            return self._is_plural(j)
-        return not self._manner(j) and (finite or self.seen <= self.period)
-
-    def _is_noun(self, i: int, stop: int) -> bool:
-        """Whether the noun at word i, whose phrase ends before `stop`, is spoken of as a camera motion is."""
-        base, after = vocab.VERBS[self.at(i)].base, self.at(stop)
-        level, first = self._noun_phrase(i)
-        phrase = {self.at(m) for m in range(first, i)}
-        if base == "pan" and phrase & vocab.COOKWARE:
-            return False
-        if level == 2:
-            return base in vocab.NOUNS | {"pan"} or after not in vocab.ARTICLES
-        if level == 0 or after in vocab.ARTICLES:  # "a hard push in the back"
-            return False
-        if base in ("pan", "dolly"):  # "an old dolly left behind"
-            sideways = vocab.DIRECTIONS.get(self.at(stop - 1)) in ("left", "right")
-            return after in vocab.SPATIAL or not sideways
-        return base in vocab.NOUNS
-
-    def _is_subject(self, i: int) -> bool:
-        """Whether the camera does what the verb at word i says."""
-        if self._camera(self._before(i, lambda m: self._fill(m) or self.at(m) == ",")):
-            return True
-        j = self._before(i, self._fill)
-        if self.at(j) == ",":  # behind an insertion: "the camera, mounted on a car, moves"
-            k = next((m for m in range(j - 1, max(j - 16, -1), -1) if self.at(m) in (".", ",")), 0)
-            opens = self.at(k + 1) in vocab.PARTED or self.at(k + 1).endswith(("ing", "ed"))
-            # A past form is one more insertion: "a medium shot, focusing on her, tilted down".
-            return self.at(k) == "," and self._camera(k - 1) and opens and not self.at(i).endswith("ed")
-        if self.at(i).endswith("ing"):
-            return False
-        # behind a clause: "the camera that was static now pans"
-        k = next((m for m in range(j, max(j - 12, -1), -1) if self.at(m) in vocab.RELATIVE | {"."}), 0)
-        return self.at(k) in ("that", "which") and self._camera(k - 1)
-
-    def _goes_on(self, i: int) -> bool:
-        """Whether the verb at word i continues what the sentence has said of the camera."""
-        if 0 <= self.end and self.period < self.end:
-            j = self._before(i, lambda m: m >= self.end and (self._manner(m) or self.at(m) in vocab.JOINERS | {","}))
-            if j < self.end:
-                return True
-        j = self._before(i, lambda m: self._fill(m) or self.at(m) == "it")
-        links = {self.at(m) for m in range(max(j, 0), i)}
-        if self.end > self.period and links & {"then", "before"}:
-            return True
-        if self.end > self.period and "and" in links and self.at(i).endswith("s"):
-            # "glides towards the door and moves left", but not "past a man who stops and moves left".
-            return not any(self.at(m) in vocab.RELATIVE for m in range(max(self.end, i - 12), j))
-        base = vocab.VERBS[self.at(i)].base
-        own = base in vocab.NOUNS | {"pan"}
-        if own and bool(self.seen > self.period and links & {"and", "then", "before", "while", "it"}):
-            # "The camera follows the runner and pans left": only verbs that a runner does not share.
-            return True
-        if own and self._is_pronoun(i):
-            return True
-        return self._is_second(i, own=own)
-
-    def _is_second(self, i: int, *, own: bool) -> bool:
-        """Whether the verb at word i is the second of a sentence whose subject is the camera, "The camera lingers on a
-        face, slowly pulling back", or begins a clause behind a shot: "Wide shot of a lake, pushing in"."""
-        j = self._before(i, lambda m: self._manner(m) or self.at(m) in vocab.ORDINALS)
-        follows = self.at(j) == "," and (self.at(i).endswith("ing") or "then" in {self.at(m) for m in range(j, i)})
-        joined = follows or ("and" in {self.at(m) for m in range(max(j, 0), i)} and self.at(i).endswith("s"))
-        if not joined or max(self.leads, self.seen) <= self.period:
-            return False
-        first = self.leads if self.leads > self.period else self.seen
-        if i - first > 40 or any(self.at(m) in vocab.RELATIVE - {","} for m in range(first, j)):
-            return False
-        if own:
-            return self.at(i).endswith("ing")
-        k = self.leads + 1
-        while self._manner(k):
-            k += 1
-        before = vocab.VERBS.get(self.at(k))
-        moves = before is not None and bool(before.kinds) and vocab.VERBS[self.at(i)].sense != vocab.PLAIN
-        return self.leads > self.period and (self.at(k) in vocab.OPENINGS or moves)
-
-    def _is_pronoun(self, i: int) -> bool:
-        """Whether the subject of the verb at word i is an "it" behind a sentence with a camera motion."""
-        j = self._before(i, self._fill)
-        first = self._before(j, lambda m: self.at(m) in vocab.ORDINALS)
-        return self.at(j) == "it" and first == self.period and self.end > self.before_period
-
     def _take(self, i: int, stop: int, kind: str) -> int:
         """Notes the motion at words i .. stop - 1, and others that its verb goes on to: "left, then right"."""
         if self.unknown and self.unknown[-1][1] >= i and self.at(i - 1) in vocab.SHOTS:  # "tracking shot moving left"
             self.unknown.pop()
+        if self.unknown and self.unknown[-1][0] == self.leads + 2 and self.at(self.leads + 1) == ",":
+            inserted = vocab.VERBS.get(self.at(self.leads + 2))  # "the camera, gliding like a ghost, moves forward"
+            if inserted is not None and inserted.kinds:
+                self.unknown.pop()
         magnitude, end = self._magnitude(i, stop)
         if kind in ("move_left", "move_right") and self._is_orbit_before(i):
             kind = kind.replace("move", "orbit")
             self.unknown.pop()
+        if self.unknown and self.unknown[-1][1] > i and self.at(self.unknown[-1][0] + 1) in ("a", "an", "the"):
+            self.unknown.pop()  # "executes a smooth pull out"
         if self._is_restated(i, kind):
             if self.tokens[-1].magnitude == 1.0:
-                self.tokens[-1] = MotionToken(kind, magnitude)
+                self.tokens[-1] = MotionToken(self.tokens[-1].kind, magnitude)
             self.end = end
             return end
         for k in range(max(i - 2, self.end, self.period, 0), stop + 3):
@@ -306,16 +197,18 @@ class _Reader(Phrases):
         verb = vocab.VERBS.get(self.at(i))
         while verb is not None:
             k = end + (self.at(end) == ",")
-            if self.at(k) not in ("then", "and"):
+            linked = self.at(k) in ("then", "and")
+            k += linked + (linked and self.at(k + 1) == "then")
+            if k == end:
                 break
-            k += 1 + (self.at(k + 1) == "then")
             while self._manner(k):
                 k += 1
             hit = self._direction(k, "", verb.kinds)
             if (
                 hit is None
                 or verb.kinds[hit[0]] == self.tokens[-1].kind
-                or self.at(hit[1]) not in vocab.STOP | vocab.FILLERS | vocab.AFTER_IN | vocab.ACROSS
+                or self.at(hit[1]) not in (vocab.STOP | vocab.FILLERS | vocab.AFTER_IN | vocab.ACROSS | vocab.AGAIN)
+                or not (linked or self.at(hit[1]) in (",", ".", "and", "then"))  # a list, "left, right, up"
             ):
                 break
             self._add(verb.kinds[hit[0]], magnitude, i)
@@ -331,7 +224,11 @@ class _Reader(Phrases):
         return verb is not None and verb.kinds is vocab.ORBIT
 
     def _is_restated(self, i: int, kind: str) -> bool:
-        """Whether the motion at word i was told in its sentence already: "pushes in on a doll, moving closer"."""
+        """Whether the motion at word i was told in its sentence already, "pushes in on a doll, moving closer", or is
+        what a tilt shows: "tilts up a tower. The view rises"."""
+        seen = self.at(self._before(i, self._fill)) in vocab.VIEWS
+        if seen and self.tokens and self.tokens[-1].kind == kind.replace("move", "tilt"):
+            return True
         if self.end <= self.period or not self.tokens or self.tokens[-1].kind != kind:
             return False
         if any(self.at(m) in vocab.AGAIN for m in range(max(self.end, i - 12), i)):
@@ -377,10 +274,14 @@ class _Reader(Phrases):
         if verb is not None:
             if self._negated(i) or (self.at(i).endswith("ing") and self.at(i + 1) in vocab.VERBS):  # "a sweeping pan"
                 return
+            orbits = self.end > self.period and bool(self.tokens) and self.tokens[-1].kind.startswith("orbit")
+            if orbits and "clockwise" in {self.at(m) for m in range(i + 1, i + 5)}:  # its sense, which was read
+                return
             _, named = self._after_verb(i)
             if named and i == self.end:  # "a rising crane shot"
                 return
-            noun = verb.base in vocab.NOUNS | {"pan"} and not verb.inflected and self._noun_phrase(i)[0] == 2
+            noun = self._is_own(i) and not verb.inflected and self._noun_phrase(i)[0] == 2
+            noun = noun and verb.base not in ("push", "pull")  # "a gentle push" may be given to anything
             named = named and (verb.sense != vocab.PLAIN or self.at(i + 1) == "the")
             is_ing, in_context = self.at(i).endswith("ing"), self.seen > self.period
             if named and is_ing and self.at(i + 1) in ("motion", "movement", "movements") and not in_context:
@@ -395,11 +296,16 @@ class _Reader(Phrases):
             while self._fill(first):
                 first += 1
             told = self.at(first - 1) in ("to", "will", "can", "should", "must") and self.at(first).isalpha()
-            known = self.at(first) in vocab.NO_MOTION | vocab.RESTING | vocab.VERBS.keys()
-            is_object = self.leads != i and "and" in {
-                self.at(m) for m in range(i, first)
-            }  # "looks into the camera and smiles"
-            if known or is_object or not (told or self._is_verb(first)):
+            known = (
+                self.at(first)
+                in vocab.NO_MOTION
+                | vocab.RESTING
+                | vocab.AT_REST
+                | vocab.STOPPING
+                | vocab.NEGATIONS
+                | vocab.VERBS.keys()
+            )
+            if known or not (told or self._is_verb(first)):
                 return
         elif not (self._is_joined(i) and self._is_verb(i)) and not vocab.FOREIGN.search(self.at(i)):
             return
@@ -409,18 +315,6 @@ class _Reader(Phrases):
         while last < first + 4 and self.at(last) not in vocab.BREAK:
             last += 1
         self._note(first, last)
-
-    def _report_pronoun(self, i: int, stop: int) -> None:
-        """Notes a motion whose subject is an "it" that may be the camera: "The camera pushes in. It moves left."."""
-        if self._is_pronoun(i):
-            self._note(i, stop)
-
-    def _is_joined(self, i: int) -> bool:
-        """Whether word i goes on from a camera motion shortly before: "pans left, then swoops"."""
-        if not (self.end > self.period and 0 < i - self.end < 6) or self.at(i) in vocab.NO_MOTION:
-            return False
-        between = {self.at(m) for m in range(self.end, i)}
-        return bool(between & {"then", "before"}) and between <= vocab.JOINERS | {","}
 
     def _is_verb(self, i: int) -> bool:
         """Whether word i may be a verb in a form that follows the camera, and not one of those that are read."""

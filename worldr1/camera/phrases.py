@@ -20,13 +20,20 @@ class Phrases(PromptText):
         if verb is None:
             return self._direction_first(i)
         k, named = self._after_verb(i)
-        around = self.at(k) in ("around", "about") and "left" in verb.kinds and verb.base not in ("pan", "roll")
+        circles = self.at(k) == "in" and any(self.at(m) in vocab.CIRCLES for m in (k + 3, k + 4))
+        clockwise = vocab.DIRECTIONS.get(self.at(k)) in ("clockwise", "counter") and self.at(k + 1) == "around"
+        circles = circles or clockwise  # "rotates clockwise around the vase"
+        around = circles or self.at(k) in ("around", "about")
+        around = around and "left" in verb.kinds and verb.base not in ("pan", "roll")
         kinds = vocab.ORBIT if around else verb.kinds
-        if hit := self._direction(k, verb.base, verb.kinds):
-            token = k == i + 1 and self.words[k].glued  # "push_in", "pull-out"
-            return verb.kinds[hit[0]], hit[1], named or token
+        if hit := self._direction(k, verb.base, kinds if circles else verb.kinds):
+            # "push_in", "pull-out", but not "a pull-out sofa"
+            token = k == i + 1 and self.words[k].glued and not self._is_thing(hit[1])
+            return (kinds if circles else verb.kinds)[hit[0]], hit[1], named or token
         if hit := self._far_direction(k, verb.base, kinds):
             return kinds[hit[0]], hit[1], named
+        if kinds is vocab.ORBIT and (kind := self._clockwise(i)):
+            return kind, k, named
         contradicted = vocab.DIRECTIONS.get(self.at(k)) in ("up", "down")
         return (verb.kinds[""], i + 1, named) if "" in verb.kinds and not contradicted else None
 
@@ -36,7 +43,7 @@ class Phrases(PromptText):
         article = self.at(k) in ("the", "our", "your")
         between = not article and self.at(k) in vocab.BEFORE_SHOTS and self.at(k + 1) in vocab.CAMERAS | vocab.SHOTS
         k += between  # "a sweeping drone shot"
-        named = self.at(k + article) in (vocab.CAMERAS if article else vocab.CAMERAS | vocab.SHOTS) - {"we", "drone"}
+        named = self.at(k + article) in vocab.TURNED or (not article and self.at(k) in vocab.SHOTS - {"move"})
         k += (article + 1) * named
         while True:
             if self.at(k) in ("the", "a") and self.at(k + 1) in ("way", "little", "bit", "full"):
@@ -46,6 +53,33 @@ class Phrases(PromptText):
             else:
                 return k, named
 
+    def _is_thing(self, i: int) -> bool:
+        """Whether word i may be a noun that the words before it describe."""
+        known = (
+            vocab.SHOTS | vocab.CAMERAS | vocab.PICTURES | vocab.STOP | vocab.SPATIAL | vocab.AFTER_IN | vocab.FILLERS
+        )
+        return self.at(i).isalpha() and self.at(i) not in known | vocab.NO_MOTION and not self._manner(i)
+
+    def _clockwise(self, i: int) -> str:
+        """The orbit whose sense is told elsewhere in the sentence of the verb at word i: "in a clockwise direction, the
+        camera orbits", "orbits, in a clockwise direction, a fountain"; "" where none is."""
+        places = []
+        for k in range(i + 1, i + 16):
+            if self.at(k) in vocab.RELATIVE - {","} | {".", "and"}:
+                break
+            places.append(k)
+        first = next((k for k in range(i - 1, i - 13, -1) if self.at(k) == "."), i) + 1
+        while first < i and (self._manner(first) or self.at(first) in ("in", "a", "moving")):
+            first += 1  # before the verb only where the sentence begins so
+        for k in [*places, first]:
+            if self.at(k) == "clockwise":
+                return vocab.ORBIT["counter" if self.at(k - 1) in ("counter", "anti") else "clockwise"]
+            if vocab.DIRECTIONS.get(self.at(k)) == "counter":
+                return vocab.ORBIT["counter"]
+            if k == first and self.at(k) in ("counter", "anti") and self.at(k + 1) == "clockwise":
+                return vocab.ORBIT["counter"]
+        return ""
+
     def _direction(self, i: int, base: str, kinds: dict[str, str], again: bool = True) -> tuple[str, int] | None:
         """(direction, word after it) at word i: "left", "to the left", "from right to left", "back to the left"."""
         if self.at(i) == "in" and self.at(i + 1) in ("a", "an", "the"):  # "in a clockwise direction"
@@ -54,6 +88,11 @@ class Phrases(PromptText):
             if direction in kinds and self.at(k + 1) in vocab.WAYS:
                 return direction, k + 2
         k = i + (self.at(i) == "from")
+        if k > i:  # "from the lamp on the left to the window on the right"
+            end = next((m for m in range(k, k + 14) if self.at(m) in (".", ",")), k + 14)
+            sides = [m for m in range(k, end) if self.at(m) in vocab.ENDS and self.at(m - 2) in ("on", "at")]
+            if len(sides) == 2 and vocab.ENDS[self.at(sides[1])] in kinds:
+                return vocab.ENDS[self.at(sides[1])], sides[1] + 1
         k += self.at(k) == "the"
         if self.at(k) in vocab.ENDS and self.at(k + 1) == "to":  # from one end to the other
             k += 2 + (self.at(k + 2) == "the")
@@ -87,11 +126,12 @@ class Phrases(PromptText):
         if word == "in":
             if after in ("slow", "real") and self.at(i + 2) in ("motion", "mo", "time"):
                 return False
-            return base in ("zoom", "push") or after in vocab.AFTER_IN or self._manner(i + 1)
+            told = after in vocab.AFTER_IN | vocab.SHOTS or self._manner(i + 1)
+            return base in ("zoom", "push") or told
         if word == "into":
             return after not in ("focus", "view", "frame")
         if word == "out":
-            return after != "of" or base in ("zoom", "pull", "dolly")
+            return after != "of" or base in ("zoom", "pull", "dolly", "back")
         return not (word == "back" and (after, self.at(i + 2)) == ("and", "forth"))
 
     def _far_direction(self, i: int, base: str, kinds: dict[str, str]) -> tuple[str, int] | None:
@@ -133,7 +173,11 @@ class Phrases(PromptText):
     def _is_plural(self, i: int) -> bool:
         """Whether word i looks like a subject in the plural: "bees", "people"."""
         word = self.at(i)
-        return word in vocab.PEOPLE or (word.endswith("s") and not word.endswith(("ss", "ous", "'s", "is", "us")))
+        return (
+            word in vocab.PEOPLE
+            or word.endswith("men")
+            or (word.endswith("s") and not word.endswith(("ss", "ous", "'s", "is", "us")))
+        )
 
     def _noun_phrase(self, i: int) -> tuple[int, int]:
         """(how far the words before the noun at word i tell of a camera: 2 by an adjective of its motions, 1 by any,
@@ -141,7 +185,7 @@ class Phrases(PromptText):
         level, k = 0, i - 1
         if self.at(k).endswith("ly") and self._manner(k) and self.at(k - 1) not in vocab.NP_STARTS:
             return 0, i  # "soldiers slowly pull back"
-        while k >= i - 6:
+        while k >= i - 10:
             word = self.at(k)
             if self._manner(k) or word in vocab.CAMERA_ADJECTIVES:
                 level = 2
@@ -207,6 +251,8 @@ class Phrases(PromptText):
             word = self.at(j)
             if word in (".", ",", "but"):
                 break
+            if word in ("instead", "rather") and self.at(j + 1) not in ("of", "than"):
+                continue  # "instead, it pans right"
             if word in vocab.NEGATIONS or word.endswith("n't"):
                 return self.at(j + 1) not in ("only", "just")
         between = {self.at(m) for m in range(self.denied, i)} if 0 <= i - self.denied <= 3 else set()

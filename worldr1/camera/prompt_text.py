@@ -21,6 +21,7 @@ class Word(NamedTuple):
 
 def split_words(prompt: str) -> list[Word]:
     out: list[Word] = []
+    prompt = vocab.SPOKEN.sub(lambda m: " " * len(m[0]), prompt)
     for match in _PIECE.finditer(prompt.replace("’", "'")):
         start, stop, text = match.start(), match.end(), match[0].lower()
         between = prompt[out[-1].stop if out else 0 : start]
@@ -43,6 +44,8 @@ class PromptText:
     def __init__(self, prompt: str) -> None:
         self.prompt = prompt
         self.words = split_words(prompt)
+        self.things: frozenset[str] = frozenset()
+        self.things = frozenset(w.text for i, w in enumerate(self.words) if w.text in vocab.THINGS and self._thing(i))
 
     def at(self, i: int) -> str:
         """Text of word i; outside the prompt, the end of a sentence."""
@@ -57,11 +60,36 @@ class PromptText:
         return self._manner(i) or self.at(i) in vocab.FILLERS or (self.at(i) == "not" and self.at(i + 1) == "only")
 
     def _camera(self, i: int) -> bool:
-        return (
-            self.at(i) in vocab.CAMERAS
-            and not {self.at(i - 1), self.at(i - 2)} & vocab.OWNERS
-            and not (self.at(i - 2) == "with" and self.at(i - 1) in ("a", "an"))
-        )
+        """Whether word i is the camera that films, and no camera or drone of the scene."""
+        word = self.at(i)
+        if word not in vocab.CAMERAS:
+            return False
+        near = (m for m in (i - 1, i - 2, i - 3) if self.at(m) in ("a", "an", "the", ".", ","))
+        article = next(near, i)
+        article = i if self.at(article) in (".", ",") else article
+        j = article - 1  # "beside a broken camera"
+        around = {self.at(i - 1), self.at(i - 2)}
+        if around & vocab.OWNERS or (self.at(i - 2) == "with" and self.at(i - 1) in ("a", "an")):
+            return False
+        behind = self.at(j) in vocab.BEHIND or (self.at(j - 1), self.at(j)) in (("away", "from"), ("front", "of"))
+        if behind and word not in vocab.SHOTS | {"we"}:
+            return False
+        return word not in vocab.THINGS or not (word in self.things or self._thing(i))
+
+    def _thing(self, i: int) -> bool:
+        """Whether the drone or lens at word i is one of the scene: "a drone delivers a parcel", but not "a drone shot",
+        "filmed from a drone", "the drone"."""
+        is_shot = self.at(i + 1) in (vocab.CAMERAS | vocab.SHOTS) - {"move", "we"} - vocab.THINGS
+        if is_shot or self._manner(i - 1) or self.at(i - 1) in vocab.BEFORE_THINGS:
+            return False
+        by = self.at(i - 2) == "by" or (self.at(i - 2) in ("from", "of") and self.at(i - 3) in vocab.FILMING)
+        return not (by and self.at(i - 1) in ("a", "an"))
+
+    def _after(self, i: int, skipped: Callable[[int], bool]) -> int:
+        """The first word from i on that is not skipped; the end of the prompt is not."""
+        while i < len(self.words) and skipped(i):
+            i += 1
+        return i
 
     def _before(self, i: int, skipped: Callable[[int], bool]) -> int:
         """The last word before i that is not skipped; -1 at the start of the prompt."""

@@ -213,6 +213,15 @@ class WanPolicy:
         self.free_text_encoder()
         return len(missing)
 
+    def split_at_limit(self, prompt: str) -> tuple[str, str]:
+        """(what the text encoder sees of a prompt, what lies beyond its max_sequence_length tokens, mostly nothing)."""
+        text = clean_prompt(prompt)
+        spans = self.tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        if len(spans) <= self.max_sequence_length:
+            return text, ""
+        end = spans[self.max_sequence_length - 2][1]  # the last token is the end of the text
+        return text[:end], text[end:]
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings [N, L, D] as `WanPipeline` computes them, zero beyond each prompt's tokens.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from worldr1.camera.motion import read_camera
@@ -78,9 +78,33 @@ def summarise_reading(prompts: Sequence[str]) -> ReadingReport:
     )
 
 
-def reading_lines(prompts: Sequence[str], dynamic_prompts: Sequence[str]) -> list[str]:
-    """What a training run says of its prompt sets: lines of the main one, then one of the dynamic one if it has any."""
+def limit_lines(prompts: Sequence[str], split: Callable[[str], tuple[str, str]]) -> list[str]:
+    """At most two lines on prompts that a text encoder does not see whole: motions told there are asked for in vain.
+
+    Args:
+      prompts: A prompt set.
+      split: Prompt -> (what the text encoder sees, the rest), as `WanPolicy.split_at_limit`.
+    Returns:
+      None where everything is seen.
+    """
+    parts = [part for part in map(split, prompts) if part[1]]
+    lost = [rest for seen, rest in parts if read_camera(seen).tokens != read_camera(seen + rest).tokens]
+    out = []
+    if parts:
+        out.append(f"text: {len(parts)} of {len(prompts)} prompts go on beyond the tokens that the text encoder takes")
+    if lost:
+        example = " ".join(lost[0].split())
+        example = example if len(example) <= 60 else example[:57] + "..."
+        out.append(f'  {len(lost)} of them name camera motions there, which the model never sees: "{example}"')
+    return out
+
+
+def reading_lines(
+    prompts: Sequence[str], dynamic_prompts: Sequence[str], split: Callable[[str], tuple[str, str]] | None = None
+) -> list[str]:
+    """What a training run says of its prompt sets: lines of the main one, then one of the dynamic one if it has any;
+    with `split`, those of `limit_lines` on both."""
     out = summarise_reading(prompts).lines()
     if dynamic_prompts:
         out.append(summarise_reading(dynamic_prompts).lines("camera words, dynamic prompts")[0])
-    return out
+    return out + (limit_lines([*prompts, *dynamic_prompts], split) if split is not None else [])

@@ -127,6 +127,48 @@ def test_who_asks(prompt: str, asked: bool) -> None:
         ("The camera sweeps right across the hall.", "pan_right"),
         ("The camera flies over a city.", "push_in"),
         ("A bird flies over a city.", ""),
+        # a drone is the camera or a thing
+        ("A drone shot rises over the sea.", "move_up"),
+        ("Filmed from a drone moving left along a cliff.", "move_left"),
+        ("The drone rises over the sea.", "move_up"),
+        ("A drone delivers a parcel. The drone rises over the sea.", ""),
+        ("A swarm of drones rises and moves left.", ""),
+        # what somebody does before, at or with a camera
+        ("The dog runs toward the camera and rolls left.", ""),
+        ("The bride turns away from the camera and lowers her veil.", ""),
+        ("The camera captures a planet zooming in.", ""),
+        ("As the camera rests on a table, a guard stops and turns left.", ""),
+        # whoever is let, told or said to move
+        ("Let the camera pull left.", "pull_left"),
+        ("Let the knight pull left.", ""),
+        ("The director asks the guard to zoom in.", ""),
+        ('A sign that reads "zoom in" hangs over the bar.', ""),
+        ('"Zoom in," says the detective.', ""),
+        ("Soldiers, lit from behind, swoop towards the door, soft light.", ""),
+        ("The marble, lit from behind, orbits to the left.", ""),
+        # a participle belongs to the subject that follows
+        ("Pulling back from a nest, the camera tilts up.", "pull_out tilt_up"),
+        ("Pulling back from a nest.", "pull_out"),
+        ("Pushing forward, the explorer cuts a path.", ""),
+        # lists of directions
+        ("The camera tilts up, down, up.", "tilt_up tilt_down tilt_up"),
+        ("The camera glides forward, then right, then down into the cellar.", "push_in move_right move_down"),
+        # a pronoun keeps the subject of the sentence before
+        ("The camera pans left. It then tilts up.", "pan_left tilt_up"),
+        ("The camera pans left. It is a calm move. Next, it pulls back.", "pan_left pull_out"),
+        ("A fox sleeps. It then zooms out.", ""),
+        # stopping is no motion
+        ("The camera stops panning left and tilts up.", "tilt_up"),
+        ("The camera ceases to move right.", ""),
+        ("The camera doesn't zoom in; instead it pans right.", "pan_right"),
+        # one orbit, wherever its sense is told
+        ("In a clockwise direction the camera orbits a vase.", "orbit_left"),
+        ("The camera circles, in a counter-clockwise direction, a knight.", "orbit_right"),
+        ("The camera orbits left around a samurai, circling him to the left.", "orbit_left"),
+        ("The camera rotates clockwise around the vase.", "orbit_left"),
+        ("The camera pans from the fire on the left to the door on the right.", "pan_right"),
+        # what a tilt shows is no second motion
+        ("The camera tilts up a tower. The view ascends to the clouds.", "tilt_up"),
     ],
 )
 def test_readings_that_were_wrong_or_lost(prompt: str, expected: str) -> None:
@@ -144,6 +186,14 @@ def test_readings_that_were_wrong_or_lost(prompt: str, expected: str) -> None:
         ("La telecamera si sposta a sinistra.", ["telecamera si sposta a"]),
         ("A slow rising crane shot above a village.", []),
         ("A teenager looks into the camera and smiles.", []),
+        ("A sombre crane up over a city.", ["crane up"]),  # or a bird
+        ("A car stops, then zooms out.", ["zooms out"]),  # or the camera
+        ("A quiet street, handheld", ["handheld"]),  # also at the very end
+        ("Camera: Dolly Zoom", ["Dolly Zoom"]),
+        ("The camera, spinning wildly, pans left.", ["spinning wildly"]),
+        ("The camera, gliding like a ghost, moves left.", []),
+        ("The camera executes a smooth pull out.", []),
+        ("The camera will not pan left.", []),
         ("The camera makes a sweeping pan left.", []),  # the word belongs to what was read
     ],
 )

@@ -30,6 +30,15 @@ def policy(tiny_wan: Path) -> WanPolicy:
     return load_policy(ModelConfig(path=tiny_wan, lora_rank=4, lora_alpha=12), device="cpu")
 
 
+def test_a_prompt_is_split_where_the_text_encoder_stops(policy: WanPolicy) -> None:
+    assert policy.split_at_limit("  A red &amp; green\nball") == ("A red & green ball", "")
+    limit = policy.max_sequence_length
+    full = " ".join(["ball"] * (limit - 1))  # with the end of the text as many as it takes
+    assert policy.split_at_limit(full) == (full, "")
+    assert policy.split_at_limit(full + " pan left") == (full, " pan left")
+    assert torch.equal(policy.encode_prompts([full]), policy.encode_prompts([full + " pan left"]))
+
+
 def _stir(policy: WanPolicy, seed: int = 3) -> None:
     """An adapter that does something."""
     generator = torch.Generator().manual_seed(seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worldr1.config import TrainConfig
-from worldr1.prompts.reading import ReadingReport, reading_lines, summarise_reading
+from worldr1.prompts.reading import ReadingReport, limit_lines, reading_lines, summarise_reading
 from worldr1.prompts.sampler import read_prompts
 
 ONE_OF_EACH = [
@@ -48,6 +48,21 @@ def test_the_micro_prompts_all_ask() -> None:
         "camera words: 85 of 96 prompts ask for a motion, 11 for rest, 0",
         "camera words, dynamic prompts: 0 of 64 prompts ask for a motion, 64 for rest, 0",
     ]
+
+
+def test_motions_beyond_the_text_encoder_are_said() -> None:
+    prompts = ["Pan left. A ball.", "Pan left. A ball that is round and red.", "A red ball on a floor. Then zoom out."]
+
+    def split(prompt: str) -> tuple[str, str]:
+        return prompt[:22], prompt[22:]
+
+    assert limit_lines(prompts[:1], split) == []
+    assert limit_lines(prompts, split) == [
+        "text: 2 of 3 prompts go on beyond the tokens that the text encoder takes",
+        '  1 of them name camera motions there, which the model never sees: "Then zoom out."',
+    ]
+    assert limit_lines([prompts[2][:24] + "pan left, " * 20], split)[1].endswith(', pan left, pan left, pan le..."')
+    assert reading_lines(prompts[:1], prompts[2:], split)[-2].startswith("text: 1 of 2 prompts")
 
 
 def test_a_set_without_dynamic_prompts_has_no_line_of_them() -> None:
