@@ -68,6 +68,7 @@ def by_definition(
     *,
     update: int,
     means: Tensor,
+    mask: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Gradient of the mean loss in float64, one sample after the other, and the means after the update."""
     policy, old_policy, f = double_policy(params), double_policy(sampled), config.forward
@@ -75,7 +76,8 @@ def by_definition(
     ids = batch.repeat(batch.group_ids) if f.share_draw else batch.sample_ids
     shape = tuple(rollout.latents.shape[1:])
     total, away_of = torch.zeros((), dtype=torch.float64), {k: [] for k in range(len(steps))}
-    for n in range(len(ids)):
+    kept = [n for n in range(len(ids)) if mask is None or mask[n]]
+    for n in kept:
         drawn = draw(ids[n : n + 1], shape, steps=steps, seed=config.seed, update=update, device=torch.device("cpu"))
         k = int(drawn.steps)
         s, eps, x0 = rollout.sigmas[k], drawn.eps.double(), rollout.latents[n : n + 1].double()
@@ -91,7 +93,7 @@ def by_definition(
     for k, found in away_of.items():
         if found:
             moved[k] = f.mean_decay * means[k] + (1 - f.mean_decay) * torch.stack(found).mean(0)
-    return list(torch.autograd.grad(total / len(ids), [policy.a, policy.b, policy.bias])), moved
+    return list(torch.autograd.grad(total / len(kept), [policy.a, policy.b, policy.bias])), moved
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["one-draw-a-group", "own-draws"])
@@ -286,7 +288,7 @@ def test_ranks_train_as_one(world_size: int, share: bool) -> None:
 
 
 def test_masked_samples_do_not_touch_the_gradient_even_with_nan_latents() -> None:
-    config = forward_config(micro_batch=4)
+    config = forward_config(micro_batch=4, kl=0.5)
     learner = fake_learner(config)
     batch, rollout, advantage = fake_rollout(learner, config)
     mask = torch.ones(16, dtype=torch.bool)
@@ -307,6 +309,22 @@ def test_masked_samples_do_not_touch_the_gradient_even_with_nan_latents() -> Non
         assert len(calls) == 3 * (2 + 3) and figures["num_updates"] == 2  # first update 2 passes a call, second 3
         assert sum(step["num"] for step in figures["steps"].values()) == 2 * 11
         results.append([*seen[0][1], *seen[1][1], means[MEANS]])
+        expected = torch.zeros_like(means[MEANS], dtype=torch.float64)
+        for update, (params, got) in enumerate(seen):
+            want, expected = by_definition(
+                params,
+                seen[0][0],
+                batch,
+                rollout,
+                advantage.advantage,
+                config,
+                update=update,
+                means=expected,
+                mask=mask,
+            )
+            for a, b in zip(got, want, strict=True):
+                assert torch.allclose(a.double(), b, rtol=2e-4, atol=2e-6)
+        assert torch.allclose(means[MEANS].double(), expected, rtol=1e-4, atol=1e-6)
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b) and torch.isfinite(a).all() and (a.abs().max() > 0 or a is results[0][0])
 
