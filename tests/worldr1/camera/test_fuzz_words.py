@@ -1,6 +1,6 @@
 """Hostile sentences by the thousand: whose motion they tell, what they deny, and that no text breaks the reader.
 
-WORLDR1_FUZZ_SENTENCES sets how many sentences a test makes (default 1,500), WORLDR1_FUZZ_SEED where they begin.
+WORLDR1_FUZZ_SENTENCES sets how many sentences a test makes (default 500), WORLDR1_FUZZ_SEED where they begin.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import hostile
 from worldr1.camera.motion import describe_motion, parse_motion
 
 pytestmark = pytest.mark.slow
-NUM_SENTENCES = int(os.environ.get("WORLDR1_FUZZ_SENTENCES", "1500"))
+NUM_SENTENCES = int(os.environ.get("WORLDR1_FUZZ_SENTENCES", "500"))
 SEED = int(os.environ.get("WORLDR1_FUZZ_SEED", "20"))
 
 
