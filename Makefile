@@ -35,8 +35,8 @@ lpips: $(VENV)/.installed  ## fetch LPIPS' real weights (64 MB) into weights/
 train: $(VENV)/.installed  ## train the embedded micro world and print where the report is
 	$(BIN)/torchrun --nproc_per_node $(NPROC) worldr1/train.py $(ARGS)
 
-test: $(VENV)/.installed-dev  ## all fast tests
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed-dev  ## all fast tests, a process a core (at most 2)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(NPROC) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.installed-dev  ## tests that take more than about 20 seconds
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
