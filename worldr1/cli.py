@@ -13,6 +13,7 @@ import io
 import os
 import re
 import sys
+import time
 import traceback
 import typing
 from collections.abc import Callable, Sequence
@@ -22,8 +23,11 @@ from typing import Protocol
 from worldr1.config import TrainConfig
 from worldr1.config_checks import JUDGE_ROLES, judges_asked, validate
 from worldr1.presets import PRESETS, REQUIRED, preset
+from worldr1.run.lock import FolderRefused
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+SECONDS_FOR_RANK_0 = 15.0
+"""So long a silent rank waits before it exits: rank 0 explains, and torchrun kills all ranks when one has gone."""
 
 
 class Outcome(Protocol):
@@ -50,14 +54,20 @@ def main(train: Callable[[TrainConfig], Outcome], argv: Sequence[str] | None = N
         check_paths(config)
         validate(config, world_size=world_size)
     except ValueError as error:
-        if rank == 0:
-            print(error, file=sys.stderr)
+        _say_on_rank_0(error, rank=rank)
         return EXIT_USAGE
+    except SystemExit as leave:
+        if leave.code:
+            _say_on_rank_0(None, rank=rank)  # the parser has said it
+        raise
     try:
         return EXIT_INTERRUPTED if train(config).interrupted else 0
     except KeyboardInterrupt:
         print("stopped at once, without saving; --resume goes on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except FolderRefused as error:  # another's folder: no file of ours goes there
+        _say_on_rank_0(error, rank=rank)
+        return EXIT_USAGE
     except ValueError as error:
         _report(error, config, rank=rank)
         return EXIT_USAGE
@@ -171,6 +181,14 @@ def _leaves(config: object, prefix: str = "") -> list[tuple[str, object, object]
         else:
             out.append((f"{prefix}{f.name}", value, hints[f.name]))
     return out
+
+
+def _say_on_rank_0(error: Exception | None, *, rank: int) -> None:
+    """What all ranks found; the silent ones leave rank 0 the time to say it."""
+    if rank:
+        time.sleep(SECONDS_FOR_RANK_0)
+    elif error is not None:
+        print(error, file=sys.stderr)
 
 
 def _report(error: Exception, config: TrainConfig, *, rank: int) -> None:

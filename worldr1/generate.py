@@ -25,7 +25,7 @@ class GenerateConfig:
     prompt: tuple[str, ...]
     """One video for each; camera words move the camera."""
     adapter: Path | None = None
-    """Folder of a trained adapter (RUN/adapter); without it the base model is sampled."""
+    """A trained adapter (RUN/adapter), or a LoRA file of others for Wan; without it the base model is sampled."""
     output: Path = Path("output.mp4")
     """An .mp4 or .gif file; with several prompts the number of the prompt is added to its name."""
     compare: bool = False
@@ -74,7 +74,7 @@ def run(config: GenerateConfig) -> list[Path]:
     Raises:
       ValueError: no prompt, an output that is not .mp4 or .gif, compare without an adapter, a missing folder, sizes
         that the model cannot make. Before the model is loaded, where that can be known.
-      OSError: the output cannot be written.
+      OSError: the output cannot be written, a file of the adapter or the run not read.
     """
     files = output_files(config.output, len(config.prompt))
     if config.compare and config.adapter is None:
@@ -140,10 +140,10 @@ def resolve(config: GenerateConfig) -> TrainConfig:
     """
     settings = TrainConfig()
     if config.adapter is not None:
-        if not config.adapter.is_dir():
+        if not config.adapter.exists():
             raise ValueError(f"generate: --adapter must be a folder such as RUN/adapter, got {config.adapter}")
         beside_it = config.adapter.resolve().parent / "config.json"
-        if beside_it.is_file():
+        if beside_it.is_file() and (config.adapter / "adapter.json").is_file():  # a LoRA of others has no run
             settings = read_run_config(beside_it)
     if config.model is not None:
         settings = replace(settings, model=replace(settings.model, path=config.model))

@@ -29,6 +29,7 @@ if __name__ == "__main__":
 
 import time
 import webbrowser
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -110,13 +111,12 @@ def train(config: TrainConfig, *, rewards: Rewards | None = None) -> Outcome:
     """
     set_threads(config)
     world = distributed.init(config.device)
-    try:
-        return _train(config, world, rewards)
-    finally:
-        distributed.shutdown()
+    with ExitStack() as held:  # the lock of the output folder
+        held.callback(distributed.shutdown)
+        return _train(config, world, rewards, held)
 
 
-def _train(config: TrainConfig, world: distributed.World, rewards: Rewards | None) -> Outcome:
+def _train(config: TrainConfig, world: distributed.World, rewards: Rewards | None, held: ExitStack) -> Outcome:
     prompts = {False: read_prompts(config.prompts)}
     prompts[True] = read_prompts(config.dynamic_prompts) if config.phase.dynamic_iterations else []
     held_out = read_prompts(config.eval_prompts) if config.evaluation.num_samples or config.validate_every else []
@@ -127,7 +127,7 @@ def _train(config: TrainConfig, world: distributed.World, rewards: Rewards | Non
             hint = "--evaluation.no-labels leaves obedience out, --evaluation.num-samples 0 the study"
             raise ValueError(f"{config.eval_prompts}: {error}; {hint}") from error
     check_window(config)
-    start_from = prepare_output_dir(config, world)
+    start_from = prepare_output_dir(config, world, held)
 
     rewards = rewards or build_rewards(config, device=world.device)  # before the policy: a wrong folder shows at once
     torch.manual_seed(config.seed)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 
 from worldr1 import cli
 from worldr1.config import TrainConfig
+from worldr1.run.lock import FolderRefused
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -81,12 +83,40 @@ def test_help_of_a_preset_says_why(capsys):
     )  # its own defaults, not the micro world's
 
 
-def test_other_ranks_keep_quiet(monkeypatch, capsys):
+def test_other_ranks_keep_quiet_and_wait_for_rank_0(monkeypatch, capsys):
+    waits = []
+    monkeypatch.setattr(cli.time, "sleep", waits.append)
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
         cli.main(never, ["--rollout.grup-size", "4"])
     assert cli.main(never, ["--preset", "x"]) == 2
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "") and waits == [cli.SECONDS_FOR_RANK_0] * 2
+    with pytest.raises(SystemExit):
+        cli.main(never, ["--help"])  # no rank is killed for an exit code of 0
+    monkeypatch.setenv("RANK", "0")
+    assert cli.main(never, ["--preset", "x"]) == 2 and len(waits) == 2
+
+
+# Rank 0 needs two seconds more than the others to find the mistake.
+SLOW_RANK_0 = """
+import os, sys, time
+if os.environ["RANK"] == "0":
+    time.sleep(2)
+from worldr1.cli import main
+sys.exit(main(None))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flag", "words"), [("--bogus", "--bogus"), ("--rollout.group-size=2", "must be >= 4, got 2")])
+def test_under_torchrun_the_mistake_is_explained_though_rank_0_is_slow(tmp_path, flag, words):
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW_RANK_0)
+    command = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master-port", "29747")
+    start = time.monotonic()
+    got = subprocess.run([*command, str(script), flag], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert got.returncode != 0 and words in got.stderr
+    assert time.monotonic() - start < 60  # rank 1 ends with rank 0, not after its whole wait
 
 
 @pytest.mark.parametrize(
@@ -102,6 +132,17 @@ def test_how_training_ends_is_the_exit_code(error, code, tmp_path, capsys):
     assert (str(error) or "stopped at once") in said and said.count("\n") <= 2
     for interrupted, expected in ((True, 130), (False, 0)):
         assert cli.main(lambda config, i=interrupted: SimpleNamespace(interrupted=i), []) == expected
+
+
+def test_a_folder_of_another_gets_no_file_of_ours(tmp_path, monkeypatch, capsys):
+    def refused(config: TrainConfig) -> cli.Outcome:
+        raise FolderRefused("in use")
+
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    for rank, said in (("0", "in use\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(refused, ["--output-dir", str(tmp_path)]) == 2
+        assert capsys.readouterr().err == said and not list(tmp_path.iterdir())
 
 
 def test_smaller_commands_share_the_exit_codes(capsys):

@@ -27,6 +27,7 @@ from worldr1.config import (
     RolloutConfig,
     ScheduleConfig,
     TrainConfig,
+    to_json,
 )
 from worldr1.config_checks import validate
 from worldr1.datatypes import RewardOutput
@@ -298,13 +299,15 @@ def test_resume_with_other_settings_is_refused(finished):
 
 
 def test_a_new_run_moves_the_old_one_aside(small, capsys):
-    for folder in (small.output_dir, small.output_dir.with_name("run.old1")):
+    for seed, folder in enumerate((small.output_dir, small.output_dir.with_name("run.old1"))):
         folder.mkdir()
-        (folder / "config.json").write_text(folder.name)
-    train.train(replace(small, max_iterations=1))
-    assert json.loads((small.output_dir / "config.json").read_text())["max_iterations"] == 1
-    assert (small.output_dir.with_name("run.old2") / "config.json").read_text() == "run"
-    assert (small.output_dir.with_name("run.old1") / "config.json").read_text() == "run.old1"
+        (folder / "config.json").write_text(json.dumps(to_json(replace(small, seed=seed))))
+    train.train(replace(small, max_iterations=1, seed=7))
+    seeds = {
+        folder.name: json.loads((folder / "config.json").read_text())["seed"]
+        for folder in small.output_dir.parent.iterdir()
+    }
+    assert seeds == {"run": 7, "run.old1": 1, "run.old2": 0}
     assert "is now" in capsys.readouterr().out
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from worldr1.config import CameraConfig
 from worldr1.datatypes import MotionToken
+from worldr1.run.files import read_json, reading, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,7 +171,7 @@ def save_trajectory(path: Path, viewmats: Tensor, *, tokens: Sequence[MotionToke
       ValueError: viewmats of another shape, not finite or not rigid.
       OSError: the file cannot be written.
     """
-    _check_rigid("save_trajectory", viewmats)
+    check_rigid("save_trajectory", viewmats)
     content = {
         "format": _FORMAT,
         "convention": "world-to-camera, OpenCV axes (x right, y down, z forward)",
@@ -179,7 +180,7 @@ def save_trajectory(path: Path, viewmats: Tensor, *, tokens: Sequence[MotionToke
         "viewmats": viewmats.detach().cpu().double().tolist(),
     }
     text = json.dumps(content, indent=None, allow_nan=False).replace("]], [[", "]],\n  [[")
-    Path(path).write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def load_trajectory(path: Path) -> SavedTrajectory:
@@ -189,20 +190,19 @@ def load_trajectory(path: Path) -> SavedTrajectory:
       ValueError: not such a file: what is wrong with it.
       OSError: the file cannot be read.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    with reading(path, "a saved trajectory"):
+        content = read_json(path, "a saved trajectory")
         if content["format"] != _FORMAT:
             raise ValueError(f"format must be {_FORMAT!r}, got {content['format']!r}")
         viewmats = torch.tensor(content["viewmats"], dtype=torch.float64)
         tokens = tuple(MotionToken(str(kind), float(magnitude)) for kind, magnitude in content["tokens"])
         camera = CameraConfig(**{name: float(value) for name, value in content["camera"].items()})
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"load_trajectory: {path} must be a saved trajectory, got {error!r}") from error
-    _check_rigid("load_trajectory", viewmats)
+        check_rigid("load_trajectory", viewmats)
     return SavedTrajectory(viewmats, tokens, camera)
 
 
-def _check_rigid(op: str, viewmats: Tensor) -> None:
+def check_rigid(op: str, viewmats: Tensor) -> None:
+    """ValueError unless viewmats are [F >= 2, 4, 4], finite, and rigid motions to 1e-4."""
     if viewmats.ndim != 3 or viewmats.shape[1:] != (4, 4) or len(viewmats) < 2:
         raise ValueError(f"{op}: viewmats must have shape [F >= 2, 4, 4], got {list(viewmats.shape)}")
     matrices = viewmats.detach().cpu().double()
@@ -226,7 +226,7 @@ def plot_trajectory(viewmats: Tensor, *, title: str = "") -> Figure:
     """
     from matplotlib.figure import Figure  # not pyplot: no global state
 
-    _check_rigid("plot_trajectory", viewmats)
+    check_rigid("plot_trajectory", viewmats)
     poses = torch.linalg.inv(viewmats.detach().cpu().double())  # camera-to-world
     centre, look, up = poses[:, :3, 3].numpy(), poses[:, :3, 2].numpy(), -poses[:, :3, 1].numpy()
     size = max(float(abs(centre - centre[0]).max()), 1e-9)

@@ -6,9 +6,7 @@ are those of the paired difference over samples.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from worldr1.evaluation.evaluate import Assessment, Classifier, Evaluator, assess
 from worldr1.evaluation.labels import Labels
+from worldr1.run.files import whole, write_json
 from worldr1.run.video import to_bytes
 
 
@@ -303,10 +302,6 @@ def write_study(
     for name, found in (("obeyed_before", result.before.obeyed), ("obeyed_after", result.after.obeyed)):
         if found is not None:
             arrays[name] = found.numpy()
-    temporary = folder / "samples.npz.tmp"
-    with temporary.open("wb") as file:
+    with whole(folder / "samples.npz") as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    os.replace(temporary, folder / "samples.npz")
-    temporary = folder / "study.json.tmp"
-    temporary.write_text(json.dumps(to_json(result), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "study.json")
+    write_json(folder / "study.json", to_json(result))

@@ -12,8 +12,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +30,7 @@ from worldr1.models.base import VideoPolicy
 from worldr1.prompts.sampler import HELD_OUT_IDS, read_batch
 from worldr1.rewards.base import Rewards
 from worldr1.run import distributed
+from worldr1.run.files import iteration_name, read_arrays, reading, whole, write_text
 from worldr1.run.metrics import plain
 from worldr1.run.video import beside, grid, shrunk, to_bytes, write_video
 
@@ -100,7 +99,7 @@ class Validator:
           num (prompts), reward and terms.<name>: base and adapter (means), gain and stderr (of the paired difference),
           num (pairs that are finite); the same on every rank, whatever their number.
         """
-        folder = self.folder / f"iteration_{iteration:06d}"
+        folder = self.folder / iteration_name(iteration)
         scores: dict[int, tuple[dict[str, float], dict[str, float]]] = {}
         small: dict[int, Tensor] = {}
         faults: list[str] = []
@@ -194,13 +193,12 @@ class Validator:
         """Add the line of this validation; lines of later ones, which an interrupted run left, go."""
         path = self.folder / "validation.jsonl"
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 if json.loads(line)["iteration"] < iteration - 1:
                     kept.append(line)
         row = {"iteration": iteration - 1, "prompts": self.prompts, **figures}
-        with _renamed(path) as unfinished:
-            unfinished.write_text("\n".join([*kept, json.dumps(plain(row))]) + "\n", encoding="utf-8")
+        write_text(path, "\n".join([*kept, json.dumps(plain(row))]) + "\n")
 
 
 @contextlib.contextmanager
@@ -212,32 +210,21 @@ def _noting(faults: list[str]) -> Iterator[None]:
         faults.append(str(error))
 
 
-@contextlib.contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    """A name beside `path`, renamed to it when the block ends well and removed when it does not."""
-    unfinished = path.with_suffix(".part")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-
-
 def _write_base(path: Path, key: str, base: Scored) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scores = np.array(list(base.scores.values()))
-    with _renamed(path) as unfinished, unfinished.open("wb") as file:
+    with whole(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, key=key, clip=base.clip.numpy(), names=list(base.scores), scores=scores)
 
 
 def _read_base(path: Path, key: str) -> Scored | None:
     """The clip of this key; None where there is none, or a file that is damaged or of another key."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = read_arrays(path, "the base's clip and scores")
+        with reading(path, "the base's clip and scores"):
             if str(file["key"]) != key:
                 return None
             names, values = file["names"].tolist(), file["scores"].tolist()
             return Scored(torch.from_numpy(file["clip"]), dict(zip(names, values, strict=True)))
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError):
         return None

@@ -1,33 +1,19 @@
-"""The LoRA of a diffusers transformer: where it sits, how it is switched off, how it is kept on disk."""
+"""The LoRA of a diffusers transformer: where it sits and how it is switched off."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-ADAPTER_JSON = "adapter.json"
-"""What the diffusers file cannot say: the range of sigma in which the adapter acts."""
-LORA_FILE = "pytorch_lora_weights.safetensors"
+from worldr1.models.lora_files import AdapterInfo, write_adapter
+
 _NAME = "default"
-_PREFIX = "transformer."
-
-
-@dataclass(frozen=True)
-class AdapterInfo:
-    """What a saved adapter says about itself."""
-
-    rank: int
-    alpha: int
-    ffn: bool
-    sigma_min: float  # the adapter acts where sigma >= this
 
 
 def add_lora(transformer: Any, *, rank: int, alpha: int, ffn: bool, seed: int = 0) -> list[nn.Parameter]:
@@ -105,50 +91,22 @@ class LoraSwitch:
 
 
 def save_lora(transformer: Any, folder: Path, *, sigma_min: float, ffn: bool) -> None:
-    """Write the adapter as `WanPipeline.load_lora_weights` takes it, and its sigma range beside it.
+    """Write the adapter as `models.lora_files` says.
 
-    The peft configuration goes into the file's metadata: without it, alpha is lost and the scaling reloads as 1.
+    Raises:
+      RuntimeError: it holds NaN.
+      OSError: it cannot be written.
     """
-    from diffusers import WanPipeline
     from peft.utils import get_peft_model_state_dict
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     peft_config = transformer.peft_config[_NAME]
-    WanPipeline.save_lora_weights(
-        str(folder),
-        transformer_lora_layers=get_peft_model_state_dict(transformer, adapter_name=_NAME),
-        transformer_lora_adapter_metadata=peft_config.to_dict(),
-    )
     info = AdapterInfo(rank=peft_config.r, alpha=peft_config.lora_alpha, ffn=ffn, sigma_min=sigma_min)
-    (folder / ADAPTER_JSON).write_text(json.dumps(info.__dict__, indent=2) + "\n", encoding="utf-8")
-
-
-def read_adapter(folder: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
-    """A folder written by `save_lora`.
-
-    Returns:
-      (AdapterInfo, weights by parameter name of the transformer without the adapter's name).
-    Raises:
-      ValueError: the folder or one of its two files is missing, or adapter.json does not hold what it should.
-    """
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    for name in (LORA_FILE, ADAPTER_JSON):
-        if not (folder / name).is_file():
-            raise ValueError(f"read_adapter: {folder} must hold {LORA_FILE} and {ADAPTER_JSON}, {name} is missing")
-    try:
-        info = AdapterInfo(**json.loads((folder / ADAPTER_JSON).read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
-        text = f"read_adapter: {folder / ADAPTER_JSON} must hold rank, alpha, ffn and sigma_min: {error}"
-        raise ValueError(text) from error
-    weights = load_file(str(folder / LORA_FILE))
-    return info, {name.removeprefix(_PREFIX): value for name, value in weights.items()}
+    weights = get_peft_model_state_dict(transformer, adapter_name=_NAME)
+    write_adapter(folder, weights, info, peft_config=peft_config.to_dict())
 
 
 def load_lora(transformer: Any, weights: dict[str, Tensor]) -> None:
-    """Copy weights from `read_adapter` into the transformer's LoRA.
+    """Copy weights from `lora_files.read_adapter` into the transformer's LoRA.
 
     Raises:
       ValueError: they belong to another architecture (missing or unexpected layers, other shapes).

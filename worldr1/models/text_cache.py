@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 from torch import Tensor
+
+from worldr1.run.files import read_tensors, reading, write_tensors
 
 MAX_KEPT_PROMPTS = 4096
 """Embeddings held in the host's memory: 0.8 MB a prompt of 100 tokens of Wan's text encoder in bfloat16, 3.4 GB in all.
@@ -53,23 +53,18 @@ class TextCache:
 
     def __getitem__(self, prompt: str) -> Tensor:
         if prompt not in self._memory:
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-
             file = self.path(prompt)
             try:
-                embedding = load_file(str(file))["embedding"]
-            except (SafetensorError, KeyError) as error:
-                raise ValueError(f"TextCache: {file} must hold an embedding, got {error}; delete it") from error
+                with reading(file, "the embedding [L, D] of a prompt"):
+                    embedding = read_tensors(file, "the embedding [L, D] of a prompt")["embedding"]
+                    if embedding.ndim != 2 or not embedding.is_floating_point() or not embedding.isfinite().all():
+                        raise ValueError(f"{list(embedding.shape)} {embedding.dtype}, or numbers that are not finite")
+            except ValueError as error:
+                raise ValueError(f"TextCache: {error}; delete it, and it is made again") from error
             keep_recent(self._memory, prompt, embedding)
         return self._memory[prompt]
 
     def __setitem__(self, prompt: str, embedding: Tensor) -> None:
-        from safetensors.torch import save
-
         keep_recent(self._memory, prompt, embedding)
         self.folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(save({"embedding": embedding.contiguous().cpu()}))
-        os.replace(name, self.path(prompt))
+        write_tensors(self.path(prompt), {"embedding": embedding.contiguous().cpu()}, shared=True)

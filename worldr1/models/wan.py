@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import html
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,8 +16,10 @@ from torch import Tensor, nn
 from worldr1.config import ModelConfig, VideoConfig
 from worldr1.models import lora
 from worldr1.models.attention import set_attention
+from worldr1.models.lora_files import read_adapter
 from worldr1.models.recompute import checkpoint_blocks
 from worldr1.models.text_cache import MAX_KEPT_PROMPTS, TextCache, keep_recent
+from worldr1.run.files import read_json, reading
 
 _MAX_SEQUENCE_LENGTH = 512
 """Text tokens that Wan was trained with; a tokenizer with a smaller model_max_length shortens it."""
@@ -68,12 +69,14 @@ def load_policy(model: ModelConfig, *, device: torch.device | str, text_cache: T
 def load_adapted_policy(
     folder: Path, adapter: Path, *, dtype: str = "float32", device: torch.device | str = "cpu"
 ) -> WanPolicy:
-    """Load a `WanPipeline` folder together with an adapter that `WanPolicy.save_lora` wrote, sigma range included.
+    """Load a `WanPipeline` folder together with an adapter that `WanPolicy.save_lora` wrote, sigma range included, or
+    with a LoRA file of others (`lora_files.read_adapter`).
 
     Raises:
       ValueError: as `load_policy`; a missing or unreadable adapter, or one of another architecture.
+      OSError: a file that cannot be read.
     """
-    info, weights = lora.read_adapter(adapter)
+    info, weights = read_adapter(adapter)
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"load_adapted_policy: dtype must be 'float32' or 'bfloat16', got {dtype!r}")
     model = ModelConfig(
@@ -81,7 +84,8 @@ def load_adapted_policy(
         adapter_sigma_min=info.sigma_min,
     )  # fmt: skip
     policy = load_policy(model, device=device)
-    lora.load_lora(policy.transformer, weights)
+    with reading(Path(adapter), f"an adapter of {folder}"):
+        lora.load_lora(policy.transformer, weights)
     return policy
 
 
@@ -122,13 +126,11 @@ def check_folder(folder: Path) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(f"load_policy: {folder} must be a diffusers WanPipeline folder, it has no model_index.json")
-    try:
-        parts = json.loads(index.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"load_policy: {index} must be JSON: {error}") from error
+    parts = read_json(index, "JSON, the index of a pipeline")
     if parts.get("_class_name") != "WanPipeline":
         raise ValueError(f"load_policy: {index} must describe a WanPipeline, got {parts.get('_class_name')!r}")
-    if parts.get("transformer_2", [None])[0] is not None or parts.get("expand_timesteps"):
+    second = parts.get("transformer_2")
+    if (isinstance(second, list) and second and second[0] is not None) or parts.get("expand_timesteps"):
         raise ValueError(
             f"load_policy: {folder} must have one transformer and one timestep per sample (Wan2.1), got a Wan2.2 folder"
         )

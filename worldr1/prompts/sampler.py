@@ -7,6 +7,7 @@ uninterrupted run would have dealt, and the group size is exact from the first i
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,32 +24,45 @@ HELD_OUT_IDS = 2**31
 
 
 def read_prompts(path: Path) -> list[str]:
-    """One prompt a line; empty lines are left out, white space at the ends is cut.
+    """One prompt a line; white space at the ends is cut, empty lines and comments are left out.
+
+    A comment is a line that begins with "# " or is "#" alone; "#sunset" is a prompt. A prompt that stands there twice
+    is drawn twice as often. Lines may end as on any system, and a byte-order mark (also of files joined by `cat`) is
+    no part of a prompt.
 
     Args:
-      path: UTF-8 text file (a byte-order mark is accepted).
+      path: UTF-8 text file.
     Returns:
       The prompts, at least one.
     Raises:
-      ValueError: the file is missing, holds no prompt, or is not UTF-8 (with the line number).
+      ValueError: the file is missing, holds no prompt, or is not UTF-8 text (with the line number): NUL characters are
+        those of UTF-16.
     """
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"prompts: file must be readable, got {path} ({error.strerror or error})") from error
     prompts = []
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"prompts: {path} must be UTF-8 text, got UTF-16; save it as UTF-8")
+    for number, line in enumerate(raw.splitlines(), start=1):
+        if b"\0" in line:
+            raise ValueError(
+                f"prompts: {path} must be UTF-8 text, got a NUL character in line {number}: UTF-16 without a mark, or "
+                "no text; save it as UTF-8"
+            )
         try:
-            text = line.decode("utf-8").strip()
+            text = line.decode("utf-8").strip("\ufeff" + string.whitespace).strip()
         except UnicodeDecodeError as error:
             byte = line[error.start]
             raise ValueError(
                 f"prompts: {path} must be UTF-8 text, got byte 0x{byte:02x} in line {number}; save it as UTF-8"
             ) from error
-        if text:
+        if text and text != "#" and not text.startswith(("# ", "#\t")):
             prompts.append(text)
     if not prompts:
-        raise ValueError(f"prompts: {path} must hold at least one prompt, got an empty file; write one prompt a line")
+        what = "an empty file" if not raw.strip() else "empty lines and comments alone"
+        raise ValueError(f"prompts: {path} must hold at least one prompt, got {what}; write one prompt a line")
     return prompts
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from worldr1.run.files import numbered, read_arrays, read_json
+from worldr1.run.video import num_frames_of
 
 
 @dataclass(frozen=True)
@@ -60,33 +62,31 @@ def load_run(run_dir: Path) -> RunFiles:
     done = len(metrics)
     if isinstance(asked, int) and done < asked:
         missing.append(f"{done} of {asked} iterations are done: the run goes on, or was stopped.")
-    sheets = _newest_sheets(validation_folder)
+    sheets = _newest_sheets(validation_folder, missing)
     return RunFiles(run_dir, config, environment, metrics, timings, study, validation, sheets, samples, missing)
 
 
 def number(value: Any) -> float:
     """A JSON value as a float; NaN where it is not a number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        return math.nan
 
 
 def _json(path: Path, what: str, missing: list[str]) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, "a JSON object")
     except FileNotFoundError:
         missing.append(f"No {path.name}: the {what} are not shown.")
-        return {}
     except (OSError, ValueError) as error:
         missing.append(f"{path.name} cannot be read ({error}): the {what} are not shown.")
-        return {}
-    if not isinstance(found, dict):
-        missing.append(f"{path.name} does not hold an object: the {what} are not shown.")
-        return {}
-    return found
+    return {}
 
 
 def _jsonl(path: Path, what: str, missing: list[str]) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_bytes().splitlines()  # a damaged byte costs its own line
     except OSError:
         missing.append(f"No {path.name}: the {what} are not shown.")
         return []
@@ -95,11 +95,13 @@ def _jsonl(path: Path, what: str, missing: list[str]) -> list[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             damaged += bool(line.strip())
             continue
-        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
+        if isinstance(row, dict) and type(row.get("iteration")) is int and 0 <= row["iteration"] < 2**53:
             rows[row["iteration"]] = row  # a resumed run may repeat an iteration: the later line holds
+        else:
+            damaged += 1
     if damaged:
         missing.append(f"{path.name}: {damaged} damaged line(s) left out.")
     if not rows:
@@ -107,23 +109,27 @@ def _jsonl(path: Path, what: str, missing: list[str]) -> list[dict[str, Any]]:
     return [rows[k] for k in sorted(rows)]
 
 
-def _newest_sheets(folder: Path) -> list[Path]:
-    """Files of the newest validation that wrote any; one that is being written has whole files only."""
-    for newest in sorted(folder.glob("iteration_*"), reverse=True):
+def _newest_sheets(folder: Path, missing: list[str]) -> list[Path]:
+    """Files of the newest validation whose grid can be played; one that is being written has whole files only."""
+    for _, newest in reversed(numbered(folder)):
         found = sorted(p for p in newest.glob("*.mp4") if not p.name.startswith("."))  # grid.mp4, prompt_00.mp4 ...
         if found and found[0].name == "grid.mp4":  # written last
-            return found
+            try:
+                num_frames_of(found[0])
+            except (OSError, ValueError) as error:
+                missing.append(f"The grid of {newest.name} cannot be played ({error}): an older one is shown, if any.")
+            else:
+                return found
     return []
 
 
 def _samples(path: Path, missing: list[str]) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_arrays(path, "an archive of numpy arrays")
     except FileNotFoundError:
         missing.append(f"No evaluation/{path.name}: the videos and trajectories are not shown.")
         return {}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         missing.append(f"evaluation/{path.name} cannot be read ({error}): the videos and trajectories are not shown.")
         return {}
     before, after = arrays.get("before"), arrays.get("after")

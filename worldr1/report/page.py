@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import math
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from worldr1.camera.motion import parse_motion
 from worldr1.config import TrainConfig, to_json
 from worldr1.report import plots, sheets
 from worldr1.report.load import RunFiles, load_run, number
+from worldr1.run.files import told, write_text
 
 _TEMPLATE = Path(__file__).parent / "template.html"
 _SCRIPT = Path(__file__).parent / "page.js"
@@ -37,13 +37,10 @@ def write_report(run_dir: Path) -> Path:
     """
     run = load_run(run_dir)
     html = render(run)
-    target, part = run.path / "report.html", run.path / "report.html.part"
+    target = run.path / "report.html"
     try:
-        part.write_text(html, encoding="utf-8")
-        os.replace(part, target)
+        write_text(target, html)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise RuntimeError(f"report: {target} must be writable, got {error}; free space or change its mode") from error
     return target
 
@@ -53,22 +50,37 @@ def render(run: RunFiles) -> str:
     script = _SCRIPT.read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = figure
-    rows, num_samples = _sample_rows(run)
-    sentence, mood = outcome(run)
+
+    def part(what: str, make: Callable[[RunFiles], Any], otherwise: Any) -> Any:
+        # The numbers of a damaged file may be anything that JSON or an array can hold: what cannot be drawn of them
+        # costs its own part of the page.
+        try:
+            return make(run)
+        except Exception as error:
+            run.missing.append(f"The files hold what cannot be shown ({told(error)}): {what} left out.")
+            return otherwise
+
+    unknown = "The outcome of this run cannot be read from its files."
+    sentence, mood = part("the outcome is", outcome, (unknown, "none"))
+    rows, num_samples = part("the videos are", _sample_rows, ([], 0))
+    nothing = {"curves": [], "prompts": [], "files": [], "after": "", "video": ""}
+    parts = {
+        "gates": part("the gates are", _gates, []),
+        "measures": part("the measures are", _measures, []),
+        "validation": part("the validations are", _validation, nothing),
+        "curves": part("the curves are", _curves, []),
+        "motions": part("the motions are", _motions, {"rows": [], "svg": ""}),
+        "facts": part("the facts of the run are", _facts, []),
+        "settings": part("the settings are", _settings, []),
+    }
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         sentence=sentence,
         mood=mood,
         run_name=run.path.resolve().name,
         missing=run.missing,
-        gates=_gates(run),
-        measures=_measures(run),
         rows=rows,
         num_samples=num_samples,
-        validation=_validation(run),
-        curves=_curves(run),
-        motions=_motions(run),
-        facts=_facts(run),
-        settings=_settings(run),
+        **parts,
         script=Markup(script),
         script_hash=Markup(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
     )

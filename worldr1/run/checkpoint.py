@@ -2,17 +2,18 @@
 
 output_dir/checkpoints/iteration_000020/
     tensors.safetensors   adapter.<name>, ema.<i>, exp_avg.<i>, exp_avg_sq.<i>, torch_rng
-    state.json            iterations done, optimizer steps, the run's configuration
+    state.json            iterations done, optimizer steps, the run's configuration, SHA-256 of the tensors
+Only folders of exactly such a name that hold such a state.json are ours: others in checkpoints/ are left alone.
 Every random draw of the loop is keyed by (seed, iteration, sample), so there is no sampler state to keep.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
@@ -22,9 +23,20 @@ from torch import Tensor, nn
 
 from worldr1.config import TrainConfig, to_json
 from worldr1.run import distributed
+from worldr1.run.files import (
+    UNFINISHED,
+    digest,
+    iteration_name,
+    numbered,
+    read_json,
+    read_tensors,
+    reading,
+    write_json,
+    write_tensors,
+)
 
 FORMAT = 1
-_TEMPORARY = ".unfinished_"
+_TENSORS, _STATE = "tensors.safetensors", "state.json"
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR)
 
 
@@ -91,11 +103,14 @@ def save(
     Returns:
       The new folder. An unfinished one is never found under this name.
     Raises:
-      RuntimeError: it cannot be written (disk full, no permission); older checkpoints are as they were.
+      RuntimeError: it cannot be written (disk full, no permission, a folder of that name that is not ours); older
+        checkpoints are as they were.
     """
     folder = Path(output_dir) / "checkpoints"
-    final = folder / f"iteration_{iteration:06d}"
-    unfinished = folder / f"{_TEMPORARY}{final.name}"
+    final = folder / iteration_name(iteration)
+    unfinished = folder / f"{UNFINISHED}{final.name}"
+    if final.exists() and not _is_ours(final, iteration):
+        raise RuntimeError(f"checkpoint: {final} must be free, got something that no run wrote; move it away")
     tensors = _tensors(policy, optimizer, ema)
     steps = max((int(optimizer.state[p]["step"]) for p in ema.params if p in optimizer.state), default=0)
     state = {"format": FORMAT, "iteration": iteration, "optimizer_steps": steps, "config": to_json(config)}
@@ -106,8 +121,8 @@ def save(
         shutil.rmtree(final, ignore_errors=True)
         os.replace(unfinished, final)
         _sync(folder)
-    except Exception as error:  # safetensors reports a full disk by an exception of its own
-        if not _is_write_failure(error):
+    except OSError as error:
+        if error.errno not in _WRITE_ERRORS:
             raise
         shutil.rmtree(unfinished, ignore_errors=True)
         older = latest(output_dir)
@@ -115,15 +130,16 @@ def save(
         raise RuntimeError(
             f"checkpoint: {final} must be writable, got {error}; free some space and use --resume; {kept}"
         ) from error
-    for old in _all(output_dir)[: -config.keep_checkpoints]:
+    ours = [path for number, path in numbered(folder) if _is_ours(path, number)]
+    for old in ours[: -config.keep_checkpoints]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def latest(output_dir: Path) -> Path | None:
     """The newest whole checkpoint of a run, or None."""
-    found = _all(output_dir)
-    return found[-1] if found else None
+    found = numbered(Path(output_dir) / "checkpoints")
+    return found[-1][1] if found else None
 
 
 def load(folder: Path, policy: Adapter, optimizer: torch.optim.AdamW, ema: Average) -> int:
@@ -135,29 +151,23 @@ def load(folder: Path, policy: Adapter, optimizer: torch.optim.AdamW, ema: Avera
     Returns:
       Iterations done.
     Raises:
-      ValueError: damaged, of another format, or of another adapter.
+      ValueError: damaged (a byte that changed included), of another format, or of another adapter.
     """
     state = read_state(folder)
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(folder / "tensors.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"checkpoint: {folder} must hold tensors.safetensors, got {error}; remove the folder to use an older one"
-        ) from error
-    policy.load_adapter_state({k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")})
-    ema.load_state([tensors[f"ema.{i}"] for i in range(len(ema.params))])
-    if state["optimizer_steps"]:
-        for i, p in enumerate(ema.params):
-            optimizer.state[p] = {
-                "step": torch.tensor(float(state["optimizer_steps"])),
-                "exp_avg": tensors[f"exp_avg.{i}"].to(p.device),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{i}"].to(p.device),
-            }
-    torch.set_rng_state(tensors["torch_rng"])
-    return int(state["iteration"])
+    file = Path(folder) / _TENSORS
+    with _usable(folder):
+        tensors = read_tensors(file, "the tensors of a checkpoint")
+        written = state.get("sha256")  # checkpoints of earlier versions have none
+        if written not in (None, digest(file)):
+            raise ValueError(f"{file} must be as it was written, got bytes that changed since")
+    adapter = {k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")}
+    with reading(Path(folder), "a checkpoint of this model and adapter"):
+        averages, states = _of_parameters(tensors, ema.params, state["optimizer_steps"])
+        policy.load_adapter_state(adapter)
+        ema.load_state(averages)
+        torch.set_rng_state(tensors["torch_rng"])
+    optimizer.state.update(states)
+    return state["iteration"]
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -166,17 +176,35 @@ def read_state(folder: Path) -> dict[str, Any]:
     Raises:
       ValueError: missing, damaged or of another format.
     """
-    try:
-        state = json.loads((Path(folder) / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint: {folder} must hold state.json, got {error}; remove the folder to use an older one"
-        ) from error
+    with _usable(folder):
+        state = read_json(Path(folder) / _STATE, "the state of a checkpoint")
     if state.get("format") != FORMAT:
         raise ValueError(
             f"checkpoint: {folder} must have format {FORMAT}, got {state.get('format')}; start a new output_dir"
         )
+    with _usable(folder):
+        for name, kind in (("iteration", int), ("optimizer_steps", int), ("config", dict)):
+            value = state.get(name)
+            if type(value) is not kind or (isinstance(value, int) and value < 0):
+                raise ValueError(f"{folder / _STATE} must hold {name}, got {value!r}")
     return state
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """What cannot be read is an error of the user's, who may remove the folder."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint: {error}; remove the folder {folder} to use an older one") from error
+
+
+def _is_ours(folder: Path, iteration: int) -> bool:
+    """Whether a run wrote this folder: its state says so."""
+    try:
+        return read_state(folder)["iteration"] == iteration
+    except ValueError:
+        return False
 
 
 FREE_TO_CHANGE = (
@@ -218,11 +246,28 @@ def _tensors(policy: Adapter, optimizer: torch.optim.AdamW, ema: Average) -> dic
     return {k: v.detach().cpu().contiguous() for k, v in out.items()}
 
 
-def _write_files(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
+def _of_parameters(
+    tensors: dict[str, Tensor], params: list[nn.Parameter], steps: int
+) -> tuple[list[Tensor], dict[Tensor, dict[str, Tensor]]]:
+    """The average of each parameter and AdamW's state of it, with the shapes that they must have."""
 
-    save_file(tensors, folder / "tensors.safetensors")
-    (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    def of(name: str, i: int) -> Tensor:
+        found = tensors[f"{name}.{i}"]
+        if found.shape != params[i].shape:
+            raise ValueError(f"{name}.{i} of shape {list(found.shape)} for a parameter of {list(params[i].shape)}")
+        return found
+
+    averages = [of("ema", i) for i in range(len(params))]
+    states: dict[Tensor, dict[str, Tensor]] = {}
+    for i, p in enumerate(params if steps else []):
+        moments = {name: of(name, i).to(p.device) for name in ("exp_avg", "exp_avg_sq")}
+        states[p] = {"step": torch.tensor(float(steps)), **moments}
+    return averages, states
+
+
+def _write_files(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    sha256 = write_tensors(folder / _TENSORS, tensors)
+    write_json(folder / _STATE, {**state, "sha256": sha256})
     for file in folder.iterdir():
         _sync(file)
     _sync(folder)
@@ -235,20 +280,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _is_write_failure(error: Exception) -> bool:
-    from safetensors import SafetensorError
-
-    if isinstance(error, OSError):
-        return error.errno in _WRITE_ERRORS
-    return isinstance(error, SafetensorError)
-
-
-def _all(output_dir: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    folder = Path(output_dir) / "checkpoints"
-    return sorted(p for p in folder.glob("iteration_*") if p.is_dir()) if folder.is_dir() else []
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

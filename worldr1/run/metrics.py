@@ -32,6 +32,7 @@ from torch import Tensor
 
 from worldr1.datatypes import RewardOutput
 from worldr1.run import distributed
+from worldr1.run.files import whole
 
 Metrics = dict[str, Any]
 
@@ -137,8 +138,8 @@ class MetricsWriter:
 
     def newest(self) -> Metrics:
         """The figures of the newest iteration, an earlier part of the run included; empty if there are none."""
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self.enabled else []
-        return json.loads(lines[-1]) if lines else {}
+        rows = [row for _, row in _rows(self._path) if row] if self.enabled else []
+        return rows[-1] if rows else {}
 
     def amend(self, **figures: Mapping[str, Any]) -> None:
         """Add figures to the line of the newest iteration."""
@@ -198,19 +199,28 @@ def plain(value: Any) -> Any:
 
 
 def _reopened(path: Path, first_iteration: int) -> TextIO:
-    """The file without the lines from `first_iteration` on and without a last line cut short, open for appending."""
-    kept = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    for line in lines:
+    """The file without the lines from `first_iteration` on and without a last line cut short, open for appending.
+
+    A damaged line stays where it is: it may be read by eye, and those after it are whole.
+    """
+    kept = [line for line, row in _rows(path) if row is None or row["iteration"] < first_iteration]
+    with whole(path) as unfinished:
+        unfinished.write_bytes(b"".join(kept) if first_iteration else b"")
+    return open(path, "a", encoding="utf-8")
+
+
+def _rows(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """The whole lines of a file of figures, and what each holds; None where it is damaged."""
+    out: list[tuple[bytes, dict[str, Any] | None]] = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
         try:
             row = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith("\n") or row["iteration"] >= first_iteration:
-            break
-        kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
-    return open(path, "a", encoding="utf-8")
+            row = row if isinstance(row, dict) and type(row.get("iteration")) is int else None
+        except (ValueError, RecursionError):
+            row = None
+        if line.endswith(b"\n"):
+            out.append((line, row))
+    return out
 
 
 class Progress:

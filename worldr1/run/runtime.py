@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import resource
@@ -13,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -21,11 +20,19 @@ import torch
 from worldr1.config import TrainConfig, to_json
 from worldr1.config_checks import judges_asked
 from worldr1.run import checkpoint, distributed
+from worldr1.run.files import write_json
+from worldr1.run.lock import FolderRefused, hold
 from worldr1.run.metrics import Progress
+from worldr1.run.saved_config import is_run
 
 PACKAGES = ("worldr1", "torch", "triton", "diffusers", "transformers", "peft", "numpy", "safetensors", "tyro")
 RANDOM_WEIGHTS = "RANDOM_WEIGHTS.txt"
 """A file beside weights that nobody trained (worldr1.rehearsal)."""
+FILES_OF_A_RUN = (
+    "config.json", "environment.json", "metrics.jsonl", "timings.jsonl", "checkpoints", "adapter", "validation",
+    "evaluation", "tensorboard", "report.html",
+)  # fmt: skip
+"""What a run writes into its output_dir."""
 SAME_PRESS_SECONDS = 1.0
 """Signals that come sooner after the first count as the same one: torchrun hands on what a terminal sent already."""
 
@@ -41,39 +48,62 @@ def set_threads(config: TrainConfig) -> None:
     torch.set_num_threads(config.num_threads or (int(named) if named.isdecimal() and int(named) else shared))
 
 
-def prepare_output_dir(config: TrainConfig, world: distributed.World) -> Path | None:
-    """Make the run's folder on rank 0, check that it can be written, and write config.json and environment.json.
+def prepare_output_dir(config: TrainConfig, world: distributed.World, held: ExitStack) -> Path | None:
+    """Make the run's folder on rank 0, lock it, check that it can be written, and write config.json and
+    environment.json.
 
-    Without --resume a run that is already there is moved aside, never overwritten.
+    Without --resume a run that is already there is moved aside, never overwritten; what is no run is never moved.
 
+    Args:
+      held: Gets the folder's lock, which rank 0 holds for all.
     Returns:
       With --resume, the checkpoint to go on from; else None.
     Raises:
       ValueError: it cannot be made or written; with --resume, it holds no checkpoint or one of other settings.
+        FolderRefused, before anything is moved or written: another process runs in it, or it is another's.
     """
-    folder, error = Path(config.output_dir), ""
+    folder, error, refused = Path(config.output_dir), "", False
     if world.is_main:
         try:
-            if not config.resume and (folder / "config.json").exists():
-                aside = _free_name(folder)
-                os.rename(folder, aside)
-                print(f"the earlier run in {folder} is now {aside}", flush=True)
             folder.mkdir(parents=True, exist_ok=True)
+            _take_over(folder, held, resume=config.resume)
             with tempfile.TemporaryFile(dir=folder):
                 pass
             if config.resume:
                 checkpoint.check_same_run(_newest(folder), config)
-            _write_json(folder / "config.json", to_json(config))
-            _write_json(folder / "environment.json", environment(world) | {"random_weights": random_weights(config)})
+            write_json(folder / "config.json", to_json(config))
+            write_json(folder / "environment.json", environment(world) | {"random_weights": random_weights(config)})
         except ValueError as problem:
-            error = str(problem)
+            error, refused = str(problem), isinstance(problem, FolderRefused)
         except OSError as problem:
             why = problem.strerror or problem
             error = f"output_dir must be a folder that can be written, got {folder} ({why}); choose --output-dir"
-    error = distributed.gather_objects(error)[0]
+    error, refused = distributed.gather_objects((error, refused))[0]
     if error:
-        raise ValueError(error)
+        raise FolderRefused(error) if refused else ValueError(error)
     return _newest(folder) if config.resume else None
+
+
+def _take_over(folder: Path, held: ExitStack, *, resume: bool) -> None:
+    """Lock the folder; an earlier run in it moves aside, unless it is to go on."""
+    lock = held.enter_context(hold(folder))
+    if lock.took_over:
+        print(f"the run in {folder} ended without letting go of it and is taken over: {lock.took_over}", flush=True)
+    if resume:
+        return
+    if is_run(folder):
+        aside = _free_name(folder)
+        os.rename(folder, aside)
+        lock.moved(aside)
+        print(f"the earlier run in {folder} is now {aside}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(hold(folder))
+        lock.release()
+    elif there := [name for name in FILES_OF_A_RUN if (folder / name).exists()]:
+        raise FolderRefused(
+            f"output_dir: {folder} must be a run's folder or one without files of their names, got {', '.join(there)} "
+            "and no config.json of a run; choose another --output-dir"
+        )
 
 
 def environment(world: distributed.World) -> dict[str, object]:
@@ -190,11 +220,13 @@ def _newest(folder: Path) -> Path:
 
 
 def _free_name(folder: Path) -> Path:
+    """Where an earlier run moves. A folder that a shell or this process stands in would move with them."""
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise FolderRefused(
+            f"output_dir: the earlier run in {folder} cannot be moved aside from where you stand, {Path.cwd()}: "
+            "--resume goes on with it; else choose another --output-dir"
+        )
     number = 1
     while (name := folder.with_name(f"{folder.name}.old{number}")).exists():
         number += 1
     return name
-
-
-def _write_json(path: Path, value: dict[str, object]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from worldr1.run.files import reading, whole
 
 SMALLEST_SIDE = 256
 """Videos below this height are enlarged by a whole factor, so that players show pixels and not a blur."""
@@ -64,14 +65,14 @@ def write_video(video: Tensor, path: Path, *, fps: int, upscale: int = 0) -> Non
     if suffix not in (".gif", ".mp4"):
         raise ValueError(f"write_video: path must end in .mp4 or .gif, got {path}")
     factor = upscale or max(1, -(-SMALLEST_SIDE // video.shape[2]))
-    unfinished = path.with_name(f".unfinished_{path.stem}{suffix}")
-    try:
-        (_write_gif if suffix == ".gif" else _write_mp4)(to_bytes(video), unfinished, fps=fps, factor=factor)
+    with whole(path) as unfinished:
+        try:
+            (_write_gif if suffix == ".gif" else _write_mp4)(to_bytes(video), unfinished, fps=fps, factor=factor)
+        except Exception as error:  # an encoder that died raises what its pipe, or its format, makes of it
+            if isinstance(error, OSError) and error.errno not in (None, errno.EPIPE):
+                raise
+            raise OSError(f"{path} cannot be written ({_last_line(error)}); is the disk full?") from error
         _check_whole(unfinished, num_frames=len(video))
-        os.replace(unfinished, path)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def _write_gif(video: Tensor, path: Path, *, fps: int, factor: int) -> None:
@@ -84,7 +85,7 @@ def _write_gif(video: Tensor, path: Path, *, fps: int, factor: int) -> None:
 def _write_mp4(video: Tensor, path: Path, *, fps: int, factor: int) -> None:
     import imageio.v2 as imageio
 
-    writer = imageio.get_writer(str(path), fps=fps, codec="libx264", quality=9, macro_block_size=1)
+    writer = imageio.get_writer(str(path), format="FFMPEG", fps=fps, codec="libx264", quality=9, macro_block_size=1)
     with writer:
         for frame in video:  # one at a time: an enlarged copy of all is large
             pixels = _enlarged(frame, factor)
@@ -97,20 +98,39 @@ def _enlarged(frame: Tensor, factor: int):
     return frame.permute(1, 2, 0).repeat_interleave(factor, 0).repeat_interleave(factor, 1).numpy()
 
 
-def _check_whole(path: Path, *, num_frames: int) -> None:
-    """OSError unless the file holds so many frames. A GIF merges equal frames, so there its end mark is looked for."""
+def num_frames_of(path: Path) -> int:
+    """Frames of an .mp4 file, as its decoder counts them.
+
+    Raises:
+      ValueError: it cannot be decoded.
+      OSError: it cannot be read.
+    """
     import imageio.v2 as imageio
 
+    with reading(path, "a video file"):
+        with open(path, "rb"):
+            pass
+        with imageio.get_reader(str(path), format="FFMPEG") as reader:  # type: ignore[arg-type]
+            return reader.count_frames()  # type: ignore[attr-defined]
+
+
+def _last_line(error: Exception) -> str:
+    """The encoder's last words: its log comes with the exception, a screen of it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _check_whole(path: Path, *, num_frames: int) -> None:
+    """OSError unless the file holds so many frames. A GIF merges equal frames, so there its end mark is looked for."""
     size = path.stat().st_size if path.exists() else 0
     found = 0
-    if path.suffix == ".gif":
+    if path.suffix.lower() == ".gif":
         found = num_frames if size and path.read_bytes()[-1:] == b";" else 0
     elif size:
         try:
-            with imageio.get_reader(str(path)) as reader:
-                found = reader.count_frames()  # type: ignore[attr-defined]
-        except Exception as error:  # a broken file raises whatever its decoder likes
-            raise OSError(f"{path} cannot be read back ({type(error).__name__}); is the disk full?") from error
+            found = num_frames_of(path)
+        except ValueError as error:
+            raise OSError(f"{error}; is the disk full?") from error
     if found != num_frames:
         raise OSError(f"{path} must hold {num_frames} frames, got {found} ({size} bytes); is the disk full?")
 

@@ -15,7 +15,7 @@ from worldr1.config import EvaluationConfig, RewardConfig
 from worldr1.evaluation import validate
 from worldr1.evaluation.validate import Validator, choose_prompts
 from worldr1.rewards import RewardStack
-from worldr1.run import video
+from worldr1.run import files, video
 from worldr1.run.distributed import World
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
@@ -121,7 +121,7 @@ def test_a_full_disk_is_told_once_and_costs_no_figure(tmp_path: Path, monkeypatc
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr({"_write_mp4": video, "_write_base": validate, "replace": validate.os}[where], where, full)
+    monkeypatch.setattr({"_write_mp4": video, "_write_base": validate, "replace": files.os}[where], where, full)
     said: list[str] = []
     validator = make(tmp_path / "full", bright(FakePolicy()))
     assert run(validator, 2, said) == expected

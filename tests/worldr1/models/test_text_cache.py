@@ -48,7 +48,7 @@ def test_a_damaged_file_is_named(tiny_wan: Path, tmp_path: Path) -> None:
     own = TextCache(tmp_path, model=tiny_wan, dtype="float32")
     own["a"] = torch.ones(1, 2)
     own.path("a").write_bytes(b"half")
-    with pytest.raises(ValueError, match="TextCache: .*must hold an embedding.*delete it"):
+    with pytest.raises(ValueError, match="TextCache: .*must be the embedding.*header too small; delete it"):
         TextCache(tmp_path, model=tiny_wan, dtype="float32")["a"]
 
 

@@ -1,5 +1,6 @@
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,3 +138,51 @@ def test_prompt_file_with_bom_crlf_and_blank_lines(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\n\r\n  zw\xc3\xb6lf  \n")
     assert read_prompts(path) == ["one", "zwölf"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"one\rtwo\r\nthree\n\nfour", ["one", "two", "three", "four"]),
+        (b"one\n\xef\xbb\xbftwo\n", ["one", "two"]),  # files joined by cat, each with its mark
+        (b"one\none\n", ["one", "one"]),  # drawn twice as often
+        (b"# a comment\n#\n#sunset over a bay\n  # indented\none # two\n#\ttab\n", ["#sunset over a bay", "one # two"]),
+        ("\u3000pan left\u00a0\n".encode(), ["pan left"]),
+    ],
+)
+def test_prompt_files_as_people_have_them(tmp_path, raw, expected):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(raw)
+    assert read_prompts(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "match"),
+    [
+        (
+            "Camera pan left.\n".encode("utf-16-le"),
+            "a NUL character in line 1: UTF-16 without a mark.*save it as UTF-8",
+        ),
+        ("Camera pan left.\n".encode("utf-16-be"), "a NUL character in line 1"),
+        ("Camera pan left.\n".encode("utf-16"), "got UTF-16; save it as UTF-8"),
+        ("Camera pan left.\n".encode("utf-32"), "save it as UTF-8"),
+        (b"one\ntwo\0\n", "a NUL character in line 2"),
+        ("caf\u00e9\n".encode("latin-1"), "got byte 0xe9 in line 1"),
+        (b"", "got an empty file"),
+        (b"\xef\xbb\xbf\r\n", "at least one prompt"),
+        (b"# nothing\n\n", "empty lines and comments alone"),
+    ],
+)
+def test_what_is_no_prompt_file_is_refused_with_what_to_do(tmp_path, raw, match):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=f"prompts: .*prompts.txt must .*{match}"):
+        read_prompts(path)
+
+
+def test_no_prompt_of_ours_is_a_comment():
+    import worldr1
+
+    for file in (Path(worldr1.__file__).parent / "assets" / "prompts").glob("*.txt"):
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        assert read_prompts(file) == lines

@@ -29,6 +29,7 @@ from worldr1.report.plots import (
     wilson,
 )
 from worldr1.report.sheets import encode_clip, encode_pairs
+from worldr1.run.video import write_video
 from worldr1_kernels import trajectory_error
 
 
@@ -262,8 +263,11 @@ def _opened(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def validated(folder: Path, *, size: int = 500) -> Path:
-    """A run that goes on: 30 of 80 iterations, validated after 10 and 20; a third validation is being written."""
+def validated(folder: Path, *, more: int = 0) -> Path:
+    """A run that goes on: 30 of 80 iterations, validated after 10 and 20; a third validation is being written.
+
+    The videos are longer by `more` bytes than they need to be.
+    """
     run = make_run(folder, num_samples=2)
     for name in ("evaluation/study.json", "evaluation/samples.npz"):
         (run / name).unlink()
@@ -279,7 +283,9 @@ def validated(folder: Path, *, size: int = 500) -> Path:
         sheet = run / "validation" / f"iteration_{done:06d}"
         sheet.mkdir(parents=True)
         for file in ("grid", "prompt_00", "prompt_01"):
-            (sheet / f"{file}.mp4").write_bytes(bytes([done]) * size)
+            write_video(torch.full((5, 3, 16, 16), done / 40), sheet / f"{file}.mp4", fps=8)
+            with (sheet / f"{file}.mp4").open("ab") as video:
+                video.write((8 + more).to_bytes(4, "big") + b"free" + bytes(more))
     unfinished = run / "validation" / "iteration_000030"
     unfinished.mkdir()
     (unfinished / "prompt_00.mp4").write_bytes(b"whole, but the others are not yet there")
@@ -289,7 +295,8 @@ def validated(folder: Path, *, size: int = 500) -> Path:
 
 
 def test_a_running_run_shows_its_newest_whole_validation(tmp_path: Path) -> None:
-    html = write_report(validated(tmp_path / "run")).read_text(encoding="utf-8")
+    run = validated(tmp_path / "run")
+    html = write_report(run).read_text(encoding="utf-8")
     heading = re.search(r"<h1>(.*?)</h1>", html, re.S)[1]
     assert heading == (
         "After 20 iterations: reward 1.000 to 1.350 (+0.350 ± 0.050) on 2 validation prompts; "
@@ -299,7 +306,7 @@ def test_a_running_run_shows_its_newest_whole_validation(tmp_path: Path) -> None
     part = html[html.index('id="validation"') : html.index('id="curves"')]
     assert "newest clips after 20 iterations" in part and part.count("<svg ") == 2
     shown = re.search(r'<video [^>]*src="data:video/mp4;base64,([^"]*)"', part)[1]
-    assert base64.b64decode(shown) == bytes([20]) * 500
+    assert base64.b64decode(shown) == (run / "validation" / "iteration_000020" / "grid.mp4").read_bytes()
     assert re.findall(r'href="([^"#]*)"', part) == [
         f"validation/iteration_000020/{name}.mp4" for name in ("grid", "prompt_00", "prompt_01")
     ]
@@ -307,9 +314,64 @@ def test_a_running_run_shows_its_newest_whole_validation(tmp_path: Path) -> None
 
 
 def test_a_large_sheet_is_linked(tmp_path: Path) -> None:
-    html = write_report(validated(tmp_path / "run", size=1_000_000)).read_text(encoding="utf-8")
+    html = write_report(validated(tmp_path / "run", more=1_000_000)).read_text(encoding="utf-8")
     assert "<video" not in html and 'href="validation/iteration_000020/grid.mp4"' in html
     assert len(html.encode()) < 1_000_000
+
+
+def test_a_grid_that_cannot_be_played_is_told_and_an_older_one_shown(tmp_path: Path) -> None:
+    run = validated(tmp_path / "run")
+    folder = run / "validation"
+    (folder / "iteration_000020" / "grid.mp4").write_bytes(b"half a film")
+    (folder / "iteration_000020").rename(folder / "iteration_1000000")  # later than 999999, though not as text
+    (folder / "iteration_000010_mine").mkdir()
+    (folder / "iteration_000010_mine" / "grid.mp4").write_bytes(b"the user's own")
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "The grid of iteration_1000000 cannot be played" in html and "newest clips after 10 iterations" in html
+    shown = re.search(r'<video [^>]*src="data:video/mp4;base64,([^"]*)"', html)[1]
+    assert base64.b64decode(shown) == (folder / "iteration_000010" / "grid.mp4").read_bytes()
+
+
+def test_samples_with_flipped_bytes_are_a_sentence(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", num_samples=2)
+    file = run / "evaluation" / "samples.npz"
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    np.savez_compressed(file, **arrays)  # as the study writes it
+    raw = bytearray(file.read_bytes())
+    for k in range(60, 400):
+        raw[k] ^= 0xFF
+    file.write_bytes(raw)
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "evaluation/samples.npz cannot be read" in html and "the videos and trajectories are not shown" in html
+    assert 'id="gates"' in html and 'id="sheet"' not in html
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "part"),
+    [
+        ("config.json", {"evaluation": {"num_sheet_rows": float("inf")}}, "the videos are"),
+        ("config.json", {"video": {"fps": 10**400}}, None),  # as if it said nothing
+        ("evaluation/study.json", {"metrics": {"obedience": {"gain": 1e400, "before": 10**400}}}, None),
+        ("environment.json", {"device": {"a": [1]}, "torch": None, "random_weights": 3}, None),
+    ],
+)
+def test_numbers_that_no_one_meant_cost_their_part_alone(tmp_path: Path, name: str, change: dict, part: str) -> None:
+    run = make_run(tmp_path / "run", num_samples=1)
+    (run / name).write_text(json.dumps(json.loads((run / name).read_text()) | change))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert 'id="curves"' in html and "<h1>" in html
+    assert (f"{part} left out" in html) if part else ("left out" not in html)
+
+
+@pytest.mark.parametrize("key", ["prompts", "requested", "obeyed_before", "before"])
+@pytest.mark.parametrize("array", [np.array(3), np.array(["a"]), np.zeros((9, 9, 4, 4), complex), np.zeros((0, 4))])
+def test_arrays_of_another_kind_leave_a_page(tmp_path: Path, key: str, array: np.ndarray) -> None:
+    run = make_run(tmp_path / "run", num_samples=2)
+    with np.load(run / "evaluation" / "samples.npz") as archive:
+        arrays = dict(archive)
+    np.savez(run / "evaluation" / "samples.npz", **(arrays | {key: array}))
+    assert 'id="curves"' in write_report(run).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
