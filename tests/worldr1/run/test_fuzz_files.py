@@ -1,12 +1,13 @@
 """Every file of a run, damaged at random: what reads it gives a right result or a sentence with the path, nothing else.
 
-WORLDR1_FUZZ_CASES (200) and WORLDR1_FUZZ_SEED (0) set how many damages are tried and which; a failure prints its seed.
+WORLDR1_FUZZ_CASES (100) and WORLDR1_FUZZ_SEED (0) set how many damages are tried and which; a failure prints its seed.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import json
 import os
 import random
@@ -39,7 +40,7 @@ from worldr1.run.metrics import MetricsWriter
 from worldr1.run.runtime import prepare_output_dir
 from worldr1.run.video import write_video
 
-CASES = int(os.environ.get("WORLDR1_FUZZ_CASES", "200"))
+CASES = int(os.environ.get("WORLDR1_FUZZ_CASES", "100"))
 SEED = int(os.environ.get("WORLDR1_FUZZ_SEED", "0"))
 PROMPT = "Camera pan left. A red ball."
 LARGEST = 32 * 32 * 9  # pixels of a video that a changed setting may ask for here
@@ -223,7 +224,7 @@ def try_one(run: Run, seed: int) -> Iterator[tuple[str, str]]:
     for name in sorted({name for path in touched for name in run.readers(path)}):
         reader: Callable[[set[Path]], None] = getattr(run, f"read_{name}")
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")  # of drawing numbers that are none
                 reader(touched)
             yield name, "right"
