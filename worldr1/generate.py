@@ -74,6 +74,7 @@ def run(config: GenerateConfig) -> list[Path]:
     Raises:
       ValueError: no prompt, an output that is not .mp4 or .gif, compare without an adapter, a missing folder, sizes
         that the model cannot make. Before the model is loaded, where that can be known.
+      RuntimeError: a video that is not finite; no CUDA device where one was asked for.
       OSError: the output cannot be written, a file of the adapter or the run not read.
     """
     files = output_files(config.output, len(config.prompt))
@@ -123,6 +124,11 @@ def run(config: GenerateConfig) -> list[Path]:
             adapter=adapter,
             micro_batch=1 if settings.video.height * settings.video.width > 2**16 else 8,
         )
+        if not bool(videos.isfinite().all()):
+            raise RuntimeError(
+                f"generate: the {'adapter' if adapter else 'base model'}'s video must be finite, got NaN: its weights "
+                f"are beyond what {settings.model.dtype} can hold, or are damaged"
+            )
         columns.append(videos.cpu())
         seconds = time.perf_counter() - start
         print(f"{'adapter' if adapter else 'base model'}: {len(videos)} video(s) in {seconds:.1f} s")

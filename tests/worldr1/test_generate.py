@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from worldr1 import generate as command
 from worldr1.config import ModelConfig, NoiseConfig, ScheduleConfig, TrainConfig, VideoConfig, to_json
@@ -168,3 +169,34 @@ def test_wrong_settings_are_told_before_anything_is_loaded(
         arguments = [*arguments, "--model", str(tiny_wan)]
     assert command.main(arguments) == 2
     assert match in capsys.readouterr().err
+
+
+def test_a_cut_adapter_is_one_line_and_exit_2(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run_folder / "adapter" / "pytorch_lora_weights.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    args = ["--prompt", PROMPT, "--adapter", str(run_folder / "adapter"), "--output", str(run_folder / "out.gif")]
+    assert command.main(args) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(str(file)) and error.count("\n") == 1 and not (run_folder / "out.gif").exists()
+
+
+def test_a_video_that_is_not_finite_is_no_success(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights that are finite and far too large."""
+    file = run_folder / "adapter" / "pytorch_lora_weights.safetensors"
+    save_file({name: 1e18 * value for name, value in load_file(file).items()}, file)
+    args = ["--prompt", PROMPT, "--adapter", str(run_folder / "adapter"), "--output", str(run_folder / "out.gif")]
+    assert command.main(args) == 1
+    assert "generate: the adapter's video must be finite, got NaN" in capsys.readouterr().err
+    assert not (run_folder / "out.gif").exists()
+
+
+def test_a_lora_file_of_others_needs_no_run(run_folder: Path, tiny_wan: Path, tmp_path: Path) -> None:
+    """Beside a model's config.json, which is no run's."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (run_folder / "adapter" / "wan_lora.safetensors").rename(other / "lora.safetensors")
+    (other / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')
+    output = tmp_path / "out.gif"
+    args = ["--adapter", str(other / "lora.safetensors"), "--model", str(tiny_wan), "--prompt", PROMPT]
+    sizes = ["--height", "16", "--width", "24", "--num-frames", "5", "--num-steps", "2"]
+    assert command.main([*args, *sizes, "--output", str(output)]) == 0 and output.is_file()

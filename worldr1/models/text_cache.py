@@ -67,4 +67,4 @@ class TextCache:
     def __setitem__(self, prompt: str, embedding: Tensor) -> None:
         keep_recent(self._memory, prompt, embedding)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.path(prompt), {"embedding": embedding.contiguous().cpu()}, shared=True)
+        write_tensors(self.path(prompt), {"embedding": embedding.contiguous().cpu()})

@@ -112,7 +112,8 @@ def _jsonl(path: Path, what: str, missing: list[str]) -> list[dict[str, Any]]:
 def _newest_sheets(folder: Path, missing: list[str]) -> list[Path]:
     """Files of the newest validation whose grid can be played; one that is being written has whole files only."""
     for _, newest in reversed(numbered(folder)):
-        found = sorted(p for p in newest.glob("*.mp4") if not p.name.startswith("."))  # grid.mp4, prompt_00.mp4 ...
+        whole = (p for p in newest.glob("*.mp4") if not p.name.startswith("."))
+        found = sorted(whole, key=lambda p: (len(p.name), p.name))  # grid.mp4, prompt_00.mp4 ... prompt_100.mp4
         if found and found[0].name == "grid.mp4":  # written last
             try:
                 num_frames_of(found[0])

@@ -123,19 +123,19 @@ def read_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to, renamed to it when the block ends well, and gone when it does not.
+
+    Several processes may write one file at once (two reports of a run, ranks that encode one prompt): each gets a name
+    of its own, and the last to end has the file.
 
     Args:
       path: The file; an older one stays until the new one takes its name, with the mode that the umask gives.
-      shared: Several processes may write it at once: each gets a name of its own.
     Raises:
       OSError: from the system.
     """
     path = Path(path)
-    own = f"{os.getpid()}_{secrets.token_hex(4)}_" if shared else ""
-    unfinished = path.with_name(f"{UNFINISHED}{own}{path.name}")
-    unfinished.unlink(missing_ok=True)  # of a process that was killed
+    unfinished = path.with_name(f"{UNFINISHED}{secrets.token_hex(4)}_{path.name}")
     try:
         unfinished.touch()
         mode = unfinished.stat().st_mode & 0o777  # safetensors' writer makes 600
@@ -159,13 +159,11 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None, shared: bool = False
-) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None) -> str:
     """Write a .safetensors file as `whole` does, and read its table back before it takes its name.
 
     Args:
-      path, shared: As for `whole`.
+      path: As for `whole`.
       tensors: On the CPU, contiguous, none sharing memory.
       metadata: Texts beside them.
     Returns:
@@ -176,7 +174,7 @@ def write_tensors(
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
-    with whole(path, shared=shared) as unfinished:
+    with whole(path) as unfinished:
         try:
             save_file(dict(tensors), str(unfinished), metadata=metadata)
             with safe_open(str(unfinished), framework="pt") as file:  # its length must fit the table

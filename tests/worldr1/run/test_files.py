@@ -40,8 +40,7 @@ def mode(path: Path) -> int:
 def test_the_umask_gives_the_mode(tmp_path: Path, umask_027: None) -> None:
     write_json(tmp_path / "a.json", {"a": 1})
     write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)})
-    write_tensors(tmp_path / "b.safetensors", {"a": torch.ones(2)}, shared=True)
-    assert {mode(p) for p in tmp_path.iterdir()} == {0o640} and len(list(tmp_path.iterdir())) == 3
+    assert {mode(p) for p in tmp_path.iterdir()} == {0o640} and len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -108,16 +107,17 @@ def test_the_innermost_file_is_named(tmp_path: Path) -> None:
 def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    (tmp_path / f"{files.UNFINISHED}a.txt").write_text("of a process that was killed")
     with pytest.raises(RuntimeError), whole(path) as unfinished:
         unfinished.write_text("half")
         assert path.read_text() == "old"
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-    with whole(path, shared=True) as one, whole(path, shared=True) as two:
-        assert one != two and one.parent == two.parent == tmp_path
-    write_text(path, "new")
-    assert path.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    with whole(path) as one:  # two at once: neither takes the other's half
+        one.write_text("one, ")
+        write_text(path, "two")
+        with one.open("a") as file:
+            file.write("whole")
+    assert path.read_text() == "one, whole" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_tensor_file_that_is_not_whole_never_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

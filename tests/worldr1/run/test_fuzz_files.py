@@ -65,8 +65,9 @@ class Run:
         self.folder, self.model = folder, tiny_wan
         self.config = replace(fake_config(), output_dir=folder)
         make_run(folder, num_samples=1, height=16, width=16, num_frames=5)
-        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)[:3]
-        (folder / "metrics.jsonl").write_text("".join(lines))
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[:3]]
+        one_term = [row | {"terms": {"traj": row["terms"]["traj"]}} for row in rows]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in one_term))
         (folder / "timings.jsonl").write_text('{"iteration": 0, "seconds": 2.5}\n{"iteration": 1, "seconds": 2.5}\n')
         model = ModelConfig(path=tiny_wan, lora_rank=4, adapter_sigma_min=0.5)
         run = replace(
@@ -85,7 +86,7 @@ class Run:
         self.base = folder / "validation" / "base" / "prompt_00.npz"
         _write_base(self.base, "key", Scored(self.clip, {"reward": 1.0, "traj": 0.5}))
         pair = {"base": 1.0, "adapter": 1.2, "gain": 0.2, "stderr": 0.05, "num": 1}
-        row = {"iteration": 1, "prompts": [PROMPT], "num": 1, "reward": pair, "terms": {"traj": pair}}
+        row = {"iteration": 1, "prompts": [PROMPT], "num": 1, "reward": pair, "terms": {}}
         (folder / "validation" / "validation.jsonl").write_text(json.dumps(row) + "\n")
         (folder / "validation" / "iteration_000002").mkdir()
         write_video(torch.rand(5, 3, 16, 16), folder / "validation" / "iteration_000002" / "grid.mp4", fps=8)
