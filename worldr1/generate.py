@@ -126,8 +126,8 @@ def run(config: GenerateConfig) -> list[Path]:
         )
         if not bool(videos.isfinite().all()):
             raise RuntimeError(
-                f"generate: the {'adapter' if adapter else 'base model'}'s video must be finite, got NaN: its weights "
-                f"are beyond what {settings.model.dtype} can hold, or are damaged"
+                f"generate: a video of {config.adapter if adapter else settings.model.path} must be finite, got NaN: "
+                f"its weights are beyond what {settings.model.dtype} can hold, or are damaged"
             )
         columns.append(videos.cpu())
         seconds = time.perf_counter() - start

@@ -186,7 +186,8 @@ def test_a_video_that_is_not_finite_is_no_success(run_folder: Path, capsys: pyte
     save_file({name: 1e18 * value for name, value in load_file(file).items()}, file)
     args = ["--prompt", PROMPT, "--adapter", str(run_folder / "adapter"), "--output", str(run_folder / "out.gif")]
     assert command.main(args) == 1
-    assert "generate: the adapter's video must be finite, got NaN" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"generate: a video of {run_folder / 'adapter'} must be finite, got NaN" in said
     assert not (run_folder / "out.gif").exists()
 
 

@@ -298,6 +298,36 @@ def test_resume_with_other_settings_is_refused(finished):
     assert json.loads((finished.output_dir / "config.json").read_text())["seed"] == 0
 
 
+@pytest.mark.slow
+def test_a_second_run_is_refused_and_after_sigkill_the_first_goes_on(tiny_wan, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--output-dir", str(run), *SHELL_FLAGS, str(tiny_wan), "--checkpoint-every", "1"]
+
+    def start(*more: str) -> subprocess.Popen:
+        command = [sys.executable, "worldr1/train.py", *flags, *more]
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )  # fmt: skip
+
+    first = start("--max-iterations", "1000")
+    while not (run / "checkpoints" / "iteration_000002").is_dir():
+        assert first.poll() is None, first.stdout.read()
+        time.sleep(0.2)
+    for more in ([], ["--resume"]):
+        second = start("--max-iterations", "3", *more)
+        said = second.communicate(timeout=200)[0]
+        assert second.returncode == 2 and f"in use by process {first.pid} on " in said and "Traceback" not in said
+    assert first.poll() is None and [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert not list(run.glob("error_rank*"))
+    first.kill()
+    first.communicate()
+    done = int(checkpoint.latest(run).name.removeprefix("iteration_"))
+    third = start("--max-iterations", str(done + 1), "--resume")
+    said = third.communicate(timeout=200)[0]
+    assert third.returncode == 0 and f"is taken over: process {first.pid} on " in said, said
+    assert len(lines(run)) == done + 1 and not (run / "run.lock").exists()
+
+
 def test_a_new_run_moves_the_old_one_aside(small, capsys):
     for seed, folder in enumerate((small.output_dir, small.output_dir.with_name("run.old1"))):
         folder.mkdir()

@@ -36,7 +36,9 @@ def test_an_earlier_run_is_moved_aside_and_its_lock_goes(tmp_path: Path, capsys:
         prepare(run)
         assert names(run) == {"config.json", "environment.json"} and is_run(run)
         (run / "mark").write_text(str(number))
-    prepare(run)
+    with ExitStack() as held:
+        prepare_output_dir(replace(fake_config(), output_dir=run), ALONE, held)
+        assert list(tmp_path.rglob(LOCK_FILE)) == [run / LOCK_FILE]  # not of the folder that was moved
     assert names(tmp_path) == {"run", "run.old1", "run.old2"}
     assert (tmp_path / "run.old2" / "mark").read_text() == "2" and not (run / "mark").exists()
     assert not list(tmp_path.rglob(LOCK_FILE)) and "is now" in capsys.readouterr().out
