@@ -109,7 +109,7 @@ def test_s_recon_by_published_weights_wants_sharp_videos() -> None:
     assert gap["blur 2"]["recon"] > 0 and gap["blur 4"]["recon"] > 0 and gap["noise 0.05"]["recon"] > 0.1
     assert gap["blur 2"]["recon held out"] > gap["blur 2"]["recon"]
     assert gap["blur 0.5"]["recon"] < 0
-    crisper = measure_sensitivity(rewards, replace(settings, screen_blur=0.03, only=("blur",)))
+    crisper = measure_sensitivity(replace(rewards, screen_blur=0.03), replace(settings, only=("blur",)))
     assert all(bool((crisper["truth"]["recon"] > crisper[f"blur {px}"]["recon"]).all()) for px in (1, 2, 4))
 
 
