@@ -20,7 +20,8 @@ class Phrases(PromptText):
         if verb is None:
             return self._direction_first(i)
         k, named = self._after_verb(i)
-        circles = self.at(k) == "in" and any(self.at(m) in vocab.CIRCLES for m in (k + 3, k + 4))
+        apart = next((m for m in range(k + 1, k + 5) if self.at(m) in (",", ".", "then", "and")), k + 5)
+        circles = self.at(k) == "in" and any(self.at(m) in vocab.CIRCLES for m in (k + 3, k + 4) if m < apart)
         clockwise = vocab.DIRECTIONS.get(self.at(k)) in ("clockwise", "counter") and self.at(k + 1) == "around"
         circles = circles or clockwise  # "rotates clockwise around the vase"
         around = circles or self.at(k) in ("around", "about")

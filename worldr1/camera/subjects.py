@@ -133,9 +133,9 @@ class Subjects(Phrases):
 
     def _goes_over(self, stop: int) -> bool:
         """Whether a direction that ends before `stop` is no past tense: "an old dolly left behind", "truck left"."""
-        while self._manner(stop):
-            stop += 1
         side = vocab.DIRECTIONS.get(self.at(stop - 1))
+        while self._manner(stop) or self.at(stop) in vocab.AGAIN:
+            stop += 1
         return side not in ("left", "right") or self.at(stop) in vocab.SPATIAL
 
     def _is_doubtful(self, i: int, stop: int) -> bool:

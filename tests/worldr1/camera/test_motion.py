@@ -429,3 +429,15 @@ class _Counting(_Reader):
 def test_a_prompt_must_be_text(prompt: object) -> None:
     with pytest.raises(TypeError, match="parse_motion: prompt must be a str, got"):
         parse_motion(prompt)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("pan to the left, then dolly in, then orbit to the left.", ["pan_left", "push_in", "orbit_left"]),
+        ("Dolly in. Then orbit left.", ["push_in", "orbit_left"]),
+        ("pan left again", ["pan_left"]),
+    ],
+)
+def test_what_follows_a_motion_is_no_part_of_it(text: str, kinds: list[str]) -> None:
+    assert [token.kind for token in parse_motion(text)] == kinds
