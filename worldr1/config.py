@@ -309,8 +309,8 @@ class EvaluationConfig:
     """Sampler of the study; `unipc` on its own grid is what Wan's pipeline uses."""
     num_steps: Annotated[int, Whole("[0, 1000]")] = 0
     """Steps of the study's sampler; 0 takes schedule.num_steps."""
-    evaluator: Path = EMBEDDED / "microeval"
-    """Folder of the independent evaluator."""
+    evaluator: str = str(EMBEDDED / "microeval")
+    """The independent evaluator: a folder; without labels any reconstructor, a folder or `module:name`."""
     labels: bool = True
     """Also measure obedience and content, which the embedded prompts name and the embedded evaluator can name."""
     height: Annotated[int, Whole("[0, 8192]")] = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 from worldr1.config import ForwardConfig, TrainConfig
@@ -48,6 +49,8 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         must(bounds.holds(value), f"{name} must be in {bounds.interval}, got {value}")
     if bad:  # what follows computes with them
         raise ValueError("configuration:\n  - " + "\n  - ".join(bad))
+    cores = os.cpu_count() or 1
+    must(c.num_threads <= cores, f"num_threads must be at most the {cores} cores, got {c.num_threads}; 0 shares them")
     v = c.video
     must(v.num_frames % 4 == 1, f"video.num_frames must be 4 k + 1, got {v.num_frames}")
     must(
@@ -129,7 +132,11 @@ def validate(config: TrainConfig, *, world_size: int = 1) -> None:
         f"reward.device must be empty, cpu or cuda:K, got {w.device}",
     )
     if e.num_samples:
-        must(e.evaluator.is_dir(), f"evaluation.evaluator must be a model folder, got {e.evaluator} (no such folder)")
+        source = str(e.evaluator)
+        must(
+            ":" in source or Path(source).is_dir(),
+            f"evaluation.evaluator must be a model folder or module:name, got {source} (no such folder)",
+        )
     if bad:
         raise ValueError("configuration:\n  - " + "\n  - ".join(bad))
 

@@ -27,7 +27,7 @@ HELP = """usage: python -m worldr1.doctor [--ranks N] [--no-clip] FLAGS OF train
 Looks at what a run would need: settings, packages, devices, prompts, model and judge folders with their licences, disk
 and memory; tries one clip on every judge; then prints the command that starts the run, or the first thing to do.
 
-  --ranks N    ranks of the run (default: the devices of this machine, or 1)
+  --ranks N    ranks of the whole run (default: the devices of this machine, or 1)
   --no-clip    do not load the judges
 
 For example: python -m worldr1.doctor --preset wan2.1-1.3b --model.path WAN_FOLDER --reward.critic QWEN_FOLDER
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return cli.EXIT_USAGE
-    ranks = ranks or _num_devices() or 1
+    ranks = ranks or (_ranks_here(config, _num_devices()) if config.device != "cpu" else 0) or 1
     todo = []
     for finding in examine(config, ranks=ranks, with_clip=with_clip):
         print(f"{'ok   ' if finding.good else 'TO DO'}  {finding.what:14} {finding.text}", flush=True)
@@ -76,9 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if todo:
         print(f"\n{len(todo)} thing(s) to do; the next is {todo[0].what}: {todo[0].text}")
         return 1
-    start = ["torchrun", "--nproc_per_node", str(ranks), "--shutdown-timeout", "600", "worldr1/train.py", *flags]
-    print(f"\nready; start with\n  {shlex.join(start)}")
+    print(f"\nready; start with\n  {start_command(ranks, flags, config)}")
     return 0
+
+
+def start_command(ranks: int, flags: Sequence[str], config: TrainConfig) -> str:
+    """What starts the run; on several machines like this one where it has fewer devices than ranks."""
+    here = _ranks_here(config, ranks)
+    start = ["torchrun", "--nproc_per_node", str(here)]
+    if ranks > here:
+        start += ["--nnodes", str(ranks // here), "--rdzv_backend", "c10d", "--rdzv_endpoint", "FIRST_MACHINE:29500"]
+    command = shlex.join([*start, "--shutdown-timeout", "600", "worldr1/train.py", *flags])
+    return command + (f"\non each of {ranks // here} machines like this one" if ranks > here else "")
 
 
 def examine(config: TrainConfig, *, ranks: int, with_clip: bool) -> Iterator[Finding]:
@@ -90,6 +99,7 @@ def examine(config: TrainConfig, *, ranks: int, with_clip: bool) -> Iterator[Fin
       with_clip: Load the judges and show them the golden clip.
     """
     yield from _settings(config, ranks)
+    yield from _attempt("ranks", lambda: _ranks(config, ranks))
     yield _packages()
     yield from _attempt("device", lambda: _device(config))
     yield from _attempt("prompts", lambda: _prompts(config))
@@ -180,6 +190,21 @@ def _num_devices() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _ranks_here(config: TrainConfig, ranks: int) -> int:
+    """Of the run's ranks those of one machine like this one: a device each, or all of them on CPUs."""
+    devices = _num_devices() if config.device != "cpu" else 0
+    if config.reward.device.startswith("cuda:"):
+        devices = min(devices, max(0, devices - int(config.reward.device.removeprefix("cuda:"))))
+    return min(ranks, devices) or ranks
+
+
+def _ranks(config: TrainConfig, ranks: int) -> str | Finding | None:
+    here = _ranks_here(config, ranks)
+    if ranks % here:
+        return Finding("ranks", False, f"{ranks} ranks must be the same number on each machine, here {here} fit")
+    return f"{ranks}, {here} of them here" if ranks > here else None
 
 
 LARGE_PIXELS = 1 << 20
@@ -311,7 +336,7 @@ def _memory(config: TrainConfig, ranks: int) -> str | Finding | None:
         source = Path(str(getattr(config.reward, role)))
         judges += _weights_size(source) if source.is_dir() else 0
     text_encoder = _num_weights(Path(config.model.path) / "text_encoder")
-    device, room = _room(config, ranks)
+    device, room = _room(config, _ranks_here(config, ranks))
 
     def peak(settings: TrainConfig) -> tuple[float, str]:
         own = policy if settings.model == config.model else _meta_policy(settings)
@@ -359,10 +384,14 @@ def _clip(config: TrainConfig, role: str) -> str:
     """Load one judge, show it the golden clip, and let it go."""
     import torch
 
+    from worldr1.rewards.combine import judges_device
     from worldr1.rewards.golden import golden_clip, try_judge
     from worldr1.rewards.judges.registry import load_judge
 
-    device = torch.device("cuda" if config.device != "cpu" and _num_devices() else "cpu")
+    device = judges_device(
+        config.reward.device,
+        torch.device("cuda", 0) if config.device != "cpu" and _num_devices() else torch.device("cpu"),
+    )
     start = time.perf_counter()
     judge = load_judge(getattr(config.reward, role), role=role, device=device, config=config.reward)
     loading = time.perf_counter() - start

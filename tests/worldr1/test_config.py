@@ -161,6 +161,11 @@ def test_each_estimator_refuses_the_others_settings_by_name(good):
         assert f"forward.{name} must be " in said and f"unless update.estimator is forward, got {value}" in said
 
 
+def test_more_threads_than_cores_are_refused(good):
+    with pytest.raises(ValueError, match="num_threads must be at most the .* cores, got 1000; 0 shares them"):
+        validate(replace(good, num_threads=1000))
+
+
 def test_every_field_is_documented():
     """--help shows the string under a field; a field without one would be shown bare."""
     tree = ast.parse(inspect.getsource(config_module))

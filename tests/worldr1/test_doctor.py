@@ -124,6 +124,24 @@ def test_disk(monkeypatch, tmp_path: Path) -> None:
         doctor._disk(config)
 
 
+def test_more_ranks_than_devices_are_more_machines(monkeypatch) -> None:
+    """A run of 48 on a machine of 8: six of them, and the command says so."""
+    config = TrainConfig()
+    monkeypatch.setattr(doctor, "_num_devices", lambda: 8)
+    command = doctor.start_command(48, ["--seed", "3"], config)
+    words = shlex.split(command.splitlines()[0])
+    assert words[words.index("--nproc_per_node") + 1] == "8" and words[words.index("--nnodes") + 1] == "6"
+    assert words[-2:] == ["--seed", "3"] and command.endswith("on each of 6 machines like this one")
+    assert doctor._ranks(config, 48) == "48, 8 of them here" and doctor._ranks(config, 8) is None
+    finding = doctor._ranks(config, 20)
+    assert isinstance(finding, doctor.Finding) and "the same number on each machine, here 8 fit" in finding.text
+    assert "--nnodes" not in doctor.start_command(4, [], config)
+    # Judges on the upper half of the devices leave half of them to the ranks.
+    halved = replace(config, reward=replace(config.reward, device="cuda:4"))
+    assert shlex.split(doctor.start_command(48, [], halved).splitlines()[0])[2] == "4"
+    assert "--nnodes" not in doctor.start_command(48, [], replace(config, device="cpu"))
+
+
 def test_its_own_flags(capsys) -> None:
     assert doctor.main(["--help"]) == 0 and "--no-clip" in capsys.readouterr().out
     assert doctor.main(["--ranks", "none"]) == 2 and "--ranks must be a number" in capsys.readouterr().err

@@ -141,7 +141,8 @@ def stages(
       policy: From `meta_policy`, with config.model.
       config: The run's settings; rollout.micro_batch counts.
       num_ranks: Among which the samples are dealt.
-      judges: Bytes of their weights; None: those of JUDGES, the published recipe's.
+      judges: Bytes of their weights; None: those of JUDGES, the published recipe's. With reward.device they are not on
+        the device that is counted.
       num_text_encoder: Parameters of the text encoder.
     Raises:
       ValueError: the samples do not divide among the ranks.
@@ -156,6 +157,8 @@ def stages(
     video = v.num_frames * 3 * v.height * v.width
     if judges is None:
         judges = sum(round(params * size) for params, size in JUDGES.values())
+    if config.reward.device:  # not the policy's
+        judges = 0
     # Off the device but while they judge; the bytes of all videos then wait for them on the host.
     judges, judges_passing, waiting = (0, judges, num * video) if config.reward.offload else (judges, 0, 0)
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from worldr1.datatypes import GaussianScene, Reconstruction
 from worldr1.evaluation.camera_metrics import camera_control
 from worldr1.evaluation.labels import Labels
-from worldr1.rewards.reconstruct import EPS2D_PX2
 from worldr1_kernels import rasterize, trajectory_error, trajectory_reward
 
 CLIPS_PER_CALL = 32
 SPLAT_PX = 0.25
 """Standard deviation of a Gaussian of the hold-out scene, in pixels of the frame that it comes from."""
+SCREEN_BLUR_PX2 = 0.1
+"""Variance added to it on the screen. The evaluation's own: what a run sets for its rewards does not move it."""
 MAX_PSNR_DB = 60.0
 
 
@@ -38,22 +39,26 @@ class Classifier(Evaluator, Protocol):
         ...
 
 
-def load_evaluator(folder: Path, *, device: torch.device, labels: bool = True) -> Evaluator:
-    """Open an evaluator's folder, frozen and in evaluation mode.
+def load_evaluator(source: str | Path, *, device: torch.device, labels: bool = True) -> Evaluator:
+    """Open an evaluator, frozen and in evaluation mode.
 
     Args:
-      folder: Of a MicroEvaluator; without labels, of any reconstructor that rewards.judges.registry knows.
+      source: A folder of a MicroEvaluator; without labels any reconstructor that `rewards.judges.registry.load_judge`
+        opens, a folder or `module:name`.
       labels: It must be able to name motion and content (EvaluationConfig.labels).
     Raises:
       ValueError: no such folder, a damaged config.json, or another network than asked for.
     """
     from worldr1.evaluation.micro_evaluator import MicroEvaluator
     from worldr1.rewards.judges.folder import read_config
-    from worldr1.rewards.judges.registry import load_judge
+    from worldr1.rewards.judges.registry import is_dotted, load_judge
 
-    if not labels and read_config(folder).get("architecture") != MicroEvaluator.__name__:
-        return load_judge(folder, role="reconstructor", device=device)
-    return MicroEvaluator.from_pretrained(folder, device=device)
+    dotted = is_dotted(str(source))
+    if not labels and (dotted or read_config(Path(source)).get("architecture") != MicroEvaluator.__name__):
+        return load_judge(source, role="reconstructor", device=device)
+    if dotted:
+        raise ValueError(f"load_evaluator: {source} cannot name motion and content; use --evaluation.no-labels")
+    return MicroEvaluator.from_pretrained(Path(source), device=device)
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ def held_out_psnr(video: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor) ->
         Ks[:, 1::2],
         width,
         height,
-        eps2d=EPS2D_PX2,
+        eps2d=SCREEN_BLUR_PX2,
     )  # [N, C, H, W, 3], [N, C, H, W, 1]
     if bool((meta["num_overflow"] > 0).any()):  # a NaN would be taken for a figure that the prompt does not define
         raise RuntimeError(

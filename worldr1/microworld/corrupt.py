@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from worldr1.config import RewardConfig
 from worldr1.datatypes import GaussianScene
 from worldr1.microworld.judge_data import JudgeClips, wear
 from worldr1.rewards.judges.micro_geo import MicroGeo, pinhole, pixel_gaussians, poses_to_viewmats
@@ -157,4 +158,4 @@ def broken_views(
     median = depth.flatten(1).median(1).values
     cameras = meta_camera(viewmats, median_depth=median, azimuth=offsets[:, 0], elevation=offsets[:, 1])
     Ks = K.expand(num, 1, 3, 3)
-    return render(scene, cameras[:, None], Ks, height=geo.size, width=geo.size)[:, 0]
+    return render(scene, cameras[:, None], Ks, height=geo.size, width=geo.size, eps2d=RewardConfig().screen_blur)[:, 0]

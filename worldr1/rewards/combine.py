@@ -305,7 +305,7 @@ def build_rewards(config: TrainConfig, *, device: torch.device | str) -> RewardS
       ValueError: a folder that does not hold the judge it should.
     """
     reward = config.reward
-    where = _judges_device(reward.device, torch.device(device))
+    where = judges_device(reward.device, torch.device(device))
     loaded_on = torch.device("cpu") if reward.offload else where
     judges: dict[str, Any] = dict.fromkeys(JUDGE_ROLES)
     for role in judges_asked(config):
@@ -320,7 +320,7 @@ def build_rewards(config: TrainConfig, *, device: torch.device | str) -> RewardS
     return RewardStack(reward, seed=config.seed, device=where, extra=extra, **judges)
 
 
-def _judges_device(setting: str, policy: torch.device) -> torch.device:
+def judges_device(setting: str, policy: torch.device) -> torch.device:
     """reward.device, read: the ranks of a machine take the devices from cuda:K on, one each."""
     if not setting.startswith("cuda"):
         return torch.device(setting) if setting else policy

@@ -9,10 +9,6 @@ from worldr1.datatypes import GaussianScene
 from worldr1.rewards.base import evenly
 from worldr1_kernels import rasterize
 
-EPS2D_PX2 = 0.1
-"""Variance added to a Gaussian on the screen. The usual 0.3 blurs pixel-sized Gaussians so much that a soft frame may
-score above a sharp one: in the micro world the truth, rendered from its own depth, loses 5 to 7 dB."""
-
 MAX_GAUSSIANS_PER_PIXEL = 5.0
 """A scene keeps at most this many Gaussians for each pixel of one frame; of more, whole frames are left out."""
 
@@ -64,9 +60,7 @@ def _one_of_each_stretch(num: int, k: int, *, device: torch.device) -> Tensor:
     return start + (x ^ (x >> 16)) % (end - start)
 
 
-def render(
-    scene: GaussianScene, viewmats: Tensor, Ks: Tensor, *, height: int, width: int, eps2d: float = EPS2D_PX2
-) -> Tensor:
+def render(scene: GaussianScene, viewmats: Tensor, Ks: Tensor, *, height: int, width: int, eps2d: float) -> Tensor:
     """Pictures of N scenes from C cameras each, in one call of the rasterizer.
 
     Args:
@@ -75,7 +69,9 @@ def render(
       Ks: Intrinsics in pixels, shape [N, C, 3, 3].
       height: H in pixels.
       width: W in pixels.
-      eps2d: Variance added to a Gaussian on the screen, pixels^2.
+      eps2d: Variance added to a Gaussian on the screen, pixels^2 (RewardConfig.screen_blur). The usual 0.3 blurs
+        pixel-sized Gaussians so much that a soft frame may score above a sharp one: in the micro world the truth,
+        rendered from its own depth, loses 5 to 7 dB.
     Returns:
       [N, C, 3, H, W] in [0, 1], black where nothing is.
     Raises:

@@ -130,7 +130,7 @@ def log_prob_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Recomputes the step and returns the gradients of (velocity, velocity_uncond); the second is [0] without guidance.
 
-    d log_prob / d v = b (x' - mean) / (s^2 D),   d kl / d v = b^2 (v - v_ref) / (s^2 D),   d mean / d v = b
+        d log_prob / d v = b (x' - mean) / (s^2 D),   d kl / d v = b^2 (v - v_ref) / (s^2 D),   d mean / d v = b
     """
     dtype = arithmetic_dtype(velocity, sample, velocity_uncond, prev_sample)
     guided = _guided(velocity, velocity_uncond, guidance_scale, dtype)

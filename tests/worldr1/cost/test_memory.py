@@ -127,6 +127,9 @@ def test_how_it_grows(tiny_wan: Path) -> None:
     for stage in ("noise", "rollout", "decode", "update"):
         assert one[stage].resident - waiting[stage].resident == judges
     assert waiting["rewards"].device == one["rewards"].device  # there they are all the same
+    elsewhere = by_name(replace(small, reward=replace(small.reward, device="cuda:4")), meta)
+    assert all(one[s].device - elsewhere[s].device == judges for s in ("text encoder", "rollout", "rewards", "update"))
+    assert elsewhere["rewards"].host == 0
     videos = 8 * 17 * 3 * 32 * 32  # as many samples as `extra` below
     assert waiting["rollout"].host == judges + videos and waiting["update"].host == judges
     one["noise"] = by_name(replace(small, noise=NoiseConfig()), meta)["noise"]

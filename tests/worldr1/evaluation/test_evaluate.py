@@ -84,3 +84,12 @@ def test_an_evaluator_comes_from_its_folder_and_another_folder_is_refused(tmp_pa
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json must be JSON"):
         load_evaluator(tmp_path, device=device)
+
+
+def test_an_evaluator_of_ones_own_by_its_dotted_name(tmp_path, monkeypatch):
+    (tmp_path / "second_opinion.py").write_text("def open(*, device):\n    return ('second', str(device))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    cpu = torch.device("cpu")
+    assert load_evaluator("second_opinion:open", device=cpu, labels=False) == ("second", "cpu")
+    with pytest.raises(ValueError, match="cannot name motion and content; use --evaluation.no-labels"):
+        load_evaluator("second_opinion:open", device=cpu)

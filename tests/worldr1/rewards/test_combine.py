@@ -343,7 +343,7 @@ def test_the_screen_blur_is_the_settings(world, monkeypatch):
 
 
 def test_devices_of_the_judges(monkeypatch):
-    place = combine._judges_device
+    place = combine.judges_device
     assert place("", torch.device("cpu")) == place("cpu", torch.device("cuda", 3)) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setenv("LOCAL_RANK", "2")

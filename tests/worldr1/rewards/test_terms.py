@@ -89,7 +89,9 @@ def test_render_puts_a_gaussian_where_the_pinhole_says():
         torch.tensor([[[1.0, 0.5, 0.0]]]),
     )
     K = torch.tensor([[40.0, 0, 16.0], [0, 40.0, 12.0], [0, 0, 1]])
-    picture = render(scene, torch.eye(4)[None, None], K[None, None], height=24, width=32)  # [1, 1, 3, 24, 32]
+    picture = render(
+        scene, torch.eye(4)[None, None], K[None, None], height=24, width=32, eps2d=0.1
+    )  # [1, 1, 3, 24, 32]
     assert picture.shape == (1, 1, 3, 24, 32)
     red = picture[0, 0, 0]
     ys, xs = torch.meshgrid(torch.arange(24) + 0.5, torch.arange(32) + 0.5, indexing="ij")
@@ -101,7 +103,7 @@ def test_render_puts_a_gaussian_where_the_pinhole_says():
 def test_exact_geometry_renders_the_frames_it_was_not_made_from():
     clips = clips_of(["push_in", "orbit_left", "pan_right"])
     scenes = Oracle(clips).infer(clips.video)
-    pictures = render(scenes.gaussians, scenes.viewmats, scenes.Ks, height=32, width=32)
+    pictures = render(scenes.gaussians, scenes.viewmats, scenes.Ks, height=32, width=32, eps2d=0.1)
     odd = (pictures[:, 1::2] - clips.video[:, 1::2]).square().flatten(1).mean(1)
     assert float((-10 * odd.log10()).min()) > 19.0
     score = fidelity_term(pictures, clips.video, MeanDifference())
@@ -222,4 +224,4 @@ def test_a_view_without_room_is_an_error_that_says_so(monkeypatch):
     monkeypatch.setattr(reconstruct, "rasterize", crowded)
     empty = scenes_at(torch.eye(4).expand(1, 2, 4, 4))
     with pytest.raises(RuntimeError, match=r"render: the rasterizer must have room .* the Gaussians are too wide"):
-        render(empty.gaussians, empty.viewmats, empty.Ks, height=4, width=4)
+        render(empty.gaussians, empty.viewmats, empty.Ks, height=4, width=4, eps2d=0.1)

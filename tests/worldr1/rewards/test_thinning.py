@@ -76,7 +76,7 @@ def ways(scene: GaussianScene) -> Iterator[tuple[str, GaussianScene]]:
 def score(scene: GaussianScene, video: Tensor, path: Tensor, perceptual) -> Tensor:
     """S_recon by 3 x the mean absolute difference, and by the embedded network on tiles of its size; [2]."""
     Ks = pinhole(SIZE, MICRO_CAMERA.focal_ratio).expand(1, FRAMES, 3, 3)
-    pictures = render(scene, path, Ks, height=SIZE, width=SIZE)
+    pictures = render(scene, path, Ks, height=SIZE, width=SIZE, eps2d=0.1)
     tiles = [x[0].unfold(2, 32, 32).unfold(3, 32, 32).movedim(1, 3).reshape(-1, 3, 32, 32) for x in (pictures, video)]
     return 1.0 - torch.stack([3.0 * (pictures - video).abs().mean(), perceptual.distance(*tiles).mean()])
 

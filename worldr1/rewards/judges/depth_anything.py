@@ -59,7 +59,7 @@ class DepthAnything:
 
     role = "reconstructor"
 
-    def __init__(self, net: Any, *, size: int = 504, rotations: Rotations = "package") -> None:
+    def __init__(self, net: Any, *, size: int, rotations: Rotations) -> None:
         self.net, self.size, self.rotations = net, size, rotations
         adapter = any_view(net).gs_adapter
         if adapter is not None:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldr1.config import RewardConfig
 from worldr1.rewards.judges.qwen import SYSTEM, as_bytes, empty_answers, question
 
 KEY = "OPENAI_API_KEY"
@@ -49,7 +50,7 @@ class EndpointCritic:
 
     role = "critic"
 
-    def __init__(self, address: str, *, model: str = "", timeout: float = 60.0) -> None:
+    def __init__(self, address: str, *, model: str = "", timeout: float = RewardConfig().critic_timeout) -> None:
         """Ask the server which models it has.
 
         Args:

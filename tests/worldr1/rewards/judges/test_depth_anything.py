@@ -248,12 +248,12 @@ def test_a_scene_with_another_root_looks_the_same():
     as_it_was = GaussianScene(
         means=gs.means, quats=gs.rotations, scales=gs.scales, opacities=gs.opacities, colors=scene.gaussians.colors
     )
-    before = render(as_it_was, torch.stack(world)[None], scene.Ks, height=56, width=112)
-    after = render(scene.gaussians, scene.viewmats, scene.Ks, height=56, width=112)
+    before = render(as_it_was, torch.stack(world)[None], scene.Ks, height=56, width=112, eps2d=0.1)
+    after = render(scene.gaussians, scene.viewmats, scene.Ks, height=56, width=112, eps2d=0.1)
     assert float(before.std()) > 0.1
     torch.testing.assert_close(after, before, atol=2e-4, rtol=0)
     unturned = GaussianScene(**{**vars(scene.gaussians), "quats": gs.rotations})
-    wrong = render(unturned, scene.viewmats, scene.Ks, height=56, width=112)
+    wrong = render(unturned, scene.viewmats, scene.Ks, height=56, width=112, eps2d=0.1)
     assert float((wrong - before).abs().max()) > 0.1  # the test sees rotations
 
 
@@ -296,7 +296,7 @@ def test_corrected_rotations_are_right_where_the_packages_are_not(package: None)
     true = GaussianScene(**{**vars(scenes["package"].gaussians), "quats": quaternions(truth)[None]})
     seen = {k: s.gaussians for k, s in scenes.items()} | {"truth": true}
     views = scenes["package"].viewmats, scenes["package"].Ks
-    picture_of = {k: render(v, *views, height=56, width=112) for k, v in seen.items()}
+    picture_of = {k: render(v, *views, height=56, width=112, eps2d=0.1) for k, v in seen.items()}
     error = {k: float((picture_of[k] - picture_of["truth"]).abs().mean()) for k in ("package", "corrected")}
     assert error["corrected"] < 1e-4 < 1e-2 < error["package"]
 
@@ -576,7 +576,7 @@ def test_a_nested_model_puts_all_in_metres(package: None, tmp_path: Path):
     assert torch.equal(state, torch.get_rng_state())  # no one else's numbers
     assert all(torch.equal(a, b) for a, b in zip(tensors(scene), tensors(again), strict=True))
 
-    plain = DepthAnything(judge.net.da3, size=SIZE)  # its first branch alone
+    plain = DepthAnything(judge.net.da3, size=SIZE, rotations="package")  # its first branch alone
     alone = plain.infer(video)
     scale = float(scene.depth.median() / alone.depth.median())
     assert abs(math.log(scale)) > 0.05
