@@ -22,6 +22,8 @@ void forward(const py::kwargs& kwargs) {
   RasterizeArgs args = read_args(read);
   read_outputs(read, args);
   read("num_invalid", args.num_invalid);
+  read("projected", args.projected.values);
+  read("radii", args.projected.radii);
   const auto level = read.get<std::string>("level");
   py::gil_scoped_release release;
   rasterize(args, level.c_str());

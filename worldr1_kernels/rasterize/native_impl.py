@@ -35,19 +35,28 @@ def _out_of_memory(inputs: Inputs, settings: Settings) -> Iterator[None]:
         ) from error
 
 
+def empty_projected(inputs: Inputs, *, wanted: bool) -> tuple[Tensor, Tensor]:
+    """What is reported of the projected Gaussians: mean x, y, inverse covariance xx, xy, yy, camera z and opacity
+    [B, C, N, 7], and the radii [B, C, N, 2] int32; no elements unless `wanted`."""
+    shape = (*inputs.viewmats.shape[:2], inputs.means.shape[1] if wanted else 0)
+    return inputs.means.new_empty(*shape, 7), inputs.means.new_empty(*shape, 2, dtype=torch.int32)
+
+
 def rasterize_native(
-    inputs: Inputs, settings: Settings, *, for_backward: bool = False, level: str = ""
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs: Inputs, settings: Settings, *, for_backward: bool = False, with_projected: bool = False, level: str = ""
+) -> tuple[Tensor, ...]:
     """Renders float32 CPU tensors on `torch.get_num_threads()` threads; the result does not depend on their number.
 
     Args:
       inputs: Float32 tensors on the CPU, any strides.
       settings: Scalars.
       for_backward: Keep what `rasterize_backward_native` reads.
+      with_projected: Report the projected Gaussians.
       level: Instruction set, "x86-64-v2", "-v3" or "-v4"; "" takes the best this processor has.
     Returns:
       (render_colors [B, C, H, W, X], render_alphas [B, C, H, W, 1], num_invalid [B, C] int64, transmittance
-      [B, C, H, W], last [B, C, H, W] int32); the last two are empty unless `for_backward`.
+      [B, C, H, W], last [B, C, H, W] int32, and the two of `empty_projected`, 0 where a Gaussian is not seen);
+      transmittance and last are empty unless `for_backward`.
     Raises:
       RuntimeError: the module is not built, or the processor lacks `level`.
       MemoryError: the lists of pairs do not fit into memory.
@@ -61,6 +70,7 @@ def rasterize_native(
     num_invalid = torch.zeros(views, dtype=torch.int64)
     kept = image if for_backward else (0,)
     transmittance, last = new(*kept), new(*kept, dtype=torch.int32)
+    projected, radii = empty_projected(inputs, wanted=with_projected)
     with _out_of_memory(inputs, settings):
         module.rasterize_forward(
             **_arguments(inputs, settings, level),
@@ -69,8 +79,10 @@ def rasterize_native(
             num_invalid=address(num_invalid),
             transmittance=address(transmittance),
             last=address(last),
+            projected=address(projected),
+            radii=address(radii),
         )
-    return colors, alphas, num_invalid, transmittance, last
+    return colors, alphas, num_invalid, transmittance, last, projected, radii
 
 
 def rasterize_backward_native(
