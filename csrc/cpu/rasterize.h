@@ -24,6 +24,9 @@ constexpr int kReported = 7;
 struct Projected {
   float* values;   // [B, C, N, kReported]: mean x, y; inverse covariance xx, xy, yy; camera z; opacity after compensation
   int32_t* radii;  // [B, C, N, 2] pixels, rounded up
+  // Given, the two above hold the rows of those that are seen alone, one after another.
+  int64_t* ids;    // [3, B C N] their scene, view and Gaussian
+  int64_t* count;  // how many there are
 };
 constexpr float kMaxRadius = 1073741824.0f;  // 2^30
 

@@ -24,6 +24,8 @@ void forward(const py::kwargs& kwargs) {
   read("num_invalid", args.num_invalid);
   read("projected", args.projected.values);
   read("radii", args.projected.radii);
+  read("projected_ids", args.projected.ids);
+  read("projected_count", args.projected.count);
   const auto level = read.get<std::string>("level");
   py::gil_scoped_release release;
   rasterize(args, level.c_str());

@@ -320,9 +320,9 @@ def test_alphas_alone() -> None:
 
 def test_ops_and_compile() -> None:
     inputs, settings = flat_inputs(20, 13, 9, depth_mode=2)
-    for with_projected in (False, True):
-        check_op(rasterize_op, (*inputs, *settings, "native", True, with_projected))
-    colors, alphas, _, _, transmittance, last, *_ = rasterize_op(*inputs, *settings, "native", True, False)
+    for report in (0, 1, 2):
+        check_op(rasterize_op, (*inputs, *settings, "native", True, report))
+    colors, alphas, _, _, transmittance, last, *_ = rasterize_op(*inputs, *settings, "native", True, 0)
     for split in (False, True):
         check_op(
             rasterize_backward_op,

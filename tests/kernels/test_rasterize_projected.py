@@ -9,8 +9,8 @@ from torch import Tensor
 from worldr1_kernels import rasterization
 from worldr1_kernels._native import cpu as native_module
 from worldr1_kernels.rasterize.arguments import Inputs, Settings
-from worldr1_kernels.rasterize.native_impl import rasterize_native
-from worldr1_kernels.rasterize.projected import Projected, WithGradient, project_by_torch
+from worldr1_kernels.rasterize.native_impl import PACKED, PROJECTED, rasterize_native
+from worldr1_kernels.rasterize.projected import Projected, WithGradient, by_module, project_by_torch
 from worldr1_kernels.testing import check_compiles, gaussian_scene, poison_empty
 
 WIDTH, HEIGHT = 45, 31
@@ -36,18 +36,22 @@ def doubled(inputs: Inputs) -> Inputs:
     return Inputs(*(None if t is None else t.double() for t in inputs))
 
 
-def project_by_module(inputs: Inputs, settings: Settings, *, level: str = "") -> Projected:
+def project_by_module(inputs: Inputs, settings: Settings, *, report: int = PROJECTED, level: str = "") -> Projected:
     with poison_empty(), torch.no_grad():
-        return Projected(*rasterize_native(inputs, settings, with_projected=True, level=level)[5:])
+        return by_module(*rasterize_native(inputs, settings, report=report, level=level)[5:])
+
+
+def seen(projected: Projected) -> Tensor:
+    return projected.radii[..., 0] > 0
 
 
 def assert_agree(inputs: Inputs, settings: Settings, *, level: str = "") -> Projected:
     found = project_by_module(inputs, settings, level=level)
     expected = project_by_torch(doubled(inputs), settings)
-    assert int((found.seen != expected.seen).sum()) <= 1  # by a rounding at the edge of the picture
-    both = found.seen & expected.seen
+    assert int((seen(found) != seen(expected)).sum()) <= 1  # by a rounding at the edge of the picture
+    both = seen(found) & seen(expected)
     for name, one, other in zip(found.names(), found.names().values(), expected.names().values(), strict=True):
-        assert not bool(one[~found.seen].any()), name
+        assert not bool(one[~seen(found)].any()), name
         if name == "radii":
             assert int((one[both] - other[both]).abs().sum()) <= 2 and one.dtype == torch.int32
             continue
@@ -60,7 +64,7 @@ def assert_agree(inputs: Inputs, settings: Settings, *, level: str = "") -> Proj
 def test_values_are_those_of_the_reference(num: int, antialiased: bool) -> None:
     found = assert_agree(inputs_of(num, wide=1.5), settings_of(antialiased=antialiased, compensation_floor=0.0))
     if num == 700:
-        assert 200 < int(found.seen.sum()) < 1300
+        assert 200 < int(found.radii[..., 0].count_nonzero()) < 1300
 
 
 def test_every_instruction_set_sees_the_same() -> None:
@@ -68,7 +72,7 @@ def test_every_instruction_set_sees_the_same() -> None:
     levels = [name for name in ("x86-64-v2", "x86-64-v3", "x86-64-v4") if native_module().has_instruction_set(name)]
     for level in levels or [""]:
         found = assert_agree(inputs, settings, level=level)
-        assert found.values.shape == (2, 3, 700, 7) and 100 < int(found.seen.sum()) < 4000
+        assert found.values.shape == (2, 3, 700, 7) and 100 < int(found.radii[..., 0].count_nonzero()) < 4000
 
 
 def test_what_is_invalid_is_not_seen() -> None:
@@ -78,13 +82,29 @@ def test_what_is_invalid_is_not_seen() -> None:
     inputs.means[0, 3, 1] = inputs.opacities[0, 5] = inputs.scales[0, 7, 2] = torch.nan
     inputs.quats[0, 9] = 0.0
     colors[0, 1, 11, 0] = torch.inf
-    seen = assert_agree(inputs._replace(colors=colors), settings_of()).seen[0]
-    assert not bool(seen[:, [3, 5, 7, 9]].any()) and seen[:, 11].tolist() == [True, False]
+    shown = seen(assert_agree(inputs._replace(colors=colors), settings_of()))[0]
+    assert not bool(shown[:, [3, 5, 7, 9]].any()) and shown[:, 11].tolist() == [True, False]
     covars = torch.tensor([0.01, 0, 0, 0.02, 0, 0.01]).repeat(1, 40, 1)
     covars[0, 13, 4] = torch.nan
-    seen = assert_agree(inputs._replace(quats=None, scales=None, covars=covars), settings_of()).seen[0]
-    assert not bool(seen[:, [3, 5, 13]].any()) and bool(seen[:, [7, 9]].all())
+    shown = seen(assert_agree(inputs._replace(quats=None, scales=None, covars=covars), settings_of()))[0]
+    assert not bool(shown[:, [3, 5, 13]].any()) and bool(shown[:, [7, 9]].all())
     assert project_by_module(inputs_of(0), settings_of()).values.shape == (1, 2, 0, 7)
+
+
+def test_the_list_is_that_of_what_is_seen() -> None:
+    """Of the module, of the reference, and by torch's own search: in the order of scene, view and Gaussian."""
+    inputs, settings = inputs_of(300, views=3, scenes=2, wide=1.5), settings_of()
+    whole, found = project_by_module(inputs, settings), project_by_module(inputs, settings, report=PACKED)
+    places = seen(whole).nonzero(as_tuple=True)
+    assert 100 < len(places[0]) < 1700 and found.ids is not None
+    assert torch.equal(found.ids, torch.stack(places))
+    for one, every in zip(found[:2], whole[:2], strict=True):
+        assert torch.equal(one, every[places])
+    for one, other in zip(found, whole.packed(), strict=True):
+        assert torch.equal(one, other)
+    with poison_empty():
+        none = project_by_module(inputs_of(0), settings, report=PACKED)
+    assert none.values.shape == (0, 7) and none.ids is not None and none.ids.shape == (3, 0)
 
 
 @pytest.mark.parametrize("weighted", [("means2d",), ("means2d", "conics", "depths", "opacities"), ("depths",)])
@@ -104,7 +124,7 @@ def test_gradients_are_those_of_the_reference(weighted: tuple[str, ...]) -> None
             projected = project_by_torch(leaves, settings)
         else:
             found_by_module = project_by_module(leaves, settings)
-            values = WithGradient.apply(settings, found_by_module.values, *leaves)
+            values = WithGradient.apply(settings, found_by_module.values, None, *leaves)
             projected = found_by_module._replace(values=values)
         named = projected.names()
         loss = torch.stack([(named[name] * w).sum() for name, w in weights.items()]).sum()

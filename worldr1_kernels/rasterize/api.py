@@ -12,8 +12,9 @@ from worldr1_kernels._library import needs_grad
 from worldr1_kernels._native import unavailable as native_unavailable
 from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, Inputs, Settings
 from worldr1_kernels.rasterize.checks import META_LEVELS, check_inputs, check_settings
+from worldr1_kernels.rasterize.native_impl import NOT_PROJECTED, PACKED, PROJECTED
 from worldr1_kernels.rasterize.ops import Rasterize, rasterize_op
-from worldr1_kernels.rasterize.projected import Projected, WithGradient, project_by_torch
+from worldr1_kernels.rasterize.projected import Projected, WithGradient, by_module, project_by_torch, spread
 from worldr1_kernels.rasterize.ragged import pad_scenes
 from worldr1_kernels.rasterize.reference import rasterize_reference
 
@@ -49,24 +50,19 @@ def _choose_backend(op: str, backend: str, inputs: Inputs, settings: Settings) -
 
 
 def _listed(
-    projected: Projected, views: tuple[int, ...], *, packed: bool
+    projected: Projected, views: tuple[int, ...], inputs: Inputs
 ) -> tuple[dict[str, Tensor | None], Tensor]:
     """What meta says of the projected Gaussians, and the projected means [..., C, N, 2] that the image must be made of:
     whoever reads the gradient of meta["means2d"] must hold a tensor between the inputs and the image."""
-    if not packed:
-        ids: dict[str, Tensor | None] = dict.fromkeys(("batch_ids", "camera_ids", "gaussian_ids"))
-        named = Projected(*(t.reshape(*views, *t.shape[2:]) for t in projected)).names()
-        return ids | named, named["means2d"]
-    _, num_cameras, num_gaussians, _ = projected.values.shape
-    batch, camera, gaussian = projected.seen.nonzero(as_tuple=True)
-    row = (batch * num_cameras + camera) * num_gaussians + gaussian  # selecting by three indices takes twice the time
-    named = projected.select(row).names()
+    names = ("batch_ids", "camera_ids", "gaussian_ids")
+    if projected.ids is None:
+        whole = Projected(*(t.reshape(*views, *t.shape[2:]) for t in projected[:2])).names()
+        return dict.fromkeys(names) | whole, whole["means2d"]
+    named = projected.names()
     means2d = named["means2d"]
     if means2d.requires_grad:
-        whole = means2d.new_zeros(*views, num_gaussians, 2)
-        means2d = whole.flatten(0, -2).index_copy(0, row, means2d).view_as(whole)
-    ids = {"batch_ids": batch, "camera_ids": camera, "gaussian_ids": gaussian}
-    return ids | named, means2d
+        means2d = spread(means2d, projected.ids, inputs)
+    return dict(zip(names, projected.ids, strict=True)) | named, means2d
 
 
 def _render(
@@ -79,18 +75,19 @@ def _render(
     listed: dict[str, Tensor | None] = {}
     if meta != "minimal":
         # torch.compile cannot trace the backward of WithGradient.
-        by_module = backend == "native" and not inputs.means.is_cuda and not (grads and torch.compiler.is_compiling())
-        if by_module:
+        if backend == "native" and not inputs.means.is_cuda and not (grads and torch.compiler.is_compiling()):
             with torch.no_grad():
-                rendered = rasterize_op(*inputs, *settings, backend, grads, True)
-            projected = Projected(*rendered[6:])
+                rendered = rasterize_op(*inputs, *settings, backend, grads, PACKED if meta == "packed" else PROJECTED)
+            projected = by_module(*rendered[6:])
             if grads:
-                projected = projected._replace(values=WithGradient.apply(settings, projected.values, *inputs))
+                values = WithGradient.apply(settings, projected.values, projected.ids, *inputs)
+                projected = projected._replace(values=values)
         else:
             projected = project_by_torch(inputs, settings)
-        listed, means2d = _listed(projected, views, packed=meta == "packed")
+            projected = projected.packed() if meta == "packed" else projected
+        listed, means2d = _listed(projected, views, inputs)
     if not grads:
-        return *(rendered or rasterize_op(*inputs, *settings, backend, False, False))[:4], listed
+        return *(rendered or rasterize_op(*inputs, *settings, backend, False, NOT_PROJECTED))[:4], listed
     if backend == "native":
         return *Rasterize.apply(settings, rendered, means2d, *inputs), listed
     # Not through the op: autograd records plain torch operations.

@@ -24,13 +24,13 @@ _NUM_INPUTS, _NUM_SETTINGS = len(Inputs._fields), len(Settings._fields)
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
     inputs, settings = Inputs(*args[:_NUM_INPUTS]), Settings(*args[_NUM_INPUTS:-3])
-    backend, for_backward, with_projected = args[-3:]
+    backend, for_backward, report = args[-3:]
     if backend == "native" and not inputs.means.is_cuda:
         outputs = native_impl.rasterize_native(
-            inputs, settings, for_backward=for_backward, with_projected=with_projected
+            inputs, settings, for_backward=for_backward, report=report
         )
         return *outputs[:3], torch.zeros_like(outputs[2]), *outputs[3:]
-    projected = native_impl.empty_projected(inputs, wanted=False)
+    projected = native_impl.empty_projected(inputs, native_impl.NOT_PROJECTED)
     if backend == "native":
         # Without a look at `overflow`, which would wait for the device.
         return *cuda_impl.rasterize_cuda(inputs, settings, for_backward=for_backward), *projected
@@ -43,7 +43,7 @@ def _forward(*args: Any) -> tuple[Tensor, ...]:
 
 def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
     inputs, settings = Inputs(*args[:_NUM_INPUTS]), Settings(*args[_NUM_INPUTS:-3])
-    backend, for_backward, with_projected = args[-3:]
+    backend, for_backward, report = args[-3:]
     means, views = inputs.means, inputs.viewmats.shape[:2]
     image = (*views, settings.height, settings.width)
     kept = image if for_backward else (0,)
@@ -54,7 +54,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
         means.new_empty(*views, dtype=torch.int64),
         means.new_empty(*kept),
         means.new_empty(*kept, dtype=torch.int32),
-        *native_impl.empty_projected(inputs, wanted=with_projected and backend == "native" and not means.is_cuda),
+        *native_impl.empty_projected(inputs, report if backend == "native" and not means.is_cuda else 0),
     )
 
 
@@ -71,14 +71,14 @@ def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
     return empty_gradients(inputs, split_means2d=split_means2d)
 
 
-# *Inputs, *Settings, backend, for_backward, with_projected -> render_colors [B,C,H,W,X], render_alphas [B,C,H,W,1],
+# *Inputs, *Settings, backend, for_backward, report -> render_colors [B,C,H,W,X], render_alphas [B,C,H,W,1],
 # num_invalid [B,C], overflow [B,C] (pairs that found no room, on CUDA alone: such a view is NaN); with for_backward
 # (backend "native" alone; else empty) what the backward reads, the transmittance left [B,C,H,W] and where each pixel's
-# list of splats ended [B,C,H,W], in the implementation's own count; and with with_projected (backend "native" on a CPU
-# alone; else empty) the two of `native_impl.empty_projected`.
+# list of splats ended [B,C,H,W], in the implementation's own count; and the four of `native_impl.empty_projected`, for
+# backend "native" on a CPU alone (else empty).
 rasterize_op = define_op(
-    f"rasterize({_INPUTS}, {_SETTINGS}, str backend, bool for_backward, bool with_projected) "
-    f"-> ({', '.join(['Tensor'] * 8)})",
+    f"rasterize({_INPUTS}, {_SETTINGS}, str backend, bool for_backward, int report) "
+    f"-> ({', '.join(['Tensor'] * 10)})",
     _forward,
     _forward_fake,
 )
@@ -107,8 +107,9 @@ class Rasterize(torch.autograd.Function):
         means2d: Tensor | None,
         *inputs: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        outputs = rasterize_op(*inputs, *settings, "native", True, False) if rendered is None else rendered
-        colors, alphas, num_invalid, overflow, transmittance, last = outputs[:6]
+        if rendered is None:
+            rendered = rasterize_op(*inputs, *settings, "native", True, native_impl.NOT_PROJECTED)
+        colors, alphas, num_invalid, overflow, transmittance, last = rendered[:6]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(num_invalid, overflow)
         divided = colors if settings.depth_mode == EXPECTED_DEPTH else None

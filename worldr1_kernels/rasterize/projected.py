@@ -11,15 +11,11 @@ from worldr1_kernels.rasterize.reference import project, replace_invalid
 
 
 class Projected(NamedTuple):
-    """Projected Gaussians, 0 where one is not seen; before the last axis [B, C, N] or a list of those that are seen."""
+    """Projected Gaussians [B, C, N, ...], 0 where one is not seen; or [nnz, ...] of those that are seen."""
 
     values: Tensor  # [..., 7] as `names` unpacks them
     radii: Tensor  # [..., 2] int32, gsplat's rounded-up radius
-
-    @property
-    def seen(self) -> Tensor:
-        """Bool [...]."""
-        return self.radii[..., 0] > 0
+    ids: Tensor | None = None  # [3, nnz] scene, view and Gaussian of a list
 
     def names(self) -> dict[str, Tensor]:
         """means2d [..., 2] in pixels, conics [..., 3] (inverse 2D covariance xx, xy, yy), depths [...] (camera z),
@@ -28,9 +24,31 @@ class Projected(NamedTuple):
         named = {"means2d": means2d, "conics": conics, "depths": depths[..., 0], "radii": self.radii}
         return named | {"opacities": opacities[..., 0]}
 
-    def select(self, row: Tensor) -> "Projected":
-        """The rows of the flattened [B, C, N]."""
-        return Projected(*(t.flatten(0, 2).index_select(0, row) for t in self))
+    def packed(self) -> "Projected":
+        """The list of those that are seen."""
+        ids = (self.radii[..., 0] > 0).nonzero().T
+        row = rows(ids, self.values.shape)
+        values, radii = (t.flatten(0, 2).index_select(0, row) for t in (self.values, self.radii))
+        return Projected(values, radii, ids)
+
+
+def rows(ids: Tensor, shape: Sequence[int]) -> Tensor:
+    """[nnz] places of a list in the flattened [B, C, N, ...]."""
+    return (ids[0] * shape[1] + ids[1]) * shape[2] + ids[2]
+
+
+def spread(listed: Tensor, ids: Tensor, inputs: Inputs) -> Tensor:
+    """[B, C, N, k] of a list [nnz, k], 0 elsewhere."""
+    whole = listed.new_zeros(*inputs.viewmats.shape[:2], inputs.means.shape[1], listed.shape[-1])
+    return whole.flatten(0, 2).index_copy(0, rows(ids, whole.shape), listed).view_as(whole)
+
+
+def by_module(values: Tensor, radii: Tensor, ids: Tensor, count: Tensor) -> Projected:
+    """What `native_impl.empty_projected` lists, filled."""
+    if count.numel() == 0:
+        return Projected(values, radii)
+    num = int(count)
+    return Projected(values.flatten(0, 2)[:num], radii.flatten(0, 2)[:num], ids[:, :num])
 
 
 def project_by_torch(inputs: Inputs, settings: Settings) -> Projected:
@@ -78,23 +96,25 @@ class WithGradient(torch.autograd.Function):
     where more than the means have one."""
 
     @staticmethod
-    def forward(ctx: Any, settings: Settings, values: Tensor, *inputs: Tensor | None) -> Tensor:
-        ctx.save_for_backward(*inputs, values)
+    def forward(ctx: Any, settings: Settings, values: Tensor, ids: Tensor | None, *inputs: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*inputs, values, ids)
         ctx.settings = settings
         return values.view_as(values)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, values = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2:]
+        *saved, values, ids = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[3:]
+        if ids is not None:
+            values, grad = (spread(t, ids, Inputs(*saved)) for t in (values, grad))
         if not bool(grad[..., 2:].any()):
             by_means = _means_backward(Inputs(*saved), values[..., :2], values[..., 5], grad[..., :2], wanted)
-            return None, None, *by_means
+            return None, None, None, *by_means
         leaves = [t if t is None else t.detach().requires_grad_(want) for t, want in zip(saved, wanted, strict=True)]
         with torch.enable_grad():
             found = project_by_torch(Inputs(*leaves), ctx.settings).values  # type: ignore[arg-type]
         needed = [t for t in leaves if t is not None and t.requires_grad]
         depends = found.requires_grad  # on one of those
         got = iter(torch.autograd.grad(found, needed, grad, allow_unused=True) if depends else [None] * len(needed))
-        return None, None, *(next(got) if want else None for want in wanted)
+        return None, None, None, *(next(got) if want else None for want in wanted)
