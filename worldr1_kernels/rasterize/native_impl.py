@@ -40,9 +40,13 @@ NOT_PROJECTED, PROJECTED, PACKED = range(3)
 
 
 def empty_projected(inputs: Inputs, report: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What is reported of the projected Gaussians, without elements for NOT_PROJECTED: mean x, y, inverse covariance
-    xx, xy, yy, camera z and opacity [B, C, N, 7]; radii [B, C, N, 2] int32; and for PACKED, where the rows of those that
-    are seen come first, their scene, view and Gaussian [3, B C N] int64, and their number [1] int64, 0 to begin with."""
+    """What is reported of the projected Gaussians, without elements for NOT_PROJECTED.
+
+    Returns:
+      (mean x, y, inverse covariance xx, xy, yy, camera z and opacity [B, C, N, 7]; radii [B, C, N, 2] int32; and for
+      PACKED, where the rows of those that are seen come first, their scene, view and Gaussian [3, B C N] int64, and
+      their number [1] int64, 0 to begin with).
+    """
     shape = (*inputs.viewmats.shape[:2], inputs.means.shape[1] if report else 0)
     num = math.prod(shape) if report == PACKED else 0
     values, radii = inputs.means.new_empty(*shape, 7), inputs.means.new_empty(*shape, 2, dtype=torch.int32)
