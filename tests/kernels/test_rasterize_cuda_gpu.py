@@ -146,6 +146,7 @@ def test_overflow_reaches_meta() -> None:
     assert int(fits.meta["num_overflow"].max()) == 0 and bool(fits.render_alphas.isfinite().all())
 
 
+@pytest.mark.pool
 def test_graph_capture_replays_on_new_values() -> None:
     inputs, settings = on_gpu(scene_inputs(5_000, 160, 120, 4)), settings_of(160, 120, depth_mode=WEIGHTED_DEPTH)
     stream = torch.cuda.Stream()
