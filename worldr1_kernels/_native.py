@@ -66,7 +66,7 @@ def compiled_for(capability: tuple[int, int]) -> str | None:
     names = [str(name) for name in architectures()]
     major, minor = capability
     for name in names:
-        number, is_ptx = re.match(r"\d+", name), name.lower().endswith("ptx")
+        number, is_ptx = re.search(r"\d+", name), name.lower().endswith("ptx")
         if number is None:
             continue
         own_major, own_minor = int(number[0][:-1]), int(number[0][-1])

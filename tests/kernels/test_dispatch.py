@@ -18,6 +18,7 @@ from worldr1_kernels import (
     sde_step,
     trajectory_error,
 )
+from worldr1_kernels.noise_transport.ops import FLOAT64_PROBES
 from worldr1_kernels.testing import (
     assert_close_two_errors,
     gaussian_scene,
@@ -111,6 +112,17 @@ def test_environment_for_a_whole_run(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setenv("WORLDR1_BACKEND", "fastest")
     assert _dispatch.resolve_backend("trajectory_error", "auto", cuda, se3) == "native"
     assert _dispatch.resolve_backend("sde_step", "auto", cuda, sde) == "triton" and len(asked) == 2  # no verdict
+
+
+def test_noise_in_float64_goes_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton and CUDA take float32; a choice for a whole run must not make them refuse."""
+    monkeypatch.setattr(_dispatch, "_SAID", set())
+    noise, flow = normal((1, 1, 4, 6), 0, dtype=torch.float64), torch.zeros(1, 2, 4, 6)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("WORLDR1_BACKEND", "triton")
+    assert torch.equal(noise_transport(noise, flow, seed=0)[:, :, 1], noise)
+    for device, taken in ((CPU, "native"), (torch.device("cuda"), "reference")):
+        assert _dispatch.resolve_backend("noise_transport", "auto", device, FLOAT64_PROBES) == taken
 
 
 @pytest.mark.parametrize("backend", ["fastest", "reference", "native", "triton"])

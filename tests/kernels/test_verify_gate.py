@@ -392,6 +392,11 @@ class TestWhatItIsCompiledFor:
             "with WORLDR1_CUDA_ARCHS=75"
         )
 
+    def test_names_with_a_letter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.module(monkeypatch, "90a", "100f", "110aPTX")
+        can = [c for c in ((8, 9), (9, 0), (9, 1), (10, 0), (10, 3), (11, 0), (12, 0)) if not _native.compiled_for(c)]
+        assert can == [(9, 0), (10, 0), (10, 3), (11, 0)]
+
     def test_a_module_that_does_not_say_is_believed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_native, "_load_cuda", lambda: (object(), ""))
         assert _native.compiled_for((7, 5)) is None
