@@ -85,11 +85,12 @@ def compiled_for(capability: tuple[int, int]) -> str | None:
 
 
 @functools.cache
+def _not_compiled(device: torch.device) -> str:
+    return compiled_for(torch.cuda.get_device_capability(device)) or "" if torch.cuda.is_available() else ""
+
+
 def _cuda_reason(device: torch.device | None) -> str:
-    reason = _load_cuda()[1]
-    if reason or device is None or not torch.cuda.is_available():
-        return reason
-    return compiled_for(torch.cuda.get_device_capability(device)) or ""
+    return _load_cuda()[1] or ("" if device is None else _not_compiled(device))
 
 
 # torch.compile must not trace the import and the question to the driver: the answer is a constant of the process. What

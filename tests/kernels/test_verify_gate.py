@@ -1,5 +1,6 @@
 """What "auto" makes of verdicts: kept, rubbish, of another device, made by two at once; and what ranks agree on."""
 
+import functools
 import json
 import os
 import socket
@@ -396,6 +397,22 @@ class TestWhatItIsCompiledFor:
         self.module(monkeypatch, "90a", "100f", "110aPTX")
         can = [c for c in ((8, 9), (9, 0), (9, 1), (10, 0), (10, 3), (11, 0), (12, 0)) if not _native.compiled_for(c)]
         assert can == [(9, 0), (10, 0), (10, 3), (11, 0)]
+
+    def test_a_probe_knows_its_device_also_under_torch_compile(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.module(monkeypatch, "90a")
+        monkeypatch.setattr(
+            _native, "_not_compiled", functools.cache(lambda device: _native.compiled_for((9, device.index)) or "")
+        )
+        good, bad = torch.device("cuda:0"), torch.device("cuda:7")
+        assert _native.unavailable(good) is None and "not for this device's 9.7" in (_native.unavailable(bad) or "")
+
+        def both(x: torch.Tensor) -> torch.Tensor:
+            return x + 2 * (_native.unavailable(good) is None) + 4 * (_native.unavailable(bad) is None)
+
+        torch._dynamo.reset()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Dynamo warns where it traces what is cached
+            assert float(torch.compile(both, fullgraph=True, backend="eager")(torch.zeros(()))) == 2.0
 
     def test_a_module_that_does_not_say_is_believed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_native, "_load_cuda", lambda: (object(), ""))

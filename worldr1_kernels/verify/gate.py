@@ -59,10 +59,7 @@ def _settle(key: tuple[str, str, str], target: Target, is_compiling: bool) -> No
             )
             return
         if verdict is None:
-            _say(f"verifying {family}, {backend}, on {name} ... ", end="")
-            verdict = verify(target, family, backend)
-            result = f"passed, {verdict.comparisons} comparisons" if verdict.passed else f"NOT passed: {verdict.reason}"
-            print(f"{result}, {verdict.seconds:.1f} s", file=sys.stderr, flush=True)
+            verdict = _verify_aloud(target, family, backend)
     except Exception as error:
         _SETTLED[key] = f"its kernels could not be verified on {name}: {type(error).__name__}: {error}"
         warnings.warn(f"worldr1_kernels: {family}, {backend}: {_SETTLED[key]}", RuntimeWarning, stacklevel=2)
@@ -81,8 +78,17 @@ def _settle(key: tuple[str, str, str], target: Target, is_compiling: bool) -> No
     )
 
 
-def _say(text: str, end: str = "\n") -> None:
-    print(f"worldr1_kernels: {text}", end=end, file=sys.stderr, flush=True)
+def _verify_aloud(target: Target, family: str, backend: str) -> store.Verdict:
+    """Verifies, and says what, how long and with which result in one line."""
+    name, result = target.kind()["device"], "not possible"
+    print(f"worldr1_kernels: verifying {family}, {backend}, on {name} ... ", end="", file=sys.stderr, flush=True)
+    try:
+        verdict = verify(target, family, backend)
+        result = f"passed, {verdict.comparisons} comparisons" if verdict.passed else f"NOT passed: {verdict.reason}"
+        result += f", {verdict.seconds:.1f} s"
+        return verdict
+    finally:
+        print(result, file=sys.stderr, flush=True)
 
 
 def agree(device: torch.device) -> dict[str, str]:

@@ -152,7 +152,7 @@ def judge(ended: Ended, target: Target, family: str, backend: str, seconds: floa
     if found.get("temporary"):
         return Finding([], str(found["temporary"]), 0)
     if found.get("identity") != target.identity():
-        return Finding([], f"the checks ran on another device: {found.get('identity')}", 0)
+        return Finding([], f"the checks saw another device, or other files: {found.get('identity')}", 0)
     try:
         return _weigh(found, target, family, backend)
     except (KeyError, TypeError, AttributeError) as error:

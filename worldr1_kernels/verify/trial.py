@@ -64,7 +64,8 @@ def spoilt(tensor: Tensor) -> Tensor:
     if out.dtype == torch.bool:
         flat[-1] = ~flat[-1]
     else:
-        flat[-1] = flat[-1] + 1 + (flat.abs().max() if out.is_floating_point() else 0)
+        finite = torch.nan_to_num(flat, 0.0, 0.0, 0.0) if out.is_floating_point() else flat
+        flat[-1] = finite[-1] + 1 + (finite.abs().max() if out.is_floating_point() else 0)
     return out
 
 

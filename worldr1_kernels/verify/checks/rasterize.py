@@ -97,7 +97,7 @@ def pictures(trial: Trial) -> None:
             rules = [image(1.0 if mode == "RGB" else 12.0), image(), same_bits]
             label = f"N{num}-C{views}-H{height}-W{width} {mode}"
             body, given = rendered(width, height, render_mode=mode), scene(num, width, height, views)
-            if num:
+            if num > 1:
                 given[0][-1, 0] = float("nan")  # one that is to be left out, and counted
             trial.compare(label, "rasterize", body, *given, names=IMAGE, rules=rules)
 
@@ -119,8 +119,8 @@ def features(trial: Trial) -> None:
 def many_splats(trial: Trial) -> None:
     """Sorts and sums of many blocks, each of which looks back at those before; several batches in a tile's list."""
     given = scene(150_000, 480, 320, 2, sigma_px=(0.5, 2.0))
-    # No float64 beside it, and a CPU without fused multiplications rounds otherwise: about 1 in 80 pixels differ then.
-    rules = [image(6.0, outside=0.02), image(outside=0.02), same_bits]
+    # No float64 beside it: the C++ compiled with fused multiplications and without differs in 7 of 100,000 pixels.
+    rules = [image(6.0, outside=1e-3), image(outside=1e-3), same_bits]
     body = rendered(480, 320, render_mode="RGB+D")
     trial.compare("N150000-C2-H320-W480", "rasterize", body, *given, names=IMAGE, rules=rules, in_float64=False)
 
