@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from worldr1_kernels import _dispatch, _native
+from worldr1_kernels import _native
 from worldr1_kernels.rasterize import api, cuda_impl
 from worldr1_kernels.rasterize.arguments import (
     EXPECTED_DEPTH,
@@ -21,6 +21,7 @@ from worldr1_kernels.rasterize.cuda_impl import TiledOutput, rasterize_cuda, ras
 from worldr1_kernels.rasterize.native_impl import rasterize_native
 from worldr1_kernels.rasterize.reference import rasterize_reference
 from worldr1_kernels.testing import GaussianScene, gaussian_scene, noncontiguous, normal, poison_empty, uniform
+from worldr1_kernels.verify import gate
 
 TIGHT = 1e-5
 ROOMY = 1 << 22  # bytes of workspace, more than the overflowing calls need
@@ -317,22 +318,26 @@ def test_without_a_device_the_launcher_says_why() -> None:
         rasterize_cuda(inputs, settings_of(8, 8))
 
 
-def test_auto_waits_for_a_device_to_have_run_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_waits_for_the_kernels_to_be_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choice alone, for inputs that say they are on a device."""
     monkeypatch.setattr(api, "native_unavailable", lambda device: None)
     monkeypatch.delenv("WORLDR1_BACKEND", raising=False)
     on_device: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, requires_grad=True)
     inputs = Inputs(*[on_device] * len(Inputs._fields))
     weighted, median = (settings_of(8, 8, depth_mode=mode) for mode in (WEIGHTED_DEPTH, MEDIAN_DEPTH))
+    why = "not verified"
+    monkeypatch.setattr(gate, "unverified", lambda *_: why)
     assert api._choose_backend("rasterize", "auto", inputs, weighted) == "reference"
     assert api._choose_backend("rasterize", "native", inputs, weighted) == "native"
     with pytest.raises(NotImplementedError, match="on CUDA has no gradient of the depths MD and FD"):
         api._choose_backend("rasterize", "native", inputs, median)
-    monkeypatch.setattr(_dispatch, "CUDA_HAS_RUN", True)
+    why = ""
     assert api._choose_backend("rasterize", "auto", inputs, weighted) == "native"
     assert api._choose_backend("rasterize", "auto", inputs, median) == "reference"
     with torch.no_grad():
         assert api._choose_backend("rasterize", "auto", inputs, median) == "native"
+    monkeypatch.setenv("WORLDR1_BACKEND", "native")  # for a whole run: what it cannot do is the reference's
+    assert api._choose_backend("rasterize", "auto", inputs, median) == "reference"
 
 
 def test_sizes_beyond_32_bits_are_refused() -> None:

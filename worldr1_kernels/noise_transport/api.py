@@ -8,7 +8,7 @@ import torch
 from worldr1_kernels._checks import check_dtype, check_same_device, check_shape, check_tensor
 from worldr1_kernels._dispatch import resolve_backend
 from worldr1_kernels.noise_transport import native_impl
-from worldr1_kernels.noise_transport.ops import PLAN_PROBES, TRANSPORT_PROBES, noise_transport_op
+from worldr1_kernels.noise_transport.ops import FLOAT64_PROBES, PLAN_PROBES, TRANSPORT_PROBES, noise_transport_op
 from worldr1_kernels.noise_transport.plan import Fields, TransportPlan, build_plan
 from worldr1_kernels.noise_transport.plan import dither as dither_offset
 from worldr1_kernels.philox import check_sample_ids, check_seed
@@ -151,5 +151,6 @@ def noise_transport(
         raise ValueError(f"{op}: plan must be on {noise.device} like noise, got {plan.slots.device}: use plan.to(...)")
     if stride % plan.stride:
         raise ValueError(f"{op}: capture must be a multiple of the plan's, {plan.stride}, got {capture}")
-    chosen = resolve_backend(op, backend, noise.device, TRANSPORT_PROBES)
+    probes = FLOAT64_PROBES if backend == "auto" and noise.dtype == torch.float64 else TRANSPORT_PROBES
+    chosen = resolve_backend(op, backend, noise.device, probes)
     return noise_transport_op(noise, plan.tensors(), ids, plan.num_slots, plan.stride, seed, stride, reduce, chosen)

@@ -5,11 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldr1_kernels import _native
+from worldr1_kernels._dispatch import Probe, always_available
 from worldr1_kernels._library import define_op
 from worldr1_kernels.rasterize import cuda_impl, native_impl
 from worldr1_kernels.rasterize.arguments import EXPECTED_DEPTH, BackwardInputs, Inputs, Settings
 from worldr1_kernels.rasterize.launch import empty_gradients
 from worldr1_kernels.rasterize.reference import rasterize_reference
+
+PROBES: dict[str, Probe] = {"native": _native.unavailable, "reference": always_available}
 
 _INPUTS = (
     "Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities, Tensor? colors, Tensor viewmats, "

@@ -14,6 +14,49 @@ def two_errors(kernel: torch.Tensor, plain: torch.Tensor, reference_fp64: torch.
     return _max_error(kernel, reference_fp64), _max_error(plain, reference_fp64)
 
 
+def why_not_close(
+    kernel: torch.Tensor,
+    plain: torch.Tensor,
+    reference_fp64: torch.Tensor,
+    *,
+    factor: float = 2.0,
+    eps: float | None = None,
+) -> str:
+    """The rule e_k <= factor * e_t + eps, where e_k and e_t are the errors of the kernel and of plain torch.
+
+    Args:
+      kernel: Result of the implementation under test, any floating dtype.
+      plain: Result of plain torch in the SAME dtype as the kernel's arithmetic, same shape.
+      reference_fp64: Result of the reference in float64, same shape.
+      factor: Slack over plain torch.
+      eps: Absolute floor. Default: four units in the last place of the kernel's dtype at the largest reference value,
+        because plain torch may by luck round to the reference exactly.
+    Returns:
+      "" where the rule holds; else what is off: a shape or dtype, NaN in the kernel where the reference has none, or
+      the budget.
+    """
+    if reference_fp64.dtype != torch.float64:
+        return f"the reference must be float64, got {reference_fp64.dtype}"
+    if not kernel.shape == plain.shape == reference_fp64.shape:
+        return (
+            f"shapes differ: kernel {tuple(kernel.shape)}, plain {tuple(plain.shape)}, "
+            f"reference {tuple(reference_fp64.shape)}"
+        )
+    if kernel.numel() == 0:
+        return ""
+    if not bool(torch.isfinite(reference_fp64).all()):
+        return "the reference is not finite"
+    if not bool(torch.isfinite(kernel.detach()).all()):
+        return "the kernel's result is not finite"
+    if eps is None:
+        scale = max(1.0, float(reference_fp64.detach().abs().max()))
+        eps = 4.0 * torch.finfo(kernel.dtype).eps * scale
+    e_k, e_t = two_errors(kernel, plain, reference_fp64)
+    if e_k <= factor * e_t + eps:
+        return ""
+    return f"kernel error {e_k:.3e} > {factor} * {e_t:.3e} (plain torch) + {eps:.1e}"
+
+
 def assert_close_two_errors(
     kernel: torch.Tensor,
     plain: torch.Tensor,
@@ -23,31 +66,8 @@ def assert_close_two_errors(
     factor: float = 2.0,
     eps: float | None = None,
 ) -> None:
-    """Asserts e_k <= factor * e_t + eps, where e_k and e_t are the errors of the kernel and of plain torch.
-
-    Args:
-      kernel: Result of the implementation under test, any floating dtype.
-      plain: Result of plain torch in the SAME dtype as the kernel's arithmetic, same shape.
-      reference_fp64: Result of the reference in float64, same shape.
-      name: What is compared, for the message.
-      factor: Slack over plain torch.
-      eps: Absolute floor. Default: four units in the last place of the kernel's dtype at the largest reference value,
-        because plain torch may by luck round to the reference exactly.
-    Raises:
-      AssertionError: shapes or dtypes are off, the kernel holds NaN where the reference does not, or the budget is
-        exceeded.
-    """
-    assert reference_fp64.dtype == torch.float64, f"{name}: the reference must be float64, got {reference_fp64.dtype}"
-    assert kernel.shape == plain.shape == reference_fp64.shape, (
-        f"{name}: shapes differ: kernel {tuple(kernel.shape)}, plain {tuple(plain.shape)}, "
-        f"reference {tuple(reference_fp64.shape)}"
-    )
-    if kernel.numel() == 0:
-        return
-    assert bool(torch.isfinite(reference_fp64).all()), f"{name}: the reference is not finite"
-    assert bool(torch.isfinite(kernel.detach()).all()), f"{name}: the kernel's result is not finite"
-    if eps is None:
-        scale = max(1.0, float(reference_fp64.detach().abs().max()))
-        eps = 4.0 * torch.finfo(kernel.dtype).eps * scale
-    e_k, e_t = two_errors(kernel, plain, reference_fp64)
-    assert e_k <= factor * e_t + eps, f"{name}: kernel error {e_k:.3e} > {factor} * {e_t:.3e} (plain torch) + {eps:.1e}"
+    """Raises AssertionError, with the `name` of what is compared, where `why_not_close` finds a reason; also under
+    `python -O`."""
+    why = why_not_close(kernel, plain, reference_fp64, factor=factor, eps=eps)
+    if why:
+        raise AssertionError(f"{name}: {why}")
