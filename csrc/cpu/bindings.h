@@ -13,5 +13,6 @@ void bind_rasterize(pybind11::module_& m);
 void bind_rasterize_emulated(pybind11::module_& m);
 void bind_se3(pybind11::module_& m);
 void bind_sde_step(pybind11::module_& m);
+void bind_sde_step_emulated(pybind11::module_& m);
 
 }  // namespace worldr1

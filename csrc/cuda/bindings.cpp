@@ -20,5 +20,6 @@ PYBIND11_MODULE(_C_cuda, m) {
   m.def("device_count", &device_count, "Number of CUDA devices and, when it is 0, why.");
   worldr1::bind_noise_transport(m);
   worldr1::bind_rasterize(m);
+  worldr1::bind_sde_step(m);
   worldr1::bind_se3(m);
 }

@@ -1,4 +1,5 @@
-"""What only the C++ backend promises: the same bits on any instruction set and thread count; when "auto" takes it."""
+"""What only the C++ backend promises on a CPU: the same bits on any instruction set and thread count; when "auto" takes
+it."""
 
 import pytest
 import torch
@@ -87,6 +88,9 @@ def test_auto_takes_native_on_a_cpu_and_the_reference_for_float64(monkeypatch: p
     assert resolve_backend("sde_step", "auto", torch.device("cuda"), PROBES) == "reference"
     with monkeypatch.context() as proven:
         proven.setattr(_dispatch, "CUDA_HAS_RUN", True)
+        proven.setitem(PROBES, "native", lambda device: None)
+        assert resolve_backend("sde_step", "auto", torch.device("cuda"), PROBES) == "native"
+        proven.setitem(PROBES, "native", lambda device: "not built")
         assert resolve_backend("sde_step", "auto", torch.device("cuda"), PROBES) == "triton"
     assert resolve_backend("sde_step", "auto", torch.device("cpu"), FLOAT64_PROBES) == "reference"
     v, x = normal((2, 9), 0), normal((2, 9), 1)
