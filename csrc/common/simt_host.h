@@ -288,6 +288,7 @@ inline void __stcg(double* target, double value) {
 inline double __ldcg(const double* source) { return *source; }
 
 inline void __threadfence() { simt::land(simt::machine().current->stores); }
+inline void __threadfence_system() { __threadfence(); }
 
 template <class V>
 inline const V* as_vector(const void* p) {

@@ -58,8 +58,10 @@ def test_no_order_of_threads_or_blocks_moves_a_bit(num_elements: int) -> None:
 
 
 def test_the_float64_sum_over_chunks_has_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To its last bit, which a density in float32 does not show: here it is the difference from the sum itself."""
-    v, x, p = (normal((1, 7 * CHUNK), seed) for seed in range(3))
+    """To its last bit, which a density in float32 does not show: here it is the difference from the sum itself. Squares
+    of like size would add up exactly in any order; these differ by many powers of two."""
+    v, x, p = (normal((1, 33 * CHUNK), seed) for seed in range(3))
+    p *= torch.exp(3.0 * normal((1, 33 * CHUNK), 3))
 
     def beyond(shift: float, seed: int) -> float:
         def constants(*args: Any) -> StepConstants:
@@ -71,7 +73,7 @@ def test_the_float64_sum_over_chunks_has_one_order(monkeypatch: pytest.MonkeyPat
     total = 0.0
     for _ in range(3):
         total += beyond(total, 0)
-    assert {beyond(total, seed) for seed in range(2, 8)} == {beyond(total, 0)}
+    assert {beyond(total, seed) for seed in range(1, 8)} == {beyond(total, 0)}
     assert abs(beyond(total, 0)) < 1e-14 * total
 
 
