@@ -16,7 +16,7 @@ struct SdeStepArgs {
   SdeTensor velocity, velocity_uncond, velocity_ref;  // the last two may be null
   const float* sample;
   const float* noise;         // drawing form; null: draw from Philox
-  const int64_t* sample_ids;  // [N], drawing form
+  const int64_t* sample_ids;  // [N], drawing form; null: 0 .. N - 1
   float* prev_sample;         // written by the drawing form, read by the other two
   float* mean;                // written by the drawing and the scoring form
   float* log_prob;            // [N], likewise

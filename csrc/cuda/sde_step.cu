@@ -230,7 +230,8 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kOptions))
   const float* const noise = args.noise + place.offset;
   float* const prev_sample = args.prev_sample + place.offset;
   float* const mean = args.mean + place.offset;
-  const uint32_t id = kSource == kPhilox ? (uint32_t)args.sample_ids[place.sample] : 0;
+  const bool named = kSource == kPhilox && args.sample_ids != nullptr;
+  const uint32_t id = (uint32_t)(named ? args.sample_ids[place.sample] : place.sample);
   double residuals = 0.0, differences = 0.0;
 
   for_each_quad(place, aligned, [&](auto whole, int e, int count) {

@@ -184,6 +184,13 @@ def test_ratio_is_one_at_any_batch_split(target: Target, sde_type: str, split: i
         assert torch.equal(torch.exp(train.log_prob - whole.log_prob[rows]), torch.ones(len(rows)))
 
 
+def test_ids_are_the_numbers_of_the_samples_by_default(target: Target) -> None:
+    velocity, sample = normal((3, 40), 0), normal((3, 40), 1)
+    at: dict[str, Any] = dict(sigma=0.8, sigma_next=0.7, seed=4)
+    named = step(target, velocity, sample, sample_ids=torch.arange(3), **at)
+    assert torch.equal(step(target, velocity, sample, **at).prev_sample, named.prev_sample)
+
+
 def test_strides_and_an_empty_batch(target: Target) -> None:
     velocity, sample, noise = (normal((2, 3, 2, 5, 7), seed) for seed in range(3))
     at: dict[str, Any] = dict(sigma=0.8, sigma_next=0.7)

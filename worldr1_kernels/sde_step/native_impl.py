@@ -95,13 +95,14 @@ def _kl_like(sample: Tensor, velocity_ref: Tensor | None) -> Tensor:
 def sample_step(given: Draw, *, level: str = "", emulated: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draws prev_sample: (prev_sample, mean, log_prob [N], kl [N] or [0]), float32."""
     v, u, r = _velocities((given.velocity, given.velocity_uncond, given.velocity_ref), emulated)
-    x, z, ids = _wide(given.sample), None if given.noise is None else _wide(given.noise), given.sample_ids.contiguous()
+    x, z = _wide(given.sample), None if given.noise is None else _wide(given.noise)
+    ids = None if given.sample_ids is None else given.sample_ids.contiguous()
     prev_sample, mean, log_prob = torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[0])
     kl = _kl_like(x, r)
     _run(
         "draw", given, given.guidance_scale, x, level=level, emulated=emulated,
         velocity=_typed(v), velocity_uncond=_typed(u), velocity_ref=_typed(r), noise=address(z),
-        sample_ids=ids.data_ptr(), prev_sample=prev_sample.data_ptr(), mean=mean.data_ptr(),
+        sample_ids=address(ids), prev_sample=prev_sample.data_ptr(), mean=mean.data_ptr(),
         log_prob=log_prob.data_ptr(), kl=0 if r is None else kl.data_ptr(), seed=given.seed, step=given.step,
     )  # fmt: skip
     return prev_sample, mean, log_prob, kl

@@ -91,7 +91,7 @@ def _log_prob_backward_fake(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 sde_sample_op = define_op(
     "sde_sample(Tensor velocity, Tensor sample, Tensor? velocity_uncond, Tensor? velocity_ref, Tensor? noise, "
-    "Tensor sample_ids, float guidance_scale, float coef_sample, float coef_velocity, float std, int seed, int step, "
+    "Tensor? sample_ids, float guidance_scale, float coef_sample, float coef_velocity, float std, int seed, int step, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _sample_impl,
     _sample_fake,
