@@ -6,8 +6,9 @@
 
 #include <cuda_runtime.h>
 
+// In front of a loop: how many rounds nvcc puts side by side.
 #define WR_PRAGMA(text) _Pragma(#text)
-#define WR_UNROLL(times) WR_PRAGMA(unroll times)
+#define WR_UNROLL(rounds) WR_PRAGMA(unroll rounds)
 
 namespace worldr1 {
 
@@ -41,6 +42,6 @@ __device__ __forceinline__ void copy_async_wait() {
 }  // namespace worldr1
 
 #else
-#define WR_UNROLL(times)
+#define WR_UNROLL(rounds)
 #include "simt_host.h"
 #endif
