@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+OLDEST = (8, 0)
+"""Compute capability of the first devices that copy to shared memory asynchronously."""
 _BUILD_HINT = "build it with `pip install -e .` (needs a C++17 compiler)"
 
 
@@ -65,6 +67,8 @@ def compiled_for(capability: tuple[int, int]) -> str | None:
         return None
     names = [str(name) for name in architectures()]
     major, minor = capability
+    if capability < OLDEST:
+        return f"worldr1_kernels._C_cuda needs compute capability 8.0 or later, this device has {major}.{minor}"
     for name in names:
         number, is_ptx = re.search(r"\d+", name), name.lower().endswith("ptx")
         if number is None:

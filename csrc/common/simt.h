@@ -6,6 +6,10 @@
 
 #include <cuda_runtime.h>
 
+// In front of a loop: how many rounds nvcc puts side by side.
+#define WR_PRAGMA(text) _Pragma(#text)
+#define WR_UNROLL(rounds) WR_PRAGMA(unroll rounds)
+
 namespace worldr1 {
 
 template <class... Parameters, class... Arguments>
@@ -13,6 +17,12 @@ int launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int th
   if (grid_x == 0 || grid_y == 0) return 0;
   kernel<<<dim3((unsigned)grid_x, (unsigned)grid_y), (unsigned)threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
   return (int)cudaGetLastError();
+}
+
+// `p` for one access to a whole V; its address is a multiple of V's size.
+template <class V>
+__device__ __forceinline__ const V* as_vector(const void* p) {
+  return static_cast<const V*>(p);
 }
 
 // Starts copying 16 bytes from global to shared memory, past the registers and L1.
@@ -32,5 +42,6 @@ __device__ __forceinline__ void copy_async_wait() {
 }  // namespace worldr1
 
 #else
+#define WR_UNROLL(rounds)
 #include "simt_host.h"
 #endif

@@ -2,7 +2,7 @@
 // wait for each other. Slow, single-threaded, and strict: a collective that some thread of the warp or block does not reach,
 // or that lanes reach at different kinds of it, is an error. The order in which threads and blocks run, and the moment at
 // which asynchronous copies land, follow a seed, so that a missing barrier shows as a result that changes with the seed.
-// Include it in one translation unit only.
+// Every translation unit that includes it has a machine of its own.
 #pragma once
 
 #include <ucontext.h>
@@ -37,6 +37,11 @@ struct Copy {
   const void* source;
 };
 
+struct Store {
+  double* target;
+  double value;
+};
+
 struct Fibre {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -45,6 +50,7 @@ struct Fibre {
   uint32_t value;                          // handed in at a collective
   uint32_t results[32];                    // values of the warp, or in [0] of the block
   std::vector<std::vector<Copy>> groups;   // of asynchronous copies; the last one is open
+  std::vector<Store> stores;               // __stcg that no __threadfence has followed yet
 };
 
 constexpr size_t kStackBytes = 64 * 1024;
@@ -56,6 +62,8 @@ struct Machine {
   Fibre* current = nullptr;
   ucontext_t scheduler;
   std::function<void()> body;
+  std::vector<Store> unfenced;  // of threads that have returned: they land when the kernel ends
+  const char* fault = nullptr;  // what a thread did wrong: thrown when the kernel ends
   uint64_t state = 1;
 
   uint32_t random(uint32_t bound) {
@@ -71,6 +79,11 @@ inline Machine& machine() {
 
 inline void copy(const Copy& c) { std::memcpy(c.target, c.source, 16); }
 
+inline void land(std::vector<Store>& stores) {
+  for (const Store& s : stores) *s.target = s.value;
+  stores.clear();
+}
+
 inline void pause(Wait wait, uint32_t value) {
   Machine& m = machine();
   m.current->wait = wait;
@@ -83,6 +96,9 @@ inline void entry() {
   for (const auto& group : machine().current->groups) {
     for (const Copy& c : group) copy(c);
   }
+  std::vector<Store>& stores = machine().current->stores;
+  machine().unfenced.insert(machine().unfenced.end(), stores.begin(), stores.end());
+  stores.clear();
   pause(Wait::kExit, 0);
 }
 
@@ -158,6 +174,20 @@ inline void run_block() {
   }
 }
 
+// The value that lane `source` hands in, four bytes at a time.
+template <class T>
+inline T shuffle(T value, uint32_t source) {
+  static_assert(sizeof(T) % 4 == 0, "");
+  uint32_t words[sizeof(T) / 4];
+  std::memcpy(words, &value, sizeof(T));
+  for (uint32_t& word : words) {
+    pause(Wait::kShuffle, word);
+    word = machine().current->results[source];
+  }
+  std::memcpy(&value, words, sizeof(T));
+  return value;
+}
+
 }  // namespace simt
 
 #define threadIdx (::worldr1::simt::machine().current->thread)
@@ -168,6 +198,7 @@ template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int threads, void*, Arguments... arguments) {
   simt::Machine& m = simt::machine();
   if (threads % 32 != 0) throw std::runtime_error("simt: threads must be a multiple of 32");
+  if (grid_x > INT32_MAX || grid_y > 65535) throw std::runtime_error("simt: the grid is larger than a device takes");
   m.grid = {(unsigned)grid_x, (unsigned)grid_y};
   m.fibres.resize((size_t)threads);
   for (size_t i = 0; i < m.fibres.size(); ++i) {
@@ -180,6 +211,8 @@ int launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int th
     m.block_index = {block % m.grid.x, block / m.grid.x};
     simt::run_block();
   }
+  simt::land(m.unfenced);
+  if (m.fault != nullptr) throw std::runtime_error(std::exchange(m.fault, nullptr));
   return 0;
 }
 
@@ -203,12 +236,7 @@ inline int __all_sync(uint32_t mask, int predicate) { return __ballot_sync(mask,
 
 template <class T>
 inline T __shfl_xor_sync(uint32_t, T value, uint32_t distance) {
-  static_assert(sizeof(T) == 4, "");
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  simt::pause(simt::Wait::kShuffle, bits);
-  std::memcpy(&value, &simt::machine().current->results[threadIdx.x % 32 ^ distance], 4);
-  return value;
+  return simt::shuffle(value, threadIdx.x % 32 ^ distance);
 }
 
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
@@ -238,6 +266,66 @@ inline void copy_async_wait() {
     groups.erase(groups.begin());
   }
 }
+
+template <class T>
+inline T __shfl_sync(uint32_t, T value, int lane) {
+  return simt::shuffle(value, (uint32_t)lane);
+}
+
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+  const unsigned before = *address;
+  *address += value;
+  return before;
+}
+
+// A store that other blocks may read. With even seeds it lands no sooner than the thread's next fence, without one when the
+// kernel ends: a missing fence shows as a sum that is not there.
+inline void __stcg(double* target, double value) {
+  if (simt::machine().seed % 2) *target = value;
+  else simt::machine().current->stores.push_back({target, value});
+}
+
+inline double __ldcg(const double* source) { return *source; }
+
+inline void __threadfence() { simt::land(simt::machine().current->stores); }
+inline void __threadfence_system() { __threadfence(); }
+
+template <class V>
+inline const V* as_vector(const void* p) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(V) != 0) simt::machine().fault = "simt: a vector access is not aligned";
+  return static_cast<const V*>(p);
+}
+
+// Arithmetic in one rounding each, as the device does it.
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline float __int2float_rn(int a) { return (float)a; }
+
+inline float __uint_as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint32_t __float_as_uint(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+// The lower word of (high, low) shifted right, shift modulo 32.
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
+  return (uint32_t)(((uint64_t)high << 32 | low) >> (shift & 31));
+}
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 
 }  // namespace
 }  // namespace worldr1

@@ -1,4 +1,5 @@
-"""What only the C++ backend promises: the same bits on any instruction set and thread count; when "auto" takes it."""
+"""What only the C++ backend promises on a CPU: the same bits on any instruction set and thread count; when "auto" takes
+it."""
 
 import pytest
 import torch
@@ -88,9 +89,14 @@ def test_auto_takes_native_on_a_cpu_and_the_reference_for_float64(
     monkeypatch.delenv("WORLDR1_BACKEND", raising=False)
     monkeypatch.setattr(_dispatch, "_SAID", set())
     assert resolve_backend("sde_step", "auto", torch.device("cpu"), PROBES) == "native"
-    for why, taken in (("", "triton"), ("not verified", "reference")):
+    for why, taken in (("", "native"), ("not verified", "reference")):
         monkeypatch.setattr(gate, "unverified", lambda *a, why=why: why)
-        assert resolve_backend("sde_step", "auto", torch.device("cuda"), PROBES) == taken
+        with monkeypatch.context() as here:
+            here.setitem(PROBES, "native", lambda device: None)
+            assert resolve_backend("sde_step", "auto", torch.device("cuda"), PROBES) == taken
+            here.setattr(_dispatch, "_ANSWERS", {})
+            here.setitem(PROBES, "native", lambda device: "not built")
+            assert resolve_backend("sde_step", "auto", torch.device("cuda"), PROBES) == ("reference" if why else "triton")
     assert resolve_backend("sde_step", "auto", torch.device("cpu"), FLOAT64_PROBES) == "reference"
     v, x = normal((2, 9), 0), normal((2, 9), 1)
     auto, named = (sde_step(v, x, 0.8, 0.7, seed=1, backend=b) for b in ("auto", "native"))

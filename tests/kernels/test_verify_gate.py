@@ -388,10 +388,11 @@ class TestWhatItIsCompiledFor:
         runs = [(8, 0), (8, 6), (8, 9), (9, 0), (12, 0), (12, 1), (13, 0)]
         assert [c for c in runs if _native.compiled_for(c) is not None] == []
         assert [c for c in ((7, 5), (10, 0)) if _native.compiled_for(c) is None] == []
-        assert _native.compiled_for((7, 5)) == (
-            "worldr1_kernels._C_cuda is compiled for 80, 90a, 120, 120+PTX, and not for this device's 7.5; build it "
-            "with WORLDR1_CUDA_ARCHS=75"
+        assert _native.compiled_for((10, 0)) == (
+            "worldr1_kernels._C_cuda is compiled for 80, 90a, 120, 120+PTX, and not for this device's 10.0; build it "
+            "with WORLDR1_CUDA_ARCHS=100"
         )
+        assert "needs compute capability 8.0 or later, this device has 7.5" in str(_native.compiled_for((7, 5)))
 
     def test_names_with_a_letter(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.module(monkeypatch, "90a", "100f", "110aPTX")

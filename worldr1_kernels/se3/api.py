@@ -1,4 +1,8 @@
-"""Public functions on camera trajectories: distances, alignment, errors and the trajectory reward."""
+"""Public functions on camera trajectories: distances, alignment, errors and the trajectory reward.
+
+Data are checked at once, but for the native backend on a CUDA device: its kernels look at their inputs themselves, give
+NaN for an item that is at fault, and the ValueError comes from the next call on that device or from `check`.
+"""
 
 from typing import Literal, NamedTuple
 
@@ -13,12 +17,12 @@ from worldr1_kernels._checks import (
     check_shape,
 )
 from worldr1_kernels._dispatch import resolve_backend
-from worldr1_kernels.se3 import native_impl, reference
+from worldr1_kernels.se3 import faults, native_impl, reference
 from worldr1_kernels.se3.ops import PROBES, run_error, run_geodesic, run_reward
 
 Backend = Literal["auto", "reference", "triton", "native"]
 _FLOATS = (torch.float32, torch.float64)
-_ORTHOGONAL = 1e-3
+_ORTHOGONAL = faults.ORTHOGONAL
 _SCALES = ("least_squares", "max_norm", "none", "sim3")
 
 
@@ -43,12 +47,21 @@ class TrajectoryError(NamedTuple):
     """[N] length of the requested path, its own units."""
 
 
+def _on_device(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda
+
+
 def _known_rigid(op: str, matrices: torch.Tensor, backend: str) -> bool:
-    """True when the compiled module, where it is the choice, has looked at every matrix and found no fault; it does not
-    say which."""
+    """True when the compiled module, where it is the choice, has looked at every matrix and found no fault (it does not
+    say which), or on a device will look: then the call does not wait, and faults.py says late what was found."""
     if resolve_backend(op, backend, matrices.device, PROBES) != "native":
         return False
-    return native_impl.all_rigid(matrices, tolerance=_ORTHOGONAL)
+    if not _on_device(matrices):
+        return native_impl.all_rigid(matrices, tolerance=_ORTHOGONAL)
+    faults.raise_found(matrices.device)
+    if op in ("relative_poses", "path_length"):  # the kernels of the others look themselves
+        native_impl.watch_rigid(op, matrices)
+    return True
 
 
 def _check_rotations(op: str, name: str, rotation: torch.Tensor, backend: str) -> None:
@@ -88,13 +101,16 @@ def _check_pair(op: str, viewmats_pred: torch.Tensor, viewmats_target: torch.Ten
     check_same_device(op, {"viewmats_pred": viewmats_pred, "viewmats_target": viewmats_target})
 
 
-def _depth_tensor(op: str, median_depth: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """[N] in the dtype and on the device of `like`, constant."""
+def _depth_tensor(
+    op: str, median_depth: float | torch.Tensor, like: torch.Tensor, backend: str = "reference"
+) -> torch.Tensor:
+    """[N] in the dtype and on the device of `like`, constant. A device's native kernel looks at the values itself."""
     if not isinstance(median_depth, torch.Tensor):
         check_positive(op, "median_depth", median_depth)
         return like.new_full((like.shape[0],), float(median_depth))
     check_shape(op, "median_depth", median_depth, ("N",), sizes={"N": like.shape[0]})
-    if not torch.compiler.is_compiling() and median_depth.numel() > 0:
+    is_looked_at = backend == "native" and _on_device(like)
+    if not torch.compiler.is_compiling() and median_depth.numel() > 0 and not is_looked_at:
         check_finite(op, "median_depth", median_depth)
         if float(median_depth.min()) <= 0:
             raise ValueError(f"{op}: median_depth must be > 0, got {float(median_depth.min())}")
@@ -233,8 +249,8 @@ def trajectory_error(
     _check_pair(op, viewmats_pred, viewmats_target, backend)
     if median_depth is not None and scale != "least_squares":
         raise ValueError(f"{op}: median_depth must be left out unless scale is 'least_squares', got scale {scale!r}")
-    depth = None if median_depth is None else _depth_tensor(op, median_depth, viewmats_pred)
     chosen = resolve_backend(op, backend, viewmats_pred.device, PROBES)
+    depth = None if median_depth is None else _depth_tensor(op, median_depth, viewmats_pred, chosen)
     return TrajectoryError(*run_error(viewmats_pred, viewmats_target, depth, relative_to, scale, chosen))
 
 
@@ -280,6 +296,6 @@ def trajectory_reward(
     for name, weight in (("k_t", k_t), ("k_r", k_r)):
         if not 0.0 <= weight < float("inf"):
             raise ValueError(f"{op}: {name} must be finite and >= 0, got {weight}")
-    depth = _depth_tensor(op, median_depth, viewmats_pred)
     chosen = resolve_backend(op, backend, viewmats_pred.device, PROBES)
+    depth = _depth_tensor(op, median_depth, viewmats_pred, chosen)
     return run_reward(viewmats_pred, viewmats_target, depth, float(k_t), float(k_r), metric, chosen)

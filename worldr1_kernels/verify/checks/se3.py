@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from worldr1_kernels.se3 import TrajectoryError
+from worldr1_kernels.se3 import TrajectoryError, check
 from worldr1_kernels.testing import normal
 from worldr1_kernels.verify.target import Check
 from worldr1_kernels.verify.trial import Rule, Trial, same_bits, two_errors
@@ -113,6 +113,7 @@ def refused(trial: Trial) -> None:
         for matrices in (good, reflection, hole, bent):
             try:
                 function(good, matrices)
+                check(good.device)  # a device says it late
                 said.append(0)
             except ValueError:
                 said.append(1)
