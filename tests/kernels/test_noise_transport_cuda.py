@@ -1,11 +1,19 @@
-"""The CUDA noise transport without a device: its kernels, run thread by thread on the CPU, equal to C++ bit for bit."""
+"""The CUDA noise transport without a device: its kernels, run thread by thread on the CPU, equal C++ bit for bit."""
+
+import math
 
 import pytest
 import torch
 
 from worldr1_kernels import _native
-from worldr1_kernels.noise_transport import native_impl, plan_transport
-from worldr1_kernels.noise_transport.native_impl import transport, transport_emulated
+from worldr1_kernels.noise_transport import TransportPlan, plan_transport
+from worldr1_kernels.noise_transport.native_impl import (
+    build_plan,
+    build_plan_emulated,
+    transport,
+    transport_emulated,
+)
+from worldr1_kernels.noise_transport.plan import LIST_TENSORS, TENSORS
 from worldr1_kernels.testing import noncontiguous, normal, poison_empty
 
 pytestmark = pytest.mark.skipif(_native.cpu_unavailable() is not None, reason="the C++ module is not built")
@@ -50,7 +58,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", [*SHAPES, (40, 80, 3, 1, 40)], ids=lambda s: "-".join(map(str, s)))
 @pytest.mark.parametrize("case", CASES)
 def test_transport_equals_cpp(case: str, shape: tuple[int, ...]) -> None:
-    """Also the SIMD kernels, where they do not fuse: then only the device's fused multiplications are left to differ."""
+    """Also SIMD, where it does not fuse: then only the device's fused multiplications are left to differ."""
     height, width, frames, capture, reduce = shape
     plan = plan_transport(flow_of(case, frames, height, width), capture=capture)
     for batch, channels in ((1, 1), (2, 6)):
@@ -94,8 +102,8 @@ def test_one_frame_still_frames_and_empty_batches() -> None:
 def test_a_plan_on_a_device_leaves_its_density_behind() -> None:
     plan = plan_transport(flow_of("random", 4, 6, 8)).to("meta")
     assert plan.density.device.type == plan.offsets.device.type == "cpu"
-    on_device = {name for name, t in zip(native_impl.TENSORS, plan.tensors(), strict=True) if t.device.type == "meta"}
-    assert on_device == {"slots", "device_offsets", *native_impl.LIST_TENSORS}
+    on_device = {name for name, t in zip(TENSORS, plan.tensors(), strict=True) if t.device.type == "meta"}
+    assert on_device == {"slots", "device_offsets", *LIST_TENSORS}
 
 
 def test_what_the_kernel_cannot_number_is_refused() -> None:
@@ -107,6 +115,71 @@ def test_what_the_kernel_cannot_number_is_refused() -> None:
         transport_emulated(noise, plan, torch.arange(2**18), 0, 1, 8)
     with pytest.raises(TypeError, match="backend 'native' on CUDA takes float32, got float64"):
         transport_emulated(noise[:1].double(), plan, torch.arange(1), 0, 1, 8)
+
+
+def emulated(flow: torch.Tensor, stride: int, order: int = 0, room: list[int] | None = None) -> TransportPlan:
+    shape = (len(flow), flow.shape[2], flow.shape[3])
+    with poison_empty():
+        return build_plan_emulated(lambda: list(flow), shape, stride=stride, order=order, room=room)
+
+
+def assert_plan_equals_cpp(got: TransportPlan, flow: torch.Tensor, stride: int) -> None:
+    """Bit for bit, densities and weights too."""
+    shape = (len(flow), flow.shape[2], flow.shape[3])
+    expected = build_plan(flow, shape, device=flow.device, stride=stride)
+    for name in TENSORS:
+        a, b = getattr(got, name), getattr(expected, name)
+        assert a.dtype == b.dtype and torch.equal(a, b), name
+    assert (got.num_slots, got.stride) == (expected.num_slots, expected.stride)
+
+
+# H, W, F, frames between those that are kept: the ring of free slots comes round; sums over several warps; a tree that
+# a launch of its own begins.
+@pytest.mark.parametrize("shape", [(7, 9, 12, 1), (1, 37, 4, 2), (1, 1, 3, 1), (33, 66, 3, 2)])
+@pytest.mark.parametrize("case", CASES)
+def test_plan_equals_cpp(case: str, shape: tuple[int, int, int, int]) -> None:
+    height, width, frames, stride = shape
+    flow = flow_of(case, frames, height, width)
+    for order, values in ((5, flow),) if height * width > 100 else ((1, flow), (2, flow.float())):
+        assert_plan_equals_cpp(emulated(values, stride, order), values, stride)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+def test_plan_of_a_larger_image_equals_cpp(order: int) -> None:
+    """131,072 leaves of the density's tree, a second launch for its sums, and sums over 258 warps."""
+    flow = flow_of("random", 3, 257, 256)
+    assert_plan_equals_cpp(emulated(flow, 1, order), flow, 1)
+
+
+def test_plan_lists_that_are_too_short_are_made_again() -> None:
+    flow = flow_of("random", 5, 12, 10)
+    for room in ([1] * 5, [0, 10**4, 10**4, 10**4, 10**4], [10**4, 10**4, 10**4, 10**4, 0]):
+        assert_plan_equals_cpp(emulated(flow, 2, 0, room), flow, 2)
+
+
+def test_a_plan_without_fields_and_fields_after_the_last_kept() -> None:
+    for flow, stride in ((torch.zeros(0, 2, 5, 6), 1), (flow_of("random", 6, 5, 6), 3), (flow_of("mixed", 3, 5, 6), 7)):
+        assert_plan_equals_cpp(emulated(flow, stride), flow, stride)
+
+
+@pytest.mark.parametrize(("value", "field"), [(math.nan, 0), (math.inf, 2), (-math.inf, 4)])
+def test_bad_fields(value: float, field: int) -> None:
+    """Named like those of C++, the first of them; also beyond the last frame that is kept."""
+    flow = torch.zeros(5, 2, 5, 7)
+    flow[field:, 1, 4, 6] = value
+    with pytest.raises(ValueError, match=rf"flow\[{field}\] must be finite, got 1 of 70 values NaN or infinite"):
+        emulated(flow, 4)
+    elsewhere = [torch.zeros(2, 5, 7), torch.zeros(2, 5, 7, device="meta")]
+    with pytest.raises(ValueError, match=r"flow\[1\] must be on cpu like flow\[0\], got meta"):
+        build_plan_emulated(lambda: elsewhere, (2, 5, 7), stride=1)
+
+
+def test_plan_and_transport_together() -> None:
+    """What a device does from flow to noise."""
+    flow, noise, ids = flow_of("random", 7, 24, 32), normal((2, 5, 24, 32), 4), torch.arange(2)
+    got = transport_emulated(noise, emulated(flow, 2, 3), ids, 5, 2, 8, order=4)
+    assert torch.equal(got, transport(noise, plan_transport(flow, capture=2), ids, 5, 2, 8, scalar=True))
 
 
 def test_division_by_multiplication() -> None:

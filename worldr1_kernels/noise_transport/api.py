@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from worldr1_kernels._checks import check_dtype, check_same_device, check_shape, check_tensor
-from worldr1_kernels._dispatch import resolve_backend
+from worldr1_kernels._dispatch import requested_backend, resolve_backend
 from worldr1_kernels.noise_transport import native_impl
 from worldr1_kernels.noise_transport.ops import PLAN_PROBES, TRANSPORT_PROBES, noise_transport_op
 from worldr1_kernels.noise_transport.plan import Fields, TransportPlan, build_plan
@@ -53,18 +53,20 @@ def plan_transport(
       flow: Forward flow (dx, dy), field f from frame f to f + 1, read at the pixel that is left. Shape [F-1, 2, H, W],
         float32 or float64. Unit: pixels. F = 1 (no field) is allowed: nothing moves. A step out of the image, of any
         length, is no error: what it leaves behind is fresh. Or a sequence of F - 1 >= 1 fields [2, H, W] that computes
-        each when it is asked for: no more than one is then in memory.
+        each when it is asked for: no more than one is then in memory. "native" on CUDA may ask for all of them twice.
       capture: Frames that can be asked of the plan: "all", or every `capture`-th from the first. With 4, the plan of 81
         frames at 960x1664 takes a third of the memory.
       dither: Add to each field an offset in (-1/2, 1/2)^2, the same at all pixels, that averages to zero over the
         frames. Every speed is then kept in the mean (0.3 px a frame is no motion otherwise), and whole pixels stay.
       backend: Implementation; only "auto" may pick another.
     Returns:
-      TransportPlan on the flow's device (the native backend makes it on the CPU). `plan.density` [F', H, W] is the
-      density of the noise at the captured frames. Compute the flow in float64 where plans must agree between machines:
-      a value that rounds the other way moves another pixel.
+      TransportPlan on the flow's device. With "native" on CUDA it is made there, and the host waits for its lengths at
+      the end; with "auto" and "triton" C++ makes it on the CPU, and `plan.density` [F', H, W], the density of the noise
+      at the captured frames, stays there. Compute the flow in float64 where plans must agree between machines: a value
+      that rounds the other way moves another pixel.
     Raises:
-      ValueError: shapes; an image without pixels, or of more than 2^29; H + W > 2^22; not finite; capture < 1.
+      ValueError: shapes; an image without pixels, or of more than 2^29; H + W > 2^22; not finite; capture < 1; with
+        "native" on CUDA, fields on several devices.
       TypeError: fields that are no float32 or float64 tensors.
       RuntimeError: the backend chosen by name is not available.
     """
@@ -84,9 +86,15 @@ def plan_transport(
         raise ValueError(f"{op}: flow must have 1 to 2^29 pixels and H + W <= 2^22, got {list(first.shape)}")
     stride = _stride(op, capture)
     device = first.device
-    chosen = resolve_backend(op, backend, torch.device("cpu"), PLAN_PROBES)  # where plans are made, for any device
-    make = build_plan if chosen == "reference" else native_impl.build_plan
+    # On the device where the CUDA kernels are asked for by name; else on the CPU, for any device.
+    on_device = device.type == "cuda" and requested_backend(op, backend) == "native"
+    chosen = resolve_backend(op, backend, device if on_device else torch.device("cpu"), PLAN_PROBES)
     shape = (len(flow), height, width)
+    if on_device:
+        return native_impl.build_plan_cuda(
+            lambda: _fields(op, flow, sizes, dither), shape, device=device, stride=stride
+        )
+    make = build_plan if chosen == "reference" else native_impl.build_plan
     return make(_fields(op, flow, sizes, dither), shape, device=device, stride=stride)
 
 
@@ -142,7 +150,8 @@ def noise_transport(
     else:
         check_shape(op, "flow", plan_or_flow, ("F-1", 2, "H", "W"), sizes=sizes)
         check_same_device(op, {"noise": noise, "flow": plan_or_flow})
-        plan = plan_transport(plan_or_flow, capture=capture)
+        on_device = noise.device.type == "cuda" and requested_backend(op, backend) == "native"
+        plan = plan_transport(plan_or_flow, capture=capture, backend="native" if on_device else "auto")
     if (plan.height, plan.width) != (sizes["H"], sizes["W"]):
         raise ValueError(
             f"{op}: noise must have the size of the plan, {plan.height} x {plan.width}, got {list(noise.shape)}"
