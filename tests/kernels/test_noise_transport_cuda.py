@@ -135,7 +135,7 @@ def assert_plan_equals_cpp(got: TransportPlan, flow: torch.Tensor, stride: int) 
 
 # H, W, F, frames between those that are kept: the ring of free slots comes round; sums over several warps; a tree that
 # a launch of its own begins.
-@pytest.mark.parametrize("shape", [(7, 9, 12, 1), (1, 37, 4, 2), (1, 1, 3, 1), (33, 66, 3, 2)])
+@pytest.mark.parametrize("shape", [(7, 9, 12, 1), (1, 37, 4, 2), (1, 1, 3, 1), (20, 29, 4, 1), (33, 66, 3, 2)])
 @pytest.mark.parametrize("case", CASES)
 def test_plan_equals_cpp(case: str, shape: tuple[int, int, int, int]) -> None:
     height, width, frames, stride = shape
