@@ -146,24 +146,21 @@ WR_HD Quad<T> draw_quad(uint32_t pixel, bool is_target, const DrawKey& key) {
   return z;
 }
 
-// X_m = q(s) / sqrt(n) + (Z_m - mean Z) for all members of a group, whose slots hold Z_m; `total` is their sum.
-template <class Q, class T>
-WR_HD void share_value(const TransportLists& lists, int64_t group, const Q& total, Q* state) {
+// X_m = q(s) / sqrt(n) + (Z_m - mean Z) for all members of a group; `normal`(m) is Z of row m, and may be where X_m goes.
+template <class Q, class T, class Normal>
+WR_HD void share_normals(const TransportLists& lists, int64_t group, Q* state, const Normal& normal) {
   const int64_t begin = lists.group_start[group], end = lists.group_start[group + 1];
   const T size = (T)(end - begin);
+  Q total = normal(begin);
+  for (int64_t m = begin + 1; m < end; ++m) total = total + normal(m);
   const Q mean = total / size, shared = state[lists.group_slot[group]] / sqrt_of(size);
-  for (int64_t m = begin; m < end; ++m) {
-    Q& value = state[lists.member_slot[m]];
-    value = shared + (value - mean);
-  }
+  for (int64_t m = begin; m < end; ++m) state[lists.member_slot[m]] = shared + (normal(m) - mean);
 }
 
+// The same where the members' slots hold Z_m beforehand.
 template <class Q, class T>
 WR_HD void share_group(const TransportLists& lists, int64_t group, Q* state) {
-  const int64_t begin = lists.group_start[group], end = lists.group_start[group + 1];
-  Q total = state[lists.member_slot[begin]];
-  for (int64_t m = begin + 1; m < end; ++m) total = total + state[lists.member_slot[m]];
-  share_value<Q, T>(lists, group, total, state);
+  share_normals<Q, T>(lists, group, state, [&](int64_t m) { return state[lists.member_slot[m]]; });
 }
 
 // q' = sum of weight times value over the arrivals.
@@ -183,14 +180,10 @@ WR_HD void make_fresh(const TransportLists& lists, int64_t row, const DrawKey& k
 
 template <class T>
 WR_HD void make_group(const TransportLists& lists, int64_t group, const DrawKey& key, Quad<T>* state) {
-  const int64_t begin = lists.group_start[group], end = lists.group_start[group + 1];
-  Quad<T> total;
-  for (int64_t m = begin; m < end; ++m) {
-    const Quad<T> z = draw_quad<T>((uint32_t)lists.member_pixel[m], lists.member_is_target[m] != 0, key);
-    state[lists.member_slot[m]] = z;
-    total = m == begin ? z : total + z;
+  for (int64_t m = lists.group_start[group]; m < lists.group_start[group + 1]; ++m) {
+    state[lists.member_slot[m]] = draw_quad<T>((uint32_t)lists.member_pixel[m], lists.member_is_target[m] != 0, key);
   }
-  share_value<Quad<T>, T>(lists, group, total, state);
+  share_group<Quad<T>, T>(lists, group, state);
 }
 
 }  // namespace

@@ -67,17 +67,22 @@ __device__ __forceinline__ void load_noise(const Transport& t) {
   }
 }
 
-// Rows of the lists that are new at a frame.
-struct Rows {
-  int64_t fresh, group, merge;  // the first
-  uint32_t num_fresh, num_groups, num_merges;
-  __device__ __forceinline__ bool any() const { return (num_fresh | num_groups | num_merges) != 0; }
+// How many rows of the lists are new at a frame.
+struct Counts {
+  uint32_t fresh, groups, members, merges;
 };
 
-__device__ __forceinline__ Rows rows_at(const int64_t* offsets, int64_t frame) {
+// Of a frame in 1 .. `last`; else nothing.
+__device__ __forceinline__ Counts counts_at(const int64_t* offsets, int64_t frame, int64_t last) {
+  if (frame < 1 || frame > last) return {0, 0, 0, 0};
   const int64_t* from = offsets + (frame - 1) * 5;
   const int64_t* to = from + 5;
-  return {from[0], from[1], from[3], (uint32_t)(to[0] - from[0]), (uint32_t)(to[1] - from[1]), (uint32_t)(to[3] - from[3])};
+  return {(uint32_t)(to[0] - from[0]), (uint32_t)(to[1] - from[1]), (uint32_t)(to[2] - from[2]), (uint32_t)(to[3] - from[3])};
+}
+
+// Where the normals of a frame's members are, one frame after the other in two places.
+__device__ __forceinline__ Quad<float>* normals_of(const Transport& t, uint32_t task, int64_t frame) {
+  return t.args.normals + (frame % 2 * t.tasks.divisor + task) * t.args.most_members;
 }
 
 // A segment of an output frame: r x r blocks side by side, a lane for each of their columns (32 at a time where r is larger).
@@ -124,32 +129,48 @@ __device__ __forceinline__ void reduce_segment(const Transport& t, const Task& t
   }
 }
 
-// Everything between two barriers: new values of a frame, and a captured frame to be reduced (`slots` null: none). What is
-// taken for new values is held by no pixel of the frame before, so that this may still be reduced meanwhile.
+// Everything between two barriers: new values of a frame, normals of the next frame's members (which depend on nothing), and a
+// captured frame to be reduced (`slots` null: none). What is taken for new values is held by no pixel of the frame before, so
+// that this may still be reduced meanwhile.
 template <int kReduce>
-__device__ __forceinline__ void step(const Transport& t, int64_t frame, const Rows& rows, const int32_t* slots, int64_t captured,
-                                     Quad<float>* columns) {
-  const uint32_t groups = chunks_of(rows.num_groups, kThreads), fresh = chunks_of(rows.num_fresh, kThreads),
-                 merges = chunks_of(rows.num_merges, kThreads), segments = slots ? chunks_of(t.num_segments, kWarps) : 0;
-  const uint32_t total = t.tasks.divisor * (groups + fresh + merges + segments);
+__device__ __forceinline__ void step(const Transport& t, int64_t frame, const Counts& counts, uint32_t next_members,
+                                     const int32_t* slots, int64_t captured, Quad<float>* columns) {
+  const TransportLists& lists = t.args.lists;
+  const int64_t* first = t.args.offsets + (frame - 1) * 5;  // rows of the frame; those of the next are 5 on
+  const uint32_t groups = chunks_of(counts.groups, kThreads), members = chunks_of(next_members, kThreads),
+                 fresh = chunks_of(counts.fresh, kThreads), merges = chunks_of(counts.merges, kThreads),
+                 segments = slots ? chunks_of(t.num_segments, kWarps) : 0;
+  const uint32_t total = t.tasks.divisor * (groups + members + fresh + merges + segments);
   for (uint32_t c = blockIdx.x; c < total; c += gridDim.x) {
     uint32_t chunk = divide(c, t.tasks);
-    const Task task = task_of(t, c - chunk * t.tasks.divisor);
-    if (chunk < groups + fresh) {
-      const DrawKey key = {t.args.seed, (uint32_t)frame, (uint32_t)t.args.sample_ids[task.sample], task.quad};
-      if (chunk < groups) {
-        const uint32_t i = chunk * kThreads + threadIdx.x;
-        if (i < rows.num_groups) make_group(t.args.lists, rows.group + i, key, task.state);
-      } else {
-        const uint32_t i = (chunk - groups) * kThreads + threadIdx.x;
-        if (i < rows.num_fresh) make_fresh(t.args.lists, rows.fresh + i, key, task.state);
+    const uint32_t index = c - chunk * t.tasks.divisor;
+    const Task task = task_of(t, index);
+    if (chunk < groups) {
+      const uint32_t i = chunk * kThreads + threadIdx.x;
+      if (i < counts.groups) {
+        const Quad<float>* normals = normals_of(t, index, frame) - first[2];
+        share_normals<Quad<float>, float>(lists, first[1] + i, task.state, [&](int64_t m) { return normals[m]; });
       }
       continue;
     }
-    chunk -= groups + fresh;
+    chunk -= groups;
+    if (chunk < members + fresh) {
+      const bool is_fresh = chunk >= members;
+      const uint32_t i = (is_fresh ? chunk - members : chunk) * kThreads + threadIdx.x;
+      if (i >= (is_fresh ? counts.fresh : next_members)) continue;
+      const int64_t row = (is_fresh ? first[0] : first[5 + 2]) + i;
+      const DrawKey key = {t.args.seed, (uint32_t)(is_fresh ? frame : frame + 1), (uint32_t)t.args.sample_ids[task.sample],
+                           task.quad};
+      const uint32_t pixel = (uint32_t)(is_fresh ? lists.fresh_pixel : lists.member_pixel)[row];
+      const bool is_target = is_fresh || lists.member_is_target[row] != 0;
+      Quad<float>* to = is_fresh ? task.state + lists.fresh_slot[row] : normals_of(t, index, frame + 1) + i;
+      *to = draw_quad<float>(pixel, is_target, key);
+      continue;
+    }
+    chunk -= members + fresh;
     if (chunk < merges) {
       const uint32_t i = chunk * kThreads + threadIdx.x;
-      if (i < rows.num_merges) sum_merge<Quad<float>, float>(t.args.lists, rows.merge + i, task.state);
+      if (i < counts.merges) sum_merge<Quad<float>, float>(lists, first[3] + i, task.state);
     } else {
       const uint32_t segment = (chunk - merges) * kWarps + threadIdx.x / 32;
       if (segment < t.num_segments) reduce_segment<kReduce>(t, task, slots, captured, segment, columns);
@@ -162,26 +183,25 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) transport_kerne
   Quad<float>* columns = block_shared<Quad<float>>() + threadIdx.x / 32 * kColumnsOfWarp;
   const int64_t last = (t.num_captured - 1) * t.args.capture;
   load_noise(t);
-  grid_sync();
-  const int32_t* slots = t.args.slots;  // of a captured frame that waits for the next step
-  int64_t captured = 0, frame = 1, next = t.args.capture;
+  const int32_t* slots = nullptr;  // of a captured frame that waits for the next step
+  int64_t frame = 0, captured = -1, due = 0;
   bool late = false;  // the merges of `frame` are left
   while (true) {
-    Rows rows = {0, 0, 0, 0, 0, 0};
-    if (frame <= last) rows = rows_at(t.args.offsets, frame);
+    Counts counts = counts_at(t.args.offsets, frame, last);
+    uint32_t next_members = counts_at(t.args.offsets, frame + 1, last).members;
     // A merge reads members of the frame's own groups; without groups there is nothing to wait for.
-    const bool apart = rows.num_groups > 0 && rows.num_merges > 0;
-    if (apart && late) rows.num_fresh = rows.num_groups = 0;
-    if (apart && !late) rows.num_merges = 0;
-    step<kReduce>(t, frame, rows, slots, captured, columns);
+    const bool apart = counts.groups > 0 && counts.merges > 0;
+    if (late) counts.fresh = counts.groups = next_members = 0;
+    if (apart && !late) counts.merges = 0;
+    step<kReduce>(t, frame, counts, next_members, slots, captured, columns);
     if (frame > last) return;
     slots = nullptr;
-    if (rows.any()) grid_sync();
+    if (frame == 0 || (counts.fresh | counts.groups | counts.merges | next_members) != 0) grid_sync();
     late = apart && !late;
     if (late) continue;
-    if (frame == next) {
+    if (frame == due) {
       slots = t.args.slots + ++captured * t.slots_step;
-      next += t.args.capture;
+      due += t.args.capture;
     }
     ++frame;
   }
@@ -190,8 +210,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) transport_kerne
 }  // namespace
 
 bool transport_fits(int64_t batch, int64_t channels, int64_t height, int64_t width) {
-  // Of a step: groups, fresh pixels and merges, each at most H W, and the segments of a frame, of one row at least.
-  const double chunks = 4.0 * ((double)height * (double)width / kThreads + (double)height + 1.0);
+  // Of a step: groups, fresh pixels and merges, each at most H W, twice as many members, and the segments of a frame, of one row
+  // at least.
+  const double chunks = 6.0 * ((double)height * (double)width / kThreads + (double)height + 1.0);
   return chunks * (double)batch * (double)((channels + 3) / 4) < 2147483648.0;
 }
 

@@ -14,6 +14,8 @@ struct TransportCudaArgs {
   const float* noise;         // [B, C, H W]
   float* out;                 // [B, C, F', H/r W/r]
   Quad<float>* state;         // [B, ceil(C / 4), num_slots], scratch
+  Quad<float>* normals;       // [2, B, ceil(C / 4), most_members], scratch
+  int64_t most_members;       // of a frame
   const int64_t* sample_ids;  // [B]
   TransportLists lists;
   const int32_t* slots;       // [kept, H W]

@@ -77,6 +77,10 @@ def test_a_captured_frame_and_the_next_values_do_not_meet() -> None:
     """Values of the next frame are made while a frame is still reduced: with every slot in use again and again."""
     plan = plan_transport(flow_of("random", 12, 24, 40))
     assert plan.num_slots < 24 * 40 + len(plan.member_slot) // 4
+    for frame in range(1, 12):
+        rows = [slice(*pair) for pair in plan.offsets[frame - 1 : frame + 1].T.tolist()]
+        new = torch.cat([plan.fresh_slot[rows[0]], plan.member_slot[rows[2]], plan.merge_slot[rows[3]]])
+        assert len(new) > 500 and not torch.isin(new, plan.slots[frame - 1]).any()
     noise, ids = normal((1, 4, 24, 40), 2), torch.arange(1)
     expected = transport(noise, plan, ids, 7, 1, 8, scalar=True)
     for order in range(12):

@@ -7,7 +7,7 @@ import torch
 
 from worldr1_kernels.noise_transport import noise_transport, plan_transport
 from worldr1_kernels.noise_transport.native_impl import transport
-from worldr1_kernels.noise_transport.plan import TENSORS
+from worldr1_kernels.noise_transport.plan import LISTS, TENSORS
 from worldr1_kernels.noise_transport.reference import transport as transport_torch
 from worldr1_kernels.testing import assert_close_two_errors, normal, poison_empty
 
@@ -97,7 +97,9 @@ def test_memory_is_the_output_and_one_state(backend: Any) -> None:
     out = noise_transport(noise, plan, **options)
     state = 2 * 16 * 4 * plan.num_slots
     assert state < 1.1 * noise.nbytes
-    assert state <= torch.cuda.max_memory_allocated() - before <= 1.5 * out.nbytes + state
+    members = plan.offsets[:, LISTS.index("member")].diff().max().item()
+    normals = 2 * 2 * 16 * 4 * members if backend == "native" else 0  # of two frames
+    assert state <= torch.cuda.max_memory_allocated() - before <= 1.5 * out.nbytes + state + normals
 
 
 def test_float64_on_cuda_is_refused() -> None:

@@ -254,15 +254,24 @@ def _on_device(module: Any, noise: Tensor, plan: TransportPlan, *options: Any, s
         raise TypeError("noise_transport: backend 'native' on CUDA takes float32, got float64; use 'reference'")
     if not module.noise_transport_fits(*noise.shape):
         raise ValueError(
-            f"noise_transport: backend 'native' on CUDA takes B (C / 4) (H W / 64 + 4 H + 4) < 2^31, got "
+            f"noise_transport: backend 'native' on CUDA takes B (C / 4) (3 H W / 128 + 6 H + 6) < 2^31, got "
             f"{list(noise.shape)}; use fewer samples a call"
         )
     arguments, out, held = _arguments(noise, plan, *options)
-    state = noise.new_empty(noise.shape[0] * ((noise.shape[1] + 3) // 4), plan.num_slots, 4)
+    tasks = noise.shape[0] * ((noise.shape[1] + 3) // 4)
+    state = noise.new_empty(tasks, plan.num_slots, 4)
+    members = plan.offsets[:, LISTS.index("member")].diff()
+    most_members = int(members.max()) if len(members) else 0
+    normals = noise.new_empty(2, tasks, most_members, 4)  # of two frames
     module.noise_transport_device(
-        **arguments, offsets=plan.device_offsets.data_ptr(), state=state.data_ptr(), stream=stream
+        **arguments,
+        offsets=plan.device_offsets.data_ptr(),
+        state=state.data_ptr(),
+        normals=normals.data_ptr(),
+        most_members=most_members,
+        stream=stream,
     )
-    del held, state  # torch's allocator keeps their memory for the stream
+    del held, state, normals  # torch's allocator keeps their memory for the stream
     return out
 
 
