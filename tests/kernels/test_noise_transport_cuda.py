@@ -1,12 +1,14 @@
 """The CUDA noise transport without a device: its kernels, run thread by thread on the CPU, equal C++ bit for bit."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from worldr1_kernels import _native
-from worldr1_kernels.noise_transport import TransportPlan, plan_transport
+from worldr1_kernels.noise_transport import TransportPlan, api, native_impl, plan_transport
 from worldr1_kernels.noise_transport.native_impl import (
     build_plan,
     build_plan_emulated,
@@ -177,6 +179,46 @@ def test_bad_fields(value: float, field: int) -> None:
     elsewhere = [torch.zeros(2, 5, 7), torch.zeros(2, 5, 7, device="meta")]
     with pytest.raises(ValueError, match=r"flow\[1\] must be on cpu like flow\[0\], got meta"):
         build_plan_emulated(lambda: elsewhere, (2, 5, 7), stride=1)
+
+
+@pytest.mark.parametrize(
+    ("backend", "auto_takes", "made"),
+    [
+        ("native", "reference", "cuda"),
+        ("auto", "native", "cuda"),
+        ("auto", "reference", "c++"),
+        ("triton", "native", "c++"),
+        ("reference", "native", "torch"),
+    ],
+)
+def test_where_the_plan_of_a_cuda_flow_is_made(
+    backend: Any, auto_takes: str, made: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto_takes`: what "auto" chooses for CUDA tensors, which waits for a first run on a device."""
+
+    def resolve(op: str, backend: str, device: torch.device, probes: object) -> str:
+        assert op == "plan_transport" and probes is api.PLAN_PROBES
+        if backend == "auto":
+            return auto_takes if device.type == "cuda" else "native"
+        return backend
+
+    calls: list[str] = []
+    monkeypatch.setattr(api, "resolve_backend", resolve)
+    monkeypatch.setattr(native_impl, "build_plan_cuda", lambda *a, **k: calls.append("cuda"))
+    monkeypatch.setattr(native_impl, "build_plan", lambda *a, **k: calls.append("c++"))
+    monkeypatch.setattr(api, "build_plan", lambda *a, **k: calls.append("torch"))
+    with FakeTensorMode():
+        fields = [torch.zeros(2, 5, 7, device="cuda") for _ in range(3)]
+    plan_transport(fields, capture=2, backend=backend)
+    assert calls == [made]
+
+
+@pytest.mark.skipif(_native.cuda_unavailable() is None, reason="there is a device")
+def test_the_plan_of_a_cuda_flow_by_name_says_what_is_missing() -> None:
+    with FakeTensorMode():
+        fields = [torch.zeros(2, 5, 7, device="cuda")]
+    with pytest.raises(RuntimeError, match="plan_transport: backend 'native' is not available: .*_C_cuda"):
+        plan_transport(fields, backend="native")
 
 
 def test_plan_and_transport_together() -> None:

@@ -1,6 +1,7 @@
 """What the sm_90a build of the CUDA noise transport must show: no spills, short segments, nothing fused in a plan."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -31,6 +32,20 @@ def test_kernels_as_compiled() -> None:
     # 8 rows of 32 columns are 4 KB of values: at most 70 instructions for one, of which 4 loads and 8 additions.
     assert 128 < kernels["transport_kernel<8>"].loop <= 280
     assert kernels["transport_kernel<1>"].loop == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+@pytest.mark.parametrize("arch", ["80", "100"])
+def test_other_architectures_compile_without_spills(arch: str, tmp_path: Path) -> None:
+    assert NVCC is not None
+    flags = [flag for flag in FLAGS if not flag.startswith("-gencode")]
+    target = (f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin", "-o", str(tmp_path / "out"))
+    for source in NOISE_STAGES:
+        command = [NVCC, *flags, *target, str(CSRC / "cuda" / source)]
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        spilled = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+        assert spilled and set(spilled) == {("0", "0", "0")}, (source, log)
 
 
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc")

@@ -1,5 +1,6 @@
 """Public functions of noise transport: `plan_transport`, `noise_transport`."""
 
+import functools
 from collections.abc import Iterator, Sized
 from typing import Literal
 
@@ -60,10 +61,10 @@ def plan_transport(
         frames. Every speed is then kept in the mean (0.3 px a frame is no motion otherwise), and whole pixels stay.
       backend: Implementation; only "auto" may pick another.
     Returns:
-      TransportPlan on the flow's device. With "native" on CUDA it is made there, and the host waits for its lengths at
-      the end; with "auto" and "triton" C++ makes it on the CPU, and `plan.density` [F', H, W], the density of the noise
-      at the captured frames, stays there. Compute the flow in float64 where plans must agree between machines: a value
-      that rounds the other way moves another pixel.
+      TransportPlan on the flow's device. "native" makes that of a CUDA flow there, and the host waits for its length at
+      the end; "triton", and "auto" while it takes no CUDA kernels, make it on the CPU, where `plan.density` [F', H, W],
+      the density of the noise at the captured frames, then stays. Compute the flow in float64 where plans must agree
+      between machines: a value that rounds the other way moves another pixel.
     Raises:
       ValueError: shapes; an image without pixels, or of more than 2^29; H + W > 2^22; not finite; capture < 1; with
         "native" on CUDA, fields on several devices.
@@ -86,14 +87,13 @@ def plan_transport(
         raise ValueError(f"{op}: flow must have 1 to 2^29 pixels and H + W <= 2^22, got {list(first.shape)}")
     stride = _stride(op, capture)
     device = first.device
-    # On the device where the CUDA kernels are asked for by name; else on the CPU, for any device.
-    on_device = device.type == "cuda" and requested_backend(op, backend) == "native"
-    chosen = resolve_backend(op, backend, device if on_device else torch.device("cpu"), PLAN_PROBES)
     shape = (len(flow), height, width)
-    if on_device:
-        return native_impl.build_plan_cuda(
-            lambda: _fields(op, flow, sizes, dither), shape, device=device, stride=stride
-        )
+    # On a CUDA device where its kernels are asked for, or "auto" takes them there; else on the CPU, for any device.
+    by_kernels = device.type == "cuda" and requested_backend(op, backend) in ("auto", "native")
+    if by_kernels and resolve_backend(op, backend, device, PLAN_PROBES) == "native":
+        fields = functools.partial(_fields, op, flow, sizes, dither)
+        return native_impl.build_plan_cuda(fields, shape, device=device, stride=stride)
+    chosen = resolve_backend(op, backend, torch.device("cpu"), PLAN_PROBES)
     make = build_plan if chosen == "reference" else native_impl.build_plan
     return make(_fields(op, flow, sizes, dither), shape, device=device, stride=stride)
 
