@@ -1,8 +1,8 @@
 """What the compiler says of the CUDA kernels without a device: `python -m bench.static_sm90 [--write]`.
 
-Compiles csrc/cuda/rasterize_*.cu, se3.cu and sde_step.cu for sm_90a, reads registers, spills and shared memory from
-ptxas, and counts instructions in the disassembly. `--write` renews docs/results/sm90_static.md. None of this is a
-speed: nothing runs.
+Compiles csrc/cuda/rasterize_*.cu, se3.cu, sde_step.cu and noise_transport*.cu for sm_90a, reads registers, spills and
+shared memory from ptxas, and counts instructions in the disassembly. `--write` renews docs/results/sm90_static.md. None
+of this is a speed: nothing runs.
 """
 
 import argparse
@@ -25,8 +25,12 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "sm90_static.m
 OWN_STAGES = ("rasterize_project.cu", "rasterize_pairs.cu", "rasterize_blend.cu", "rasterize_backward.cu")
 SE3_STAGES = ("se3.cu",)
 SDE_STAGES = ("sde_step.cu",)
+NOISE_STAGES = ("noise_transport.cu", "noise_transport_plan.cu")
 LIBRARY_STAGES = ("rasterize_sort.cu",)  # CUB's kernels
-THREADS_PER_BLOCK = {**dict.fromkeys((*OWN_STAGES, *SDE_STAGES), 256), **dict.fromkeys(SE3_STAGES, 64)}
+THREADS_PER_BLOCK = {
+    **dict.fromkeys((*OWN_STAGES, *SDE_STAGES, *NOISE_STAGES), 256),
+    **dict.fromkeys(SE3_STAGES, 64),
+}
 FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v")
 # Hopper: per multiprocessor.
 REGISTERS, THREADS, SHARED_BYTES, SHARED_PER_BLOCK, BLOCKS = 65_536, 2_048, 233_472, 1_024, 32
@@ -53,7 +57,7 @@ class Kernel:
     spill_bytes: int
     instructions: int
     counts: dict[str, int]
-    loop: int  # instructions of the innermost loop around the exponential, of sde_step for 8 elements; or 0
+    loop: int  # instructions around the exponential, for 8 elements of sde_step, for a segment of noise; or 0
 
     @property
     def warps(self) -> int:
@@ -116,6 +120,20 @@ def stream_loop(code: list[tuple[int, str]]) -> int:
     return min(sizes, default=0)
 
 
+def segment(code: list[tuple[int, str]]) -> int:
+    """Instructions that a warp of the noise transport executes for 32 columns of a row of blocks: from the branch that
+    skips them to the store of their sums, which go through shared memory in between."""
+    through = next((i for i, (_, text) in enumerate(code) if "STS.128" in text), None)
+    if through is None:
+        return 0
+    store = next(i for i in range(through, len(code)) if "STG" in code[i][1])
+    for i in range(through, -1, -1):
+        branch = re.search(r"\bBRA 0x([0-9a-f]+)", code[i][1])
+        if branch and int(branch[1], 16) > code[store][0]:
+            return store - i
+    raise AssertionError("a segment must begin with a branch over it")
+
+
 def compile_stage(source: str, nvcc: str, cuobjdump: str) -> tuple[list[Kernel], float]:
     """Kernels of one source, and the processor seconds that compiling it took."""
     with tempfile.TemporaryDirectory() as folder:
@@ -132,6 +150,7 @@ def compile_stage(source: str, nvcc: str, cuobjdump: str) -> tuple[list[Kernel],
     for function in sass.split("Function : ")[1:]:
         lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;/]+);", function)
         code[function.split("\n", 1)[0].strip()] = [(int(a, 16), text.strip()) for a, text in lines]
+    loop_of = {**dict.fromkeys(SDE_STAGES, stream_loop), **dict.fromkeys(NOISE_STAGES, segment)}
     kernels = []
     for part in done.stderr.split("Compiling entry function ")[1:]:
         mangled = part.split("'")[1]
@@ -154,7 +173,7 @@ def compile_stage(source: str, nvcc: str, cuobjdump: str) -> tuple[list[Kernel],
                 stores + loads,
                 len(text),
                 dict(counts),
-                (stream_loop if source in SDE_STAGES else hot_loop)(code[mangled]),
+                loop_of.get(source, hot_loop)(code[mangled]),
             )
         )
     return kernels, seconds
@@ -177,20 +196,20 @@ def page(
     seconds: dict[str, float],
     compiler: str,
     sde: Sequence[Kernel] = (),
+    noise: Sequence[Kernel] = (),
 ) -> str:
     """The text of docs/results/sm90_static.md."""
     times = ", ".join(f"{source} {value:.1f}" for source, value in seconds.items())
     commit = _git("rev-parse", "--short", "HEAD") + (" (changed)" if _git("status", "--porcelain", "csrc") else "")
-    return f"""# CUDA rasterizer, trajectories and SDE step: what the sm_90a build shows without a device
+    return f"""# CUDA kernels: what the sm_90a build shows without a device
 
 **No GPU has run this code.** These are counts from the compiler, not speeds.
 
 Command: `python -m bench.static_sm90 --write`. Compiler: {compiler}. Commit: {commit}. Date: {datetime.date.today()}.
 Success, set before: no spills, no stack, no fp64 instruction but in the sums over a camera; forward blending with
-registers for full occupancy and at most 40 instructions in its loop. For the trajectory kernels: no spills, no stack.
-For the SDE step: no spills, no stack, one barrier, at most 390 instructions for 8 elements of a draw.
-Asserted wherever nvcc is, by `tests/kernels/test_rasterize_cuda_static.py`, `test_se3_cuda_static.py` and
-`test_sde_step_cuda_static.py`.
+registers for full occupancy and at most 40 instructions in its loop. For the other kernels: no spills, no stack. For
+the SDE step also one barrier, and at most 390 instructions for 8 elements of a draw. Asserted wherever nvcc is, by
+`tests/kernels/test_*_cuda_static.py`.
 
 ## The rasterizer's kernels
 256 threads a block. Instructions are counted in the listing, not in execution. Warps/SM: what registers and shared
@@ -209,6 +228,12 @@ Philox, 1 takes noise as given, 2 scores. Options: 1 guidance, 2 a reference vel
 that of log_prob. Hot loop: two quads, that is 8 elements, of a chunk that is whole and aligned.
 
 {table(sde)}
+
+## The kernels of noise transport and of its plan
+256 threads a block (sum_kernel 192). Hot loop: what a warp executes for 32 columns of a row of r x r blocks, 512 r
+bytes of values; r is the template's argument, 0 any. The plan's fp64 is the density, no multiplication fused.
+
+{table(list(noise))}
 
 ## CUB's kernels (two sorts, one sum)
 {table(library)}
@@ -231,7 +256,7 @@ def main() -> None:
     nvcc, cuobjdump = find_nvcc(os.environ), find_cuobjdump()
     if nvcc is None or cuobjdump is None:
         raise RuntimeError("static_sm90: nvcc and cuobjdump (CUDA, or the triton package) must be there")
-    stages = (*OWN_STAGES, *SE3_STAGES, *SDE_STAGES, *LIBRARY_STAGES)
+    stages = (*OWN_STAGES, *SE3_STAGES, *SDE_STAGES, *NOISE_STAGES, *LIBRARY_STAGES)
     compiled = {source: compile_stage(source, nvcc, cuobjdump) for source in stages}
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     release = re.search(r"release [\d.]+, V[\d.]+", version)
@@ -241,7 +266,8 @@ def main() -> None:
         [k for source in LIBRARY_STAGES for k in compiled[source][0]],
         {source: seconds for source, (_, seconds) in compiled.items()},
         f"nvcc {release[0] if release else version}",
-        [k for source in SDE_STAGES for k in compiled[source][0]],
+        sde=[k for source in SDE_STAGES for k in compiled[source][0]],
+        noise=[k for source in NOISE_STAGES for k in compiled[source][0]],
     )
     print(text)
     if write:

@@ -4,6 +4,7 @@
 
 #if defined(__CUDACC__)
 
+#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 // In front of a loop: how many rounds nvcc puts side by side.
@@ -37,6 +38,35 @@ __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.com
 template <int kPending>
 __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// Launches blocks that are all on the device at once and may wait for each other by grid_sync(): as many as fit, `most` at
+// most. `shared_bytes` is what block_shared() points at.
+template <class... Parameters, class... Arguments>
+int launch_together(void (*kernel)(Parameters...), int64_t most, int threads, size_t shared_bytes, void* stream,
+                    Arguments... arguments) {
+  if (most == 0) return 0;
+  int device = 0, processors = 0, resident = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (status == cudaSuccess) {
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, shared_bytes);
+  }
+  if (status != cudaSuccess) return (int)status;
+  const int64_t fit = (int64_t)processors * resident;
+  void* addresses[] = {&arguments...};
+  return (int)cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3((unsigned)(most < fit ? most : fit)),
+                                          dim3((unsigned)threads), addresses, shared_bytes,
+                                          static_cast<cudaStream_t>(stream));
+}
+
+// Waits for all threads of a kernel of launch_together(); what they wrote before is seen by all.
+__device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
+
+template <class T>
+__device__ __forceinline__ T* block_shared() {
+  extern __shared__ __align__(16) unsigned char block_shared_bytes[];
+  return reinterpret_cast<T*>(block_shared_bytes);
 }
 
 }  // namespace worldr1

@@ -3,6 +3,7 @@
 // or that lanes reach at different kinds of it, is an error. The order in which threads and blocks run, and the moment at
 // which asynchronous copies land, follow a seed, so that a missing barrier shows as a result that changes with the seed.
 // Every translation unit that includes it has a machine of its own.
+// Kernels that wait for the whole grid have all their blocks alive at once, and shared memory by block_shared() alone.
 #pragma once
 
 #include <ucontext.h>
@@ -30,7 +31,7 @@ struct Index {
   unsigned x, y;
 };
 
-enum class Wait { kNone, kBallot, kShuffle, kSyncWarp, kBlock, kExit };
+enum class Wait { kNone, kBallot, kShuffle, kSyncWarp, kBlock, kExit, kGrid };
 
 struct Copy {
   void* target;
@@ -58,7 +59,8 @@ constexpr size_t kStackBytes = 64 * 1024;
 struct Machine {
   uint64_t seed = 0;
   Index grid{}, block_index{};
-  std::vector<Fibre> fibres;
+  std::vector<Fibre> fibres;               // of one block, or of all where they wait for each other
+  std::vector<std::vector<double>> shared; // dynamic, of each block
   Fibre* current = nullptr;
   ucontext_t scheduler;
   std::function<void()> body;
@@ -128,39 +130,39 @@ inline bool release_warp(Fibre* warp) {
 }
 
 // Opens the block's barrier when all threads that have not returned wait at it.
-inline bool release_block() {
-  Machine& m = machine();
+inline bool release_block(Fibre* block, size_t threads) {
   uint32_t all = 1, waiting = 0;
-  for (const Fibre& f : m.fibres) {
-    if (f.wait == Wait::kExit) continue;
-    if (f.wait != Wait::kBlock) return false;
-    all &= f.value;
+  for (Fibre* f = block; f < block + threads; ++f) {
+    if (f->wait == Wait::kExit) continue;
+    if (f->wait != Wait::kBlock) return false;
+    all &= f->value;
     ++waiting;
   }
-  for (Fibre& f : m.fibres) {
-    if (f.wait != Wait::kBlock) continue;
-    f.results[0] = all;
-    f.wait = Wait::kNone;
+  for (Fibre* f = block; f < block + threads; ++f) {
+    if (f->wait != Wait::kBlock) continue;
+    f->results[0] = all;
+    f->wait = Wait::kNone;
   }
   return waiting > 0;
 }
 
-inline void run_block() {
+inline void start(Fibre& f) {
+  f.wait = Wait::kNone;
+  f.groups.assign(1, {});
+  getcontext(&f.context);
+  f.context.uc_stack.ss_sp = f.stack.get();
+  f.context.uc_stack.ss_size = kStackBytes;
+  f.context.uc_link = nullptr;
+  makecontext(&f.context, entry, 0);
+}
+
+// Runs a block as far as it gets. One warp at a time, as far as that gets: what it must not do before the others is then done
+// before them.
+inline void run_block(Fibre* block, size_t threads) {
   Machine& m = machine();
-  for (Fibre& f : m.fibres) {
-    f.wait = Wait::kNone;
-    f.groups.assign(1, {});
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.get();
-    f.context.uc_stack.ss_size = kStackBytes;
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, entry, 0);
-  }
-  // One warp at a time, as far as it gets: what it must not do before the others is then done before them.
-  const unsigned warps = (unsigned)m.fibres.size() / 32;
   do {
-    for (unsigned w : order_of(warps)) {
-      Fibre* warp = &m.fibres[32 * w];
+    for (unsigned w : order_of((unsigned)threads / 32)) {
+      Fibre* warp = block + 32 * w;
       do {
         for (unsigned i : order_of(32)) {
           m.current = warp + i;
@@ -168,8 +170,42 @@ inline void run_block() {
         }
       } while (release_warp(warp));
     }
-  } while (release_block());
-  for (const Fibre& f : m.fibres) {
+  } while (release_block(block, threads));
+}
+
+// Opens the grid's barrier when all threads of all blocks wait at it; one that has returned would be missed for ever.
+inline bool release_grid() {
+  for (const Fibre& f : machine().fibres) {
+    if (f.wait != Wait::kGrid) return false;
+  }
+  for (Fibre& f : machine().fibres) f.wait = Wait::kNone;
+  return true;
+}
+
+// The same for blocks that wait for each other, one block at a time as far as it gets.
+inline void run_together(unsigned blocks, size_t threads) {
+  Machine& m = machine();
+  do {
+    for (unsigned block : order_of(blocks)) {
+      m.block_index = {block, 0};
+      run_block(m.fibres.data() + block * threads, threads);
+    }
+  } while (release_grid());
+}
+
+inline void prepare(size_t fibres, int threads) {
+  Machine& m = machine();
+  if (threads % 32 != 0) throw std::runtime_error("simt: threads must be a multiple of 32");
+  m.fibres.resize(fibres);
+  for (size_t i = 0; i < fibres; ++i) {
+    m.fibres[i].thread = {(unsigned)(i % (size_t)threads), 0};
+    if (!m.fibres[i].stack) m.fibres[i].stack.reset(new char[kStackBytes]);
+  }
+  m.state = m.seed + 1;
+}
+
+inline void check_all_returned() {
+  for (const Fibre& f : machine().fibres) {
     if (f.wait != Wait::kExit) throw std::runtime_error("simt: a collective is not reached by all of its threads");
   }
 }
@@ -197,19 +233,15 @@ inline T shuffle(T value, uint32_t source) {
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int threads, void*, Arguments... arguments) {
   simt::Machine& m = simt::machine();
-  if (threads % 32 != 0) throw std::runtime_error("simt: threads must be a multiple of 32");
   if (grid_x > INT32_MAX || grid_y > 65535) throw std::runtime_error("simt: the grid is larger than a device takes");
   m.grid = {(unsigned)grid_x, (unsigned)grid_y};
-  m.fibres.resize((size_t)threads);
-  for (size_t i = 0; i < m.fibres.size(); ++i) {
-    m.fibres[i].thread = {(unsigned)i, 0};
-    if (!m.fibres[i].stack) m.fibres[i].stack.reset(new char[simt::kStackBytes]);
-  }
-  m.state = m.seed + 1;
+  simt::prepare((size_t)threads, threads);
   m.body = [&] { kernel(arguments...); };
   for (unsigned block : simt::order_of(m.grid.x * m.grid.y)) {
     m.block_index = {block % m.grid.x, block / m.grid.x};
-    simt::run_block();
+    for (simt::Fibre& f : m.fibres) simt::start(f);
+    simt::run_block(m.fibres.data(), m.fibres.size());
+    simt::check_all_returned();
   }
   simt::land(m.unfenced);
   if (m.fault != nullptr) throw std::runtime_error(std::exchange(m.fault, nullptr));
@@ -272,8 +304,46 @@ inline T __shfl_sync(uint32_t, T value, int lane) {
   return simt::shuffle(value, (uint32_t)lane);
 }
 
-inline unsigned atomicAdd(unsigned* address, unsigned value) {
-  const unsigned before = *address;
+// Blocks that wait for each other: three of them, or `most`. Their shared memory starts as NaN.
+template <class... Parameters, class... Arguments>
+int launch_together(void (*kernel)(Parameters...), int64_t most, int threads, size_t shared_bytes, void*,
+                    Arguments... arguments) {
+  if (most == 0) return 0;
+  simt::Machine& m = simt::machine();
+  const unsigned blocks = (unsigned)(most < 3 ? most : 3);
+  m.grid = {blocks, 1};
+  simt::prepare(blocks * (size_t)threads, threads);
+  m.shared.assign(blocks, std::vector<double>(shared_bytes / sizeof(double) + 2));
+  for (auto& shared : m.shared) std::memset(shared.data(), 0xff, shared.size() * sizeof(double));
+  m.body = [&] { kernel(arguments...); };
+  for (simt::Fibre& f : m.fibres) simt::start(f);
+  simt::run_together(blocks, (size_t)threads);
+  simt::check_all_returned();
+  return 0;
+}
+
+inline void grid_sync() { simt::pause(simt::Wait::kGrid, 0); }
+
+// Aligned to 16 bytes, as on the device.
+template <class T>
+inline T* block_shared() {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(simt::machine().shared[blockIdx.x].data());
+  return reinterpret_cast<T*>((address + 15) / 16 * 16);
+}
+
+template <class T>
+inline T __shfl_up_sync(uint32_t, T value, unsigned distance) {
+  static_assert(sizeof(T) == 4, "");
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  simt::pause(simt::Wait::kShuffle, bits);
+  const unsigned lane = threadIdx.x % 32;
+  if (lane >= distance) std::memcpy(&value, &simt::machine().current->results[lane - distance], 4);
+  return value;
+}
+
+inline uint32_t atomicAdd(uint32_t* address, uint32_t value) {
+  const uint32_t before = *address;
   *address += value;
   return before;
 }

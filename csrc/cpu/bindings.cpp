@@ -18,6 +18,7 @@ PYBIND11_MODULE(_C_cpu, m) {
     }
   });
   worldr1::bind_noise_transport(m);
+  worldr1::bind_noise_transport_emulated(m);
   worldr1::bind_rasterize(m);
   worldr1::bind_rasterize_emulated(m);
   worldr1::bind_se3(m);

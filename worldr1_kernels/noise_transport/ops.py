@@ -24,16 +24,16 @@ _IMPLEMENTATIONS = {
 }
 
 
-def _native_plan_unavailable(device: torch.device) -> str | None:
+def _cpp_plan_unavailable(device: torch.device) -> str | None:
     del device
     return _native.cpu_unavailable()
 
 
 # There is no plan in Triton: a transport in Triton takes that of C++.
 PLAN_PROBES: dict[str, Probe] = {
-    "native": _native_plan_unavailable,
+    "native": _native.unavailable,
     "reference": always_available,
-    "triton": _native_plan_unavailable,
+    "triton": _cpp_plan_unavailable,
 }
 
 
