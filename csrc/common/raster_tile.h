@@ -30,6 +30,12 @@ struct alignas(16) SplatRecord {
 };
 static_assert(sizeof(SplatRecord) == 48, "three 16-byte words");
 
+// The tiles of a splat in its chunk, in 8 bytes: the first, counted over the views of the chunk, then over rows; columns less one
+// in the low half of `size`, rows less one in the high half.
+struct TileSpan {
+  uint32_t first, size;
+};
+
 namespace {
 
 WR_HD float log_of(float x) {
@@ -159,6 +165,15 @@ WR_HD TileRect tile_rect(uint32_t bounds_x, uint32_t bounds_y, int32_t width, in
   return {x, y, (uint32_t)last_of(bounds_x, width) / kTileSize - x + 1,
           (uint32_t)last_of(bounds_y, height) / kTileSize - y + 1};
 }
+
+WR_HD TileSpan tile_span(uint32_t bounds_x, uint32_t bounds_y, int32_t width, int32_t height, uint32_t tiles_x,
+                         uint32_t first_of_view) {
+  const TileRect rect = tile_rect(bounds_x, bounds_y, width, height);
+  return {first_of_view + rect.y * tiles_x + rect.x, (rect.width - 1) | (rect.height - 1) << 16};
+}
+
+WR_HD uint32_t columns_of(TileSpan span) { return (span.size & 0xffffu) + 1; }
+WR_HD uint32_t rows_of(TileSpan span) { return (span.size >> 16) + 1; }
 
 // Whether bounds touch the pixels [x, x + kWarpWidth) x [y, y + kWarpHeight).
 WR_HD bool touches_warp(uint32_t bounds_x, uint32_t bounds_y, int32_t x, int32_t y, int32_t width, int32_t height) {

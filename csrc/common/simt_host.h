@@ -7,6 +7,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -30,11 +31,12 @@ struct Index {
   unsigned x, y;
 };
 
-enum class Wait { kNone, kBallot, kShuffle, kSyncWarp, kBlock, kExit };
+enum class Wait { kNone, kBallot, kShuffle, kSyncWarp, kBlock, kExit, kWord };
 
 struct Copy {
   void* target;
   const void* source;
+  size_t bytes = 16;
 };
 
 struct Fibre {
@@ -57,6 +59,7 @@ struct Machine {
   ucontext_t scheduler;
   std::function<void()> body;
   uint64_t state = 1;
+  std::vector<unsigned char> shared;  // dynamic, filled anew for each block
 
   uint32_t random(uint32_t bound) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;
@@ -69,7 +72,7 @@ inline Machine& machine() {
   return m;
 }
 
-inline void copy(const Copy& c) { std::memcpy(c.target, c.source, 16); }
+inline void copy(const Copy& c) { std::memcpy(c.target, c.source, c.bytes); }
 
 inline void pause(Wait wait, uint32_t value) {
   Machine& m = machine();
@@ -131,6 +134,7 @@ inline bool release_block() {
 
 inline void run_block() {
   Machine& m = machine();
+  std::fill(m.shared.begin(), m.shared.end(), (unsigned char)0xcd);
   for (Fibre& f : m.fibres) {
     f.wait = Wait::kNone;
     f.groups.assign(1, {});
@@ -154,6 +158,7 @@ inline void run_block() {
     }
   } while (release_block());
   for (const Fibre& f : m.fibres) {
+    if (f.wait == Wait::kWord) throw std::runtime_error("simt: a block waits for one that has not run");
     if (f.wait != Wait::kExit) throw std::runtime_error("simt: a collective is not reached by all of its threads");
   }
 }
@@ -238,6 +243,52 @@ inline void copy_async_wait() {
     groups.erase(groups.begin());
   }
 }
+
+template <class... Parameters, class... Arguments>
+int launch_shared(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int threads, size_t bytes, void* stream,
+                  Arguments... arguments) {
+  simt::machine().shared.assign(bytes, 0);
+  const int status = launch(kernel, grid_x, grid_y, threads, stream, arguments...);
+  simt::machine().shared.clear();
+  return status;
+}
+
+template <class T>
+T* dynamic_shared() {
+  return reinterpret_cast<T*>(simt::machine().shared.data());
+}
+
+inline void copy_async4(void* shared, const void* global) {
+  if (simt::machine().seed % 2) return simt::copy({shared, global, 4});
+  simt::machine().current->groups.back().push_back({shared, global, 4});
+}
+
+template <class T>
+inline T __shfl_up_sync(uint32_t, T value, uint32_t distance) {
+  static_assert(sizeof(T) == 4, "");
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  simt::pause(simt::Wait::kShuffle, bits);
+  const uint32_t lane = threadIdx.x % 32;
+  std::memcpy(&value, &simt::machine().current->results[lane < distance ? lane : lane - distance], 4);
+  return value;
+}
+
+inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }
+
+inline uint32_t atomicAdd(uint32_t* address, uint32_t value) {
+  const uint32_t before = *address;
+  *address += value;
+  return before;
+}
+
+// Blocks run one after the other: a word that one has to wait for never comes, and run_block() says so.
+inline unsigned long long load_word(const unsigned long long* address) {
+  if (*address == 0) simt::pause(simt::Wait::kWord, 0);
+  return *address;
+}
+
+inline void store_word(unsigned long long* address, unsigned long long value) { *address = value; }
 
 }  // namespace
 }  // namespace worldr1

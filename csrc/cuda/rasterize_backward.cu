@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) replay_kernel(const Chunk c, const C
   __shared__ uint32_t slots[kReplayBatch];
   __shared__ float warp_partials[kReplayBatch][kWarps][kSums];
   __shared__ int32_t longest_of[kWarps];
-  if (c.pair_starts[c.splat_capacity] > c.pair_capacity) return;  // sum_partials says so
+  if (c.counters->pairs > c.pair_capacity) return;  // sum_partials says so
   const int v = (int)blockIdx.y;
   const uint32_t tile = blockIdx.x, tile_x = tile % c.tiles_x, tile_y = tile / c.tiles_x;
   const int32_t warp = (int32_t)threadIdx.x / 32, lane = (int32_t)threadIdx.x % 32;
@@ -147,10 +147,10 @@ __global__ void __launch_bounds__(kThreads) replay_kernel(const Chunk c, const C
 __global__ void __launch_bounds__(kThreads) sum_partials_kernel(const Chunk c, const ChunkGradients d, const Pass pass) {
   const int64_t t = (int64_t)blockIdx.x * kThreads + threadIdx.x, slot = t / kSums;
   const int k = (int)(t - slot * kSums);
-  if (slot >= c.block_starts[(size_t)c.num_views * c.num_blocks]) return;
+  if (slot >= c.counters->splats) return;
   if (k >= kMoments + pass.count) return;
   float sum = not_a_number();  // the lists are incomplete
-  if (c.pair_starts[c.splat_capacity] <= c.pair_capacity) {
+  if (c.counters->pairs <= c.pair_capacity) {
     const SplatRecord& record = c.records[slot];
     const TileRect rect = tile_rect(record.bounds_x, record.bounds_y, c.limits.width, c.limits.height);
     const size_t first = c.first_pair[slot], count = (size_t)rect.width * rect.height;
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kThreads) sum_partials_kernel(const Chunk c, c
     for (size_t p = first; p < first + count; ++p) sum += d.partials[p * kSums + k];
   }
   float* row = d.sums + slot * (kMoments + c.channels);
-  const bool is_first = pass.first + pass.count == c.channels;  // of the passes that run
+  const bool is_first = pass.first == 0;  // of the passes
   if (k < kMoments) {
     row[k] = is_first ? sum : row[k] + sum;
   } else {
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kThreads) project_gradients_kernel(const Chunk
   const int64_t g = (int64_t)blockIdx.x * kThreads + threadIdx.x;
   load_cameras(c, cameras);
   const uint32_t bits = g < c.num_gaussians ? c.keep[g] : 0u;
-  find_starts(c, bits, starts);
+  find_starts(c.num_views, bits, starts, [&](uint32_t) { return c.block_starts[blockIdx.x]; });
   Geometry geometry{};
   float opacity = 1.0f, v_opacity = 0.0f, v_mean[3] = {};
   Covariance3<float> v_s{};

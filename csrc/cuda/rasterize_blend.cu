@@ -50,7 +50,8 @@ __device__ __forceinline__ bool gives_depth(int depth_mode, float before, float 
   return depth_mode == kMedianDepth ? before > 0.5f && after <= 0.5f : before == 1.0f && after < 1.0f;
 }
 
-// Blends the `count` staged records, the first of them `position` in the list, over the warp's 32 pixels, in order. Returns true when all pixels of the warp are done.
+// Blends the `count` staged records, the first of them `position` in the list, over the warp's 32 pixels, in order. Returns true
+// when all pixels of the warp are done.
 template <int CH, int KIND>
 __device__ __forceinline__ bool blend_batch(const SplatRecord* stage, uint32_t count, uint32_t position, int32_t warp_x,
                                             int32_t warp_y, const Chunk& c, const Pass& pass, Pixel& pixel) {
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, KIND == kForBackward ? 6 : 8) blend_
   const bool is_inside = pixel.x < (float)c.limits.width && pixel.y < (float)c.limits.height;
   pixel.is_done = !is_inside;
 
-  const bool has_overflown = c.pair_starts[c.splat_capacity] > c.pair_capacity;
+  const bool has_overflown = c.counters->pairs > c.pair_capacity;
   const uint32_t* range = c.ranges + 2 * ((size_t)v * c.tiles_x * c.tiles_y + tile);
   uint32_t left = has_overflown ? 0u : range[1] - range[0];
   Stager stager = {c.records, c.sorted_pairs, range[0], range[0] + left, 0};
@@ -127,18 +128,16 @@ __global__ void __launch_bounds__(kThreads, KIND == kForBackward ? 6 : 8) blend_
   if (is_inside) store<CH, KIND>(c, pass, v, pixel, has_overflown);
 }
 
-// Puts channels [first, first + count) into the records' colours; the depth of a record is in its last place until then.
+// Puts channels [first, first + count) into the records' colours.
 __global__ void __launch_bounds__(kThreads) fill_colors_kernel(const Chunk c, const Pass pass) {
   const int64_t slot = (int64_t)blockIdx.x * kThreads + threadIdx.x;
-  if (slot >= c.block_starts[(size_t)c.num_views * c.num_blocks]) return;
-  int v = 0;
-  while (v + 1 < c.num_views && slot >= c.block_starts[(size_t)(v + 1) * c.num_blocks]) ++v;
-  const float* row = c.colors + v * c.color_view_stride + c.gaussians[slot] * c.color_size;
+  if (slot >= c.counters->splats) return;
+  const Origin origin = c.origins[slot];
+  const float* row = c.colors + origin.view * c.color_view_stride + origin.gaussian * c.color_size;
   float* color = c.records[slot].color;
-  const float depth = color[3];
   for (int k = 0; k < pass.count; ++k) {
     const int64_t channel = pass.first + k;
-    color[k] = c.depth_mode && channel == c.channels - 1 ? depth : row[channel];
+    color[k] = c.depth_mode && channel == c.channels - 1 ? origin.depth : row[channel];
   }
 }
 

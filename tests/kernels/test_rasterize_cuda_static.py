@@ -18,14 +18,14 @@ NVCC, CUOBJDUMP = find_nvcc(os.environ), find_cuobjdump()
 def test_kernels_as_compiled() -> None:
     assert NVCC is not None and CUOBJDUMP is not None
     kernels = {k.name: k for source in OWN_STAGES for k in compile_stage(source, NVCC, CUOBJDUMP)[0]}
-    assert {"cull_kernel", "write_splats_kernel", "blend_kernel<4, 0>", "emit_pairs_kernel<unsigned short>"} <= set(
-        kernels
-    )
+    assert {"project_kernel", "blend_kernel<4, 0>", "emit_pairs_kernel<unsigned short>"} <= set(kernels)
     for kernel in kernels.values():
         assert kernel.spill_bytes == 0 and kernel.stack_bytes == 0 and kernel.counts["local"] == 0, kernel
         assert kernel.counts["fp64"] == 0 or kernel.name == "camera_gradients_kernel", kernel
         if kernel.source == "rasterize_backward.cu":
             assert kernel.registers <= 128, kernel
+        elif kernel.name == "project_kernel":  # waits for memory, and has enough of it under way
+            assert kernel.registers <= 64 and kernel.warps >= 32, kernel
         else:
             assert kernel.registers <= 48 and kernel.warps >= 40, kernel
         if kernel.name in FORWARD:
