@@ -79,6 +79,17 @@ WR_HD uint32_t bits_of(float x) {
 
 WR_HD float not_a_number() { return __builtin_nanf(""); }
 
+// min_of two numbers that are not NaN: one instruction.
+WR_HD float smaller_of(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return fminf(a, b);
+#else
+  return min_of(a, b);
+#endif
+}
+
+WR_HD float size_of(float x) { return __builtin_fabsf(x); }
+
 // x - x is 0 for a finite number, NaN otherwise.
 WR_HD bool is_finite(float x) { return x - x == 0.0f; }
 
@@ -182,18 +193,20 @@ WR_HD bool touches_warp(uint32_t bounds_x, uint32_t bounds_y, int32_t x, int32_t
          (last_of(bounds_y, height) >= y);
 }
 
-// Blends one splat over one pixel. Returns true when the pixel is finished: the splat is then left out.
+// Blends one splat over one pixel; true if it was. A pixel that is finished, by a splat that is then left out, has its transmittance
+// negated: nothing is blended over it any more, and no second condition is needed.
 template <int CH>
 WR_HD bool blend_splat(const SplatRecord& g, float pixel_x, float pixel_y, float max_alpha, float* transmittance,
                        float* color) {
   const float dx = pixel_x - g.mean_x, dy = pixel_y - g.mean_y;
   const float raw = g.opacity * exp2_of(-exponent_log2(dx, g.a, g.b * dy, g.c * dy * dy));
   if (!(raw >= kAlphaThreshold)) return false;  // false for NaN as well
-  const float weight = *transmittance * min_of(raw, max_alpha), after = *transmittance - weight;
-  if (after <= kTransmittanceStop) return true;
+  const float weight = *transmittance * smaller_of(raw, max_alpha), after = *transmittance - weight;
+  const bool is_blended = after > kTransmittanceStop;
+  *transmittance = is_blended ? after : -size_of(*transmittance);
+  if (!is_blended) return false;
   for (int c = 0; c < CH; ++c) color[c] += weight * g.color[c];
-  *transmittance = after;
-  return false;
+  return true;
 }
 
 // a + b, at most 2^32 - 1: associative, so a scan may use it, and a count of pairs can never wrap.
