@@ -88,6 +88,17 @@ WR_HD float smaller_of(float a, float b) {
 #endif
 }
 
+// 1 / x, on the device in one instruction: relative error 2^-23, for 2^-126 <= |x| <= 2^126.
+WR_HD float reciprocal_of(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1.0f / x;
+#endif
+}
+
 WR_HD float size_of(float x) { return __builtin_fabsf(x); }
 
 // x - x is 0 for a finite number, NaN otherwise.
@@ -181,6 +192,12 @@ WR_HD TileSpan tile_span(uint32_t bounds_x, uint32_t bounds_y, int32_t width, in
                          uint32_t first_of_view) {
   const TileRect rect = tile_rect(bounds_x, bounds_y, width, height);
   return {first_of_view + rect.y * tiles_x + rect.x, (rect.width - 1) | (rect.height - 1) << 16};
+}
+
+// Where the pair of a tile, one of the span, lies among those of the splat, which go by rows.
+WR_HD uint32_t pair_in_span(TileSpan span, uint32_t tile, uint32_t tiles_x) {
+  const uint32_t row = (tile - span.first) / tiles_x;
+  return (tile - span.first) - row * (tiles_x - ((span.size & 0xffffu) + 1));
 }
 
 WR_HD uint32_t columns_of(TileSpan span) { return (span.size & 0xffffu) + 1; }

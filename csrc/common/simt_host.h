@@ -276,6 +276,8 @@ inline T __shfl_up_sync(uint32_t, T value, uint32_t distance) {
 
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }
 
+inline int __clz(uint32_t x) { return x ? __builtin_clz(x) : 32; }
+
 inline uint32_t atomicAdd(uint32_t* address, uint32_t value) {
   const uint32_t before = *address;
   *address += value;

@@ -65,6 +65,7 @@ std::array<Arena, kParts> lay_out(const Sizes& s, const Parts& parts, Chunk& c, 
   for (int i = 0; i < 2; ++i) c.tile_keys[i] = arenas[kLists].take<char>(pairs * (s.small_keys() ? 2 : 4));
   if (s.for_backward) {
     d.partials = arenas[kGradients].take<float>(pairs * kSums);
+    d.ends = arenas[kGradients].take<uint32_t>(tiles);
     d.sums = arenas[kGradients].take<float>(splats * (size_t)(kMoments + s.channels));
     d.cameras = arenas[kGradients].take<float>((size_t)(s.views * s.blocks()) * kCameraValues);
   }
@@ -121,6 +122,7 @@ void set_gradients(const Args& args, const BackwardArgs& grads, const Views& vie
   d.render_colors = grads.render_colors ? grads.render_colors + view * pixels * args.channels : nullptr;
   d.grad_colors = grads.grad_colors ? grads.grad_colors + view * pixels * args.channels : nullptr;
   d.grad_alphas = grads.grad_alphas ? grads.grad_alphas + view * pixels : nullptr;
+  d.adds = views.first > 0;
   d.means = grads.means + scene * n * 3;
   d.quats = grads.quats ? grads.quats + scene * n * 4 : nullptr;
   d.scales = grads.scales ? grads.scales + scene * n * 3 : nullptr;
@@ -264,8 +266,6 @@ int backward(const Args& args, const BackwardArgs& grads, const Sizes& sizes, co
   set_gradients(args, grads, views, gradients);
   chunk.sorted_pairs = chunk.pair_slots[0];
   WR_TRY(over_passes(chunk, stream, [&](const Pass& pass) {
-    // Pairs behind the last splat of every pixel are not visited.
-    WR_TRY(fill_bytes(gradients.partials, 0, (size_t)chunk.pair_capacity * kSums * sizeof(float), stream));
     WR_TRY(replay(chunk, gradients, pass, stream));
     return sum_partials(chunk, gradients, pass, stream);
   }));

@@ -53,8 +53,8 @@ struct Args {
   float max_alpha;
 };
 
-// What the backward reads and writes beside Args. Gradients are zeros on entry, in the shapes of their inputs; null where the
-// input is.
+// What the backward reads and writes beside Args. Gradients are in the shapes of their inputs; null where the input is. Those of
+// viewmats, Ks, and of colours of more than 75 floats are zeros on entry.
 struct BackwardArgs {
   const float* transmittance;  // of the forward
   const int32_t* last;
@@ -159,6 +159,7 @@ struct ChunkGradients {
   const int32_t* last;
   const float *render_colors, *grad_colors, *grad_alphas;
   float *means, *quats, *scales, *covars, *opacities, *colors, *viewmats, *Ks, *means2d;
+  bool adds;        // to what the chunks before have found for the Gaussians of the scene; the first stores
   float* partials;  // [pairs, kSums] by pair, in the order of emission: a splat's tiles lie side by side
   uint32_t* ends;   // [views * tiles] one past the last pair, by emission, that a pixel of the tile was given; 0 without one
   float* sums;      // [splats, kMoments + X] by record

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 4) project_kernel(const Chunk c) {
   const uint32_t block = block_number;
   const int64_t first_of_warp = (int64_t)block * kThreads + threadIdx.x / 32 * 32, g = first_of_warp + lane;
   const bool is_inside = g < c.num_gaussians;
-  const ColorRows rows = color_rows(c, first_of_warp);
+  const ColorRows rows = color_rows(c, first_of_warp, 0);
   const int sets = c.colors == nullptr ? 0 : c.colors_per_view ? c.num_views : 1;
   if (sets > 0) rows.start(c.colors);
 
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 4) project_kernel(const Chunk c) {
 }  // namespace
 
 int project(const Chunk& c, void* stream) {
-  return launch_shared(project_kernel, c.num_blocks, 1, kThreads, color_rows_bytes(c), stream, c);
+  return launch_shared(project_kernel, c.num_blocks, 1, kThreads, color_rows_floats(c) * sizeof(float), stream, c);
 }
 
 }  // namespace tiled

@@ -59,6 +59,22 @@ struct ColorRows {
     copy_async_wait<0>();
     __syncwarp();
   }
+  // Zeros in place of the lane's row; only the lane itself may look at it before finish().
+  __device__ __forceinline__ void clear() const {
+    for (uint32_t k = 0; k < count; ++k) mine[k] = 0.0f;
+  }
+  // Stores what was put in place of the rows into `target` [N, size], or adds it.
+  __device__ __forceinline__ void finish(float* target, bool adds) const {
+    target += first * size;
+    __syncwarp();
+    for (uint32_t i = threadIdx.x % 32; i < num * count; i += 32) {
+      const uint32_t row = __umulhi(i, per_float);
+      float* place = target + i + row * (size - count);
+      const float value = warp[i + (row & spread())];
+      *place = adds ? *place + value : value;
+    }
+    __syncwarp();
+  }
   // All ones where a row of the target is one float longer than what is staged.
   __device__ __forceinline__ uint32_t spread() const { return count % 2 == 0 ? kAllLanes : 0u; }
 };
@@ -69,14 +85,15 @@ WR_HD uint32_t staged_floats(const Chunk& c) {
   return c.sh_degree < 0 ? 0u : 3u * (uint32_t)((c.sh_degree + 1) * (c.sh_degree + 1));
 }
 
-inline size_t color_rows_bytes(const Chunk& c) { return (size_t)kThreads * (staged_floats(c) | 1u) * sizeof(float); }
+WR_HD uint32_t color_rows_floats(const Chunk& c) { return kThreads * (staged_floats(c) | 1u); }
 
-__device__ __forceinline__ ColorRows color_rows(const Chunk& c, int64_t first) {
+// `begin` floats into the dynamic shared memory, for rows [first, first + 32) of the source.
+__device__ __forceinline__ ColorRows color_rows(const Chunk& c, int64_t first, uint32_t begin) {
   ColorRows rows;
   rows.count = staged_floats(c);
   rows.size = (uint32_t)c.color_size;
   const uint32_t stride = rows.count | 1u;
-  rows.warp = dynamic_shared<float>() + threadIdx.x / 32 * 32 * stride;
+  rows.warp = dynamic_shared<float>() + begin + threadIdx.x / 32 * 32 * stride;
   rows.mine = rows.warp + threadIdx.x % 32 * stride;
   rows.first = first;
   const int64_t left = c.num_gaussians - first;

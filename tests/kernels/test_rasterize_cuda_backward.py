@@ -13,8 +13,9 @@ from worldr1_kernels.rasterize.arguments import (
     Settings,
 )
 from worldr1_kernels.rasterize.cuda_impl import rasterize_backward_emulated, rasterize_emulated
+from worldr1_kernels.rasterize.native_impl import rasterize_backward_native, rasterize_native
 from worldr1_kernels.rasterize.reference import rasterize_reference
-from worldr1_kernels.testing import gaussian_scene, normal, uniform
+from worldr1_kernels.testing import gaussian_scene, normal, poison_empty, uniform
 
 
 def inputs_of(num: int, width: int, height: int, num_views: int = 2, **options: object) -> Inputs:
@@ -40,20 +41,24 @@ def reference_gradients(
 
 
 def check(inputs: Inputs, settings: Settings, *, seed: int = 0, **options: object) -> tuple[torch.Tensor, ...]:
-    """Relative L2 distance of every gradient from the reference's below 1e-4; 1e-6 is usual, but a splat may cross a
-    threshold in float32."""
+    """Relative L2 distance of every gradient from the reference's, and from the C++ kernels', below 1e-4; 1e-6 is
+    usual, but a splat may cross a threshold in float32."""
     output = rasterize_emulated(inputs, settings, for_backward=True, seed=seed, **options)
     plain = rasterize_emulated(inputs, settings)
     assert torch.equal(output.render_colors, plain.render_colors)
     grad_colors, grad_alphas = normal(output.render_colors.shape, 1), normal(output.render_alphas.shape, 2)
-    actual = rasterize_backward_emulated(inputs, settings, output, grad_colors, grad_alphas, seed=seed, **options)
+    with poison_empty():
+        actual = rasterize_backward_emulated(inputs, settings, output, grad_colors, grad_alphas, seed=seed, **options)
     expected = reference_gradients(inputs, settings, grad_colors, grad_alphas)
-    compared = 0
-    for name, value, reference in zip(Inputs._fields, actual[:-1], expected, strict=True):
+    native = rasterize_native(inputs, settings, for_backward=True)
+    images = BackwardInputs(native[0], native[3], native[4], grad_colors, grad_alphas)
+    compared, cpu = 0, rasterize_backward_native(inputs, settings, images)
+    for name, value, other, reference in zip(Inputs._fields, actual[:-1], cpu[:-1], expected, strict=True):
         if reference is None:
             continue
         if name == "backgrounds" and settings.depth_mode != NO_DEPTH:  # the zeros under the depth are a constant
-            value, reference = value[..., :-1], reference[..., :-1]
+            value, other, reference = value[..., :-1], other[..., :-1], reference[..., :-1]
+        assert float((value - other).norm()) <= 1e-4 * float(other.norm()), name
         distance = float((value.double() - reference).norm())
         assert distance <= 1e-4 * float(reference.norm()), f"{name}: {distance} of {float(reference.norm())}"
         compared += int(reference.norm() > 0)
@@ -86,9 +91,26 @@ def test_camera_centre_of_any_matrix() -> None:
     check(inputs, settings_of(17, 15, sh_degree=2, depth_mode=WEIGHTED_DEPTH))
 
 
-@pytest.mark.parametrize("channels", [1, 5, 8])
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 8, 80])
 def test_channels_in_passes(channels: int) -> None:
-    check(inputs_of(40, 17, 15, num_channels=channels), settings_of(17, 15, depth_mode=EXPECTED_DEPTH))
+    """80 are more than shared memory takes in a row."""
+    num = 40 if channels < 80 else 10
+    check(inputs_of(num, 17, 15, num_channels=channels), settings_of(17, 15, depth_mode=EXPECTED_DEPTH))
+
+
+@pytest.mark.parametrize("num_coefficients", [9, 16, 30])
+@pytest.mark.parametrize("per_view", [False, True])
+def test_coefficients_beyond_the_degree_and_views_in_chunks(num_coefficients: int, per_view: bool) -> None:
+    """Rows of odd and even length, and longer than shared memory takes; the last warp has a Gaussian alone; the second
+    chunk adds to what the first stored."""
+    colors = 0.3 * normal((1, 3 if per_view else 1, 33, num_coefficients, 3), 1)
+    inputs = inputs_of(33, 15, 14, num_views=3)._replace(colors=colors)
+    settings = settings_of(15, 14, sh_degree=2, depth_mode=WEIGHTED_DEPTH)
+    whole = check(inputs, settings)
+    assert bool((whole[5][..., 9:, :] == 0).all())
+    chunked = check(inputs, settings, memory_budget=1)
+    for one, other in zip(whole, chunked, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_covariances_and_views_in_chunks() -> None:

@@ -22,6 +22,7 @@ PAIRS_PER_GAUSSIAN = 4.0  # room for (tile, splat) pairs a view and Gaussian; 2^
 MAX_GAUSSIANS = (1 << 31) - 2  # a scene; indices of one view are 32 bits wide
 MAX_TILES = (1 << 31) - 1
 MAX_PAIRS = (1 << 31) - 2  # a chunk
+MOST_STAGED = 75  # floats of a colour row that go through shared memory, kMostStaged of rasterize_splats.h
 
 
 class Chunk(NamedTuple):
@@ -194,7 +195,10 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     inputs = contiguous(inputs)
     call = _Call(target, inputs, settings, for_backward=True)
-    own, gradients, held_images = backward_arguments(images, inputs, split_means2d=split_means2d)
+    written = {"means", "quats", "scales", "covars", "opacities", "means2d"} if call.num_views else set()
+    if call.num_views and call.arguments["color_size"] <= MOST_STAGED:
+        written.add("colors")
+    own, gradients, held_images = backward_arguments(images, inputs, split_means2d=split_means2d, written=written)
     for chunk in chunks or call.chunks():
         built = chunk if chunk.kept is not None else call.build(chunk, is_counted=True)
         assert built.kept is not None
