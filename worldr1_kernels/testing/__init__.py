@@ -1,6 +1,6 @@
 """Oracles shared by the tests and the benchmarks: error budgets, input factories, op checks."""
 
-from worldr1_kernels.testing.compare import assert_close_two_errors, two_errors
+from worldr1_kernels.testing.compare import assert_close_two_errors, assert_images_two_errors, two_errors
 from worldr1_kernels.testing.harness import check_compiles, check_gradients, check_op
 from worldr1_kernels.testing.inputs import generator, noncontiguous, normal, poison_empty, uniform
 from worldr1_kernels.testing.scenes import GaussianScene, gaussian_scene, pixel_aligned_scene
@@ -8,6 +8,7 @@ from worldr1_kernels.testing.scenes import GaussianScene, gaussian_scene, pixel_
 __all__ = [
     "GaussianScene",
     "assert_close_two_errors",
+    "assert_images_two_errors",
     "check_compiles",
     "check_gradients",
     "check_op",
