@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(kThreads) project_gradients_kernel(const Chunk
   const int64_t g = (int64_t)blockIdx.x * kThreads + threadIdx.x, first_of_warp = g - threadIdx.x % 32;
   const bool has_rows = d.colors != nullptr && staged_floats(c) > 0, has_harmonics = has_rows && c.sh_degree >= 0;
   const ColorRows v_rows = color_rows(c, first_of_warp, 0), rows = color_rows(c, first_of_warp, color_rows_floats(c));
-  if (has_harmonics) rows.start(c.colors);
+  if (has_harmonics) rows.start<true>(c.colors);
   if (has_rows) v_rows.clear();
   load_cameras(c, cameras);
   const uint32_t bits = g < c.num_gaussians ? c.keep[g] : 0u;
@@ -290,7 +290,7 @@ __global__ void __launch_bounds__(kThreads) project_gradients_kernel(const Chunk
     float v_position[3] = {};
     if (has_harmonics && v > 0 && c.colors_per_view) {
       __syncwarp();  // all have read their rows of the view before
-      rows.start(c.colors + v * c.color_view_stride);
+      rows.start<false>(c.colors + v * c.color_view_stride);
     }
     if (has_harmonics) rows.wait();
     if (bits >> v & 1u) {
@@ -311,9 +311,9 @@ __global__ void __launch_bounds__(kThreads) project_gradients_kernel(const Chunk
         d.means2d[2 * (v * c.num_gaussians + g) + 1] = out.mean_y;
       }
       if (has_harmonics) {
-        harmonics_gradient(c, rows.mine, row + kMoments, geometry, cameras[v], v_rows.mine, v_mean, v_position);
+        harmonics_gradient(c, rows.mine(), row + kMoments, geometry, cameras[v], v_rows.mine(), v_mean, v_position);
       } else if (has_rows) {
-        for (uint32_t k = 0; k < v_rows.count; ++k) v_rows.mine[k] += row[kMoments + k];
+        for (uint32_t k = 0; k < v_rows.count; ++k) v_rows.mine()[k] += row[kMoments + k];
       } else if (d.colors != nullptr) {
         float* v_row = d.colors + v * c.color_view_stride + g * c.color_size;
         for (int64_t k = 0; k < c.color_size; ++k) v_row[k] += row[kMoments + k];

@@ -68,17 +68,16 @@ __global__ void __launch_bounds__(kThreads, 4) project_kernel(const Chunk c) {
   const bool is_inside = g < c.num_gaussians;
   const ColorRows rows = color_rows(c, first_of_warp, 0);
   const int sets = c.colors == nullptr ? 0 : c.colors_per_view ? c.num_views : 1;
-  if (sets > 0) rows.start(c.colors);
+  if (sets > 0) rows.start<true>(c.colors);
 
   uint32_t valid = is_inside && geometry_is_finite(c, g) ? kAllLanes : 0u, bits = 0;
   Geometry geometry{};
-  float opacity = 0.0f;
+  SplatRecord record{};  // of the view looked at last; with one view it need not be computed again
+  float opacity = 0.0f, depth = 0.0f;
   if (valid) {
     opacity = c.opacities[g];
     geometry = load_geometry(c, g);
     for (int v = 0; v < c.num_views && opacity >= kAlphaThreshold; ++v) {
-      SplatRecord record;
-      float depth;
       const bool keep = make_record(geometry.x, geometry.y, geometry.z, geometry.covariance, opacity, cameras[v], c.limits,
                                     &record, &depth);
       bits |= (uint32_t)keep << v;
@@ -86,9 +85,9 @@ __global__ void __launch_bounds__(kThreads, 4) project_kernel(const Chunk c) {
   }
   for (int v = 0; v < sets; ++v) {
     const float* colors = c.colors + v * c.color_view_stride;
-    if (v > 0) rows.start(colors);
+    if (v > 0) rows.start<false>(colors);
     rows.wait();
-    if (is_inside && !(rows.are_whole ? row_is_finite(rows.mine, rows.count)
+    if (is_inside && !(rows.are_whole() ? row_is_finite(rows.mine(), rows.count)
                                       : row_is_finite(colors + g * c.color_size, c.color_size))) {
       valid &= sets == 1 ? 0u : ~(1u << v);
     }
@@ -117,14 +116,14 @@ __global__ void __launch_bounds__(kThreads, 4) project_kernel(const Chunk c) {
     const uint32_t slot = slot_in_view(bits, v, starts);
     if (sets > 1) {
       __syncwarp();  // all have read their rows of the view before
-      rows.start(c.colors + v * c.color_view_stride);
+      rows.start<false>(c.colors + v * c.color_view_stride);
       rows.wait();
     }
     if (!(bits >> v & 1u)) continue;
-    SplatRecord record{};
-    float depth = 0.0f;
-    make_record(geometry.x, geometry.y, geometry.z, geometry.covariance, opacity, cameras[v], c.limits, &record, &depth);
-    shade(c, rows.mine, geometry, cameras[v], depth, record);
+    if (c.num_views > 1) {
+      make_record(geometry.x, geometry.y, geometry.z, geometry.covariance, opacity, cameras[v], c.limits, &record, &depth);
+    }
+    shade(c, rows.mine(), geometry, cameras[v], depth, record);
     const TileSpan tiles = tile_span(record.bounds_x, record.bounds_y, c.limits.width, c.limits.height, c.tiles_x,
                                      (uint32_t)v * c.tiles_x * c.tiles_y);
     c.records[slot] = record;

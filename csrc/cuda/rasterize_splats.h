@@ -39,19 +39,35 @@ __device__ __forceinline__ void load_cameras(const Chunk& c, Camera* cameras) {
 constexpr uint32_t kMostStaged = 75;  // degree 4
 
 struct ColorRows {
-  float *warp, *mine;        // the first row of the warp, and that of the lane
+  uint32_t begin;            // floats into the dynamic shared memory where the warp's rows begin
   uint32_t num, count;       // rows; floats staged of each
-  uint32_t size;             // floats from one row to the next in the source
+  uint32_t size;             // floats from one row to the next in memory
   uint32_t per_float;        // 2^32 / count, rounded up, where the rows need moving apart; else 0
-  int64_t first;             // row
-  bool are_whole;            // as opposed to cut off
+  uint32_t first;            // row
 
-  // Starts copying the rows of `source` [N, size]; all before have been read. Ends with wait().
+  __device__ __forceinline__ float* warp() const { return dynamic_shared<float>() + begin; }
+  __device__ __forceinline__ float* mine() const { return warp() + threadIdx.x % 32 * (count | 1u); }
+  __device__ __forceinline__ bool are_whole() const { return count == size; }  // as opposed to cut off
+  // All ones where a row here is one float longer than what is staged.
+  __device__ __forceinline__ uint32_t spread() const { return count % 2 == 0 ? kAllLanes : 0u; }
+  // Whether the rows are one run of floats, here and in memory, that moves by 16 bytes.
+  __device__ __forceinline__ bool is_run(const float* memory) const {
+    return per_float == 0 && num == 32 && reinterpret_cast<uintptr_t>(memory) % 16 == 0;
+  }
+
+  // Starts copying the rows of `source` [N, size]; all before have been read. Ends with wait(). Code for runs costs registers,
+  // and is worth it where the rows of a chunk are read once.
+  template <bool kRuns>
   __device__ __forceinline__ void start(const float* source) const {
-    source += first * size;
+    source += (int64_t)first * size;
+    if (kRuns && is_run(source)) {
+      for (uint32_t i = threadIdx.x % 32; i < 8 * count; i += 32) copy_async16(warp() + 4 * i, source + 4 * i);
+      copy_async_commit();
+      return;
+    }
     for (uint32_t i = threadIdx.x % 32; i < num * count; i += 32) {
       const uint32_t row = __umulhi(i, per_float);  // i / count, or 0 where source and target are one run of floats
-      copy_async4(warp + i + (row & spread()), source + i + row * (size - count));
+      copy_async4(warp() + i + (row & spread()), source + i + row * (size - count));
     }
     copy_async_commit();
   }
@@ -61,22 +77,20 @@ struct ColorRows {
   }
   // Zeros in place of the lane's row; only the lane itself may look at it before finish().
   __device__ __forceinline__ void clear() const {
-    for (uint32_t k = 0; k < count; ++k) mine[k] = 0.0f;
+    for (uint32_t k = 0; k < count; ++k) mine()[k] = 0.0f;
   }
   // Stores what was put in place of the rows into `target` [N, size], or adds it.
   __device__ __forceinline__ void finish(float* target, bool adds) const {
-    target += first * size;
+    target += (int64_t)first * size;
     __syncwarp();
     for (uint32_t i = threadIdx.x % 32; i < num * count; i += 32) {
       const uint32_t row = __umulhi(i, per_float);
       float* place = target + i + row * (size - count);
-      const float value = warp[i + (row & spread())];
+      const float value = warp()[i + (row & spread())];
       *place = adds ? *place + value : value;
     }
     __syncwarp();
   }
-  // All ones where a row of the target is one float longer than what is staged.
-  __device__ __forceinline__ uint32_t spread() const { return count % 2 == 0 ? kAllLanes : 0u; }
 };
 
 WR_HD uint32_t staged_floats(const Chunk& c) {
@@ -87,19 +101,16 @@ WR_HD uint32_t staged_floats(const Chunk& c) {
 
 WR_HD uint32_t color_rows_floats(const Chunk& c) { return kThreads * (staged_floats(c) | 1u); }
 
-// `begin` floats into the dynamic shared memory, for rows [first, first + 32) of the source.
+// `begin` floats into the dynamic shared memory, for rows [first, first + 32) of memory.
 __device__ __forceinline__ ColorRows color_rows(const Chunk& c, int64_t first, uint32_t begin) {
   ColorRows rows;
   rows.count = staged_floats(c);
   rows.size = (uint32_t)c.color_size;
-  const uint32_t stride = rows.count | 1u;
-  rows.warp = dynamic_shared<float>() + begin + threadIdx.x / 32 * 32 * stride;
-  rows.mine = rows.warp + threadIdx.x % 32 * stride;
-  rows.first = first;
+  rows.begin = begin + threadIdx.x / 32 * 32 * (rows.count | 1u);
+  rows.first = (uint32_t)first;
   const int64_t left = c.num_gaussians - first;
   rows.num = (uint32_t)(left < 0 ? 0 : left < 32 ? left : 32);
-  rows.are_whole = rows.count == rows.size;
-  rows.per_float = rows.are_whole && rows.count % 2 ? 0u : 0xffffffffu / (rows.count ? rows.count : 1u) + 1u;
+  rows.per_float = rows.are_whole() && rows.count % 2 ? 0u : 0xffffffffu / (rows.count ? rows.count : 1u) + 1u;
   return rows;
 }
 

@@ -94,6 +94,19 @@ def test_spherical_harmonics(degree: int, per_view: bool) -> None:
     check(inputs, settings_of(33, 20, sh_degree=degree, depth_mode=WEIGHTED_DEPTH), scale=6.0)
 
 
+@pytest.mark.parametrize("num_coefficients", [9, 16, 30])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_colour_rows_that_begin_anywhere(num_coefficients: int, offset: int) -> None:
+    """Rows of odd and even length, and longer than shared memory takes; whole warps of them and a rest of one; in
+    memory at 16 bytes and beside; one that is invalid in its last coefficient."""
+    inputs, size = inputs_of(gaussian_scene(97, 33, 20, num_views=2)), 97 * num_coefficients * 3
+    memory = 0.3 * normal((size + offset,), 5)
+    memory[-1] = float("nan")
+    inputs = inputs._replace(colors=memory[offset:].view(1, 1, 97, num_coefficients, 3))
+    output = check(inputs, settings_of(33, 20, sh_degree=2, depth_mode=WEIGHTED_DEPTH), scale=6.0, seed=1 + offset)
+    assert output.num_invalid.tolist() == [[1, 1]]
+
+
 def test_covariances_in_place_of_quaternions() -> None:
     scene = gaussian_scene(60, 24, 20, seed=2)
     factor = normal((1, 60, 3, 3), 4) * 0.05

@@ -13,7 +13,7 @@ from worldr1_kernels.build import CSRC, find_nvcc
 # name: registers, instructions of the hot loop (0: none around an exponential), instructions of the listing. Loops as
 # counted, listings with 5 % to spare.
 LIMITS = {
-    "project_kernel": (64, 0, 3500),
+    "project_kernel": (64, 0, 3657),
     "count_pairs_kernel": (16, 0, 34),
     "emit_pairs_kernel<unsigned short>": (24, 0, 140),
     "emit_pairs_kernel<unsigned int>": (24, 0, 140),
@@ -27,7 +27,7 @@ LIMITS = {
     "fill_colors_kernel": (32, 0, 497),
     "replay_kernel": (64, 112, 1082),
     "sum_partials_kernel": (40, 0, 486),
-    "project_gradients_kernel": (128, 0, 4942),
+    "project_gradients_kernel": (128, 0, 5046),
     "camera_gradients_kernel": (84, 0, 851),
 }
 NVCC, CUOBJDUMP = find_nvcc(os.environ), find_cuobjdump()
@@ -48,8 +48,8 @@ def test_kernels_as_compiled() -> None:
         assert kernels[name].shared_bytes == 2 * 256 * 48 and kernels[name].warps == 64  # full occupancy
     assert kernels["project_kernel"].warps == 32 and kernels["replay_kernel"].warps == 32
     # Colour rows go through shared memory: per float one access to global memory a warp, not one a lane.
-    assert kernels["project_kernel"].counts["global"] <= 120
-    assert kernels["project_gradients_kernel"].counts["global"] <= 250
+    assert kernels["project_kernel"].counts["global"] <= 128
+    assert kernels["project_gradients_kernel"].counts["global"] <= 258
 
 
 @pytest.mark.slow
