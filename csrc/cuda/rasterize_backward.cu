@@ -124,7 +124,7 @@ struct ReplayStager {
 __global__ void __launch_bounds__(kThreads, 4) replay_kernel(const Chunk c, const ChunkGradients d, const Pass pass) {
   __shared__ SplatRecord stages[2][kReplayBatch];
   __shared__ uint32_t pairs[2][kReplayBatch];  // of a splat and this tile
-  __shared__ float warp_partials[kReplayBatch][kWarps][kSums];
+  __shared__ float warp_partials[kReplayBatch][kWarps * kSums];
   __shared__ uint32_t live_of[kWarps];  // bit i: the warp has partials of splat i
   __shared__ int32_t longest_of[kWarps];
   if (c.counters->pairs > c.pair_capacity) return;  // sum_partials says so
@@ -150,8 +150,10 @@ __global__ void __launch_bounds__(kThreads, 4) replay_kernel(const Chunk c, cons
   ReplayStager stager = {c.sorted_pairs + c.ranges[2 * (size_t)tile], 0};
   stager.prefetch(longest);
   stager.start(c, tile, longest, stages[0], pairs[0]);
-  int number = sum_of_lane<kSums>((uint32_t)lane);
-  asm volatile("" : "+r"(number));  // computed here, not again for every splat
+  // Where in a splat's row of warp_partials the lane puts a sum; -1: nowhere.
+  int place = sum_of_lane<kSums>((uint32_t)lane);
+  if (place >= 0) place += warp * kSums;
+  asm volatile("" : "+r"(place));  // computed here, not again for every splat
   int32_t count, now = 0;
   for (int32_t end = longest; end > 0; end -= count, now ^= 1) {
     count = end < kReplayBatch ? end : kReplayBatch;
@@ -172,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, 4) replay_kernel(const Chunk c, cons
       if (__ballot_sync(kAllLanes, is_blended) == 0) continue;
       live |= 1u << i;
       const float sum = warp_sums<kSums>(sums);
-      if (number >= 0) warp_partials[i][warp][number] = sum;
+      if (place >= 0) warp_partials[i][place] = sum;
     }
     if (lane == 0) live_of[warp] = live;
     __syncthreads();
@@ -180,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, 4) replay_kernel(const Chunk c, cons
       const int i = t / kSums, k = t - i * kSums;
       float sum = 0.0f;
       for (int w = 0; w < kWarps; ++w) {
-        if (live_of[w] >> i & 1u) sum += warp_partials[i][w][k];
+        if (live_of[w] >> i & 1u) sum += warp_partials[i][w * kSums + k];
       }
       d.partials[(size_t)pairs[now][i] * kSums + k] = sum;
     }

@@ -277,6 +277,17 @@ def test_look_back_over_blocks_that_do_not_know_their_sum_yet(published: int) ->
     assert left == [*words, (2 << 32) | (sum(own) + 9)]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_look_back_whatever_the_blocks_before_have_published(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    own = torch.randint(0, 8193, (97,), generator=generator).tolist()
+    knows = (torch.rand(97, generator=generator) < (0.0, 0.02, 0.1, 0.5, 1.0)[seed]).tolist()
+    knows[0] = True  # nothing lies before it
+    words = [(2 << 32) | sum(own[: i + 1]) if known else (1 << 32) | own[i] for i, known in enumerate(knows)]
+    for blocks in (1, 2, 32, 33, 64, 65, 97):
+        assert _native.cpu().rasterize_look_back(words[:blocks], 5)[0] == [sum(own[:blocks])] * 32
+
+
 def test_look_back_of_the_first_block_and_over_one_that_has_not_run() -> None:
     assert _native.cpu().rasterize_look_back([], 9) == ([0] * 32, [(2 << 32) | 9])
     with pytest.raises(RuntimeError, match="waits for one that has not run"):

@@ -190,6 +190,27 @@ def test_graph_capture_replays_on_new_values() -> None:
     assert torch.equal(captured.render_colors, rasterize_cuda(inputs, settings).render_colors)
 
 
+def test_graph_of_forward_and_backward() -> None:
+    inputs, settings = on_gpu(scene_inputs(5_000, 160, 120, 4)), settings_of(160, 120, depth_mode=WEIGHTED_DEPTH)
+    grad = torch.ones(1, 4, 120, 160, 4, device="cuda")
+
+    def both() -> tuple[torch.Tensor, ...]:
+        output = rasterize_cuda(inputs, settings, for_backward=True)
+        images = BackwardInputs(output.render_colors, output.transmittance, output.last, grad, None)
+        return rasterize_backward_cuda(inputs, settings, images, chunks=output.chunks)
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        both()  # asks CUB for sizes
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = both()
+    inputs.means.add_(0.05)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(one, other) for one, other in zip(captured, both(), strict=True))
+
+
 def test_runs_on_the_current_stream() -> None:
     inputs, settings = on_gpu(scene_inputs(5_000, 160, 120, 2)), settings_of(160, 120)
     expected = rasterize_cuda(inputs, settings).render_colors

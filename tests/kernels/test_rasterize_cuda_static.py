@@ -25,7 +25,7 @@ LIMITS = {
     "blend_kernel<4, 1>": (32, 38, 592),
     "blend_kernel<4, 2>": (40, 34, 552),
     "fill_colors_kernel": (32, 0, 497),
-    "replay_kernel": (64, 112, 1082),
+    "replay_kernel": (64, 111, 1077),
     "sum_partials_kernel": (40, 0, 486),
     "project_gradients_kernel": (128, 0, 5046),
     "camera_gradients_kernel": (84, 0, 851),
