@@ -235,6 +235,11 @@ int prepare(const Args& args, const Sizes& sizes, const Views& views, const Part
   *counters = chunk.counters;
   WR_TRY(fill_bytes(chunk.counters, 0, sizeof(Counters), stream));
   WR_TRY(fill_bytes(chunk.sums, 0, chunk.num_blocks * sizeof(*chunk.sums), stream));
+  // Not by the caller: the views of a chunk that turned out too large are prepared again, with fewer beside them.
+  if (chunk.num_invalid != nullptr) {
+    const size_t counters = args.colors_per_view ? (size_t)sizes.views : 1;
+    WR_TRY(fill_bytes(chunk.num_invalid, 0, counters * sizeof(*chunk.num_invalid), stream));
+  }
   // Slots without a splat keep the largest key and sort to the end.
   if (!sizes.is_exact) WR_TRY(fill_bytes(chunk.keys[0], 0xff, (size_t)sizes.most() * sizeof(uint32_t), stream));
   return project(chunk, stream);

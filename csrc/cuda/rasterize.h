@@ -41,7 +41,7 @@ struct Args {
   float* render_alphas;      // [B, C, H, W, 1]
   float* transmittance;      // [B, C, H, W] left behind the last splat, for the backward; or null, with `last`
   int32_t* last;             // [B, C, H, W] one past the last splat blended, counted in its tile's list
-  int64_t* num_invalid;      // [B, C if colors_per_view else 1], zeros on entry
+  int64_t* num_invalid;      // [B, C if colors_per_view else 1]
   int64_t* overflow;         // [B, C]: pairs that did not fit into the chunk of this view; above 0 the view is NaN
   int64_t num_scenes, num_views, num_gaussians;
   int64_t color_size;        // floats a Gaussian in `colors`

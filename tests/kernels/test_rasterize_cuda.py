@@ -249,12 +249,14 @@ def test_overflow_is_reported_and_never_a_wrong_picture(monkeypatch: pytest.Monk
 
 def test_counting_halves_chunks_that_exceed_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = gaussian_scene(60, 48, 48, num_views=7, sigma_px=(9.0, 20.0))
+    scene.means[7, 1] = float("nan")
     inputs, settings = inputs_of(scene), settings_of(48, 48)
     whole = rasterize_emulated(inputs, settings)
     monkeypatch.setattr(cuda_impl, "_plan", lambda *a: (7, 1))  # a guess that is too low
     output = rasterize_emulated(inputs, settings, memory_budget=40_000)
     assert [chunk.views for chunk in output.chunks] == [3, 3, 1]
     assert torch.equal(output.render_colors, whole.render_colors) and int(output.overflow.sum()) == 0
+    assert output.num_invalid.tolist() == whole.num_invalid.tolist() == [[1] * 7]  # counted once
 
 
 def test_nothing_overflows_outside_a_graph() -> None:

@@ -160,9 +160,10 @@ class _Call:
                 views = min(most, self.num_views - first)
                 sizes = (0, 0) if may_wait else (self.num_gaussians * views, self.pairs_per_view * views)
                 chunk = self.build(Chunk(scene, first, views, *sizes, may_wait, None), outputs)
-                yield chunk
                 first += chunk.views
                 most = chunk.views if chunk.views < views else most
+                yield chunk
+                del chunk  # its memory, for the next
 
 
 def _forward(target: _Target, inputs: Inputs, settings: Settings, for_backward: bool) -> TiledOutput:
@@ -181,6 +182,7 @@ def _forward(target: _Target, inputs: Inputs, settings: Settings, for_backward: 
         assert chunk.kept is not None
         left -= sum(t.numel() for t in chunk.kept)
         chunks.append(chunk if for_backward and left >= 0 else chunk._replace(kept=None))
+        del chunk  # its memory, for the next
     num_invalid = call.num_invalid.expand_as(call.overflow).contiguous()
     return TiledOutput(colors, alphas, num_invalid, call.overflow, transmittance, last, tuple(chunks))
 
@@ -207,6 +209,7 @@ def _backward(
         kept_splats, pairs, kept_lists = (address(t) for t in built.kept)
         parts = [kept_splats, 0, pairs, 0, kept_lists, 0, address(memory)]
         target.module.rasterize_tiled_backward(**arguments, **own, parts=parts)
+        del chunk, built, memory, arguments  # memory, for the next
     del held_images
     if inputs.backgrounds is None or images.grad_colors is None:
         return gradients
