@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILT_FROM := pyproject.toml setup.py worldr1_kernels/build.py $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev judges lpips .lpips train test test-slow lint bench clean distclean
+.PHONY: help install install-dev judges lpips .lpips train test test-slow lint bench gpu-bundle clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,17 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy
 
 bench: $(VENV)/.installed-dev  ## profile the hot paths against named peers
 	$(BIN)/python -m pytest bench/ $(ARGS)
+
+# A wheel may name its platform in any of these ways; pip takes only the one that it is told.
+GPU_PYTHON ?= 3.12
+GPU_PLATFORMS := $(foreach p,2_28 2_27 2_17,--platform manylinux_$(p)_x86_64) --platform manylinux2014_x86_64
+gpu-bundle: $(BIN)/python  ## fetch the wheels that bench.gpu takes to a GPU machine without a network
+	rm -rf build/gpu-wheels
+	$(PIP) download -q --no-deps --only-binary :all: --python-version $(GPU_PYTHON) $(GPU_PLATFORMS) \
+	  -r bench/gpu-wheels.txt -d build/gpu-wheels
+	@size=$$(du -sm build/gpu-wheels | cut -f1); echo "build/gpu-wheels: $$(ls build/gpu-wheels | wc -l) wheels, $$size MB" && \
+	  if [ $$size -gt 64 ]; then echo "gpu-bundle: must stay within 64 MB" >&2; exit 1; fi
+	@echo "there: python -m bench.gpu --wheels build/gpu-wheels"
 
 clean:  ## remove what builds and tools leave; .venv and runs/ stay
 	rm -rf build ./*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis worldr1_kernels/*.so $(VENV)/.installed*

@@ -49,7 +49,7 @@ def _family_parts(*, gpu: bool) -> tuple[list[Part], list[Part]]:
     for family in FAMILIES:
         flags = ("-m", "pytest", "-q", "-x", "-rs", "-p", "no:cacheprovider", "-m", select)
         requires = _family_needs(family)
-        tests.append(Part(f"test {family}", (*flags, *_tests(family)), share=6, needs=("build",), requires=requires))
+        tests.append(Part(f"test {family}", (*flags, *_tests(family)), share=5, needs=("build",), requires=requires))
         bench = ROOT / "bench" / f"test_{family}.py"
         if bench.exists():
             on_gpu = bench.with_stem(f"{bench.stem}_gpu")  # a family whose GPU work is another than its CPU work
@@ -67,9 +67,12 @@ def _family_parts(*, gpu: bool) -> tuple[list[Part], list[Part]]:
 
 def _sanitizer(tool: str, gpu_tests: Sequence[str]) -> Part:
     """compute-sanitizer over every GPU test. Without torch's own pool of memory each tensor is an allocation, and a
-    write beyond it is seen."""
+    write beyond it is seen; the tests that need the pool (allocation while a graph is captured, its statistics) are
+    left out."""
+    select = ("-m", "gpu and not pool")
+    share = 4 if tool == "initcheck" else 6
     return Part(
-        tool, ("-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu", *gpu_tests), share=6, needs=("build",),
+        tool, ("-m", "pytest", "-v", "-p", "no:cacheprovider", *select, *gpu_tests), share=share, needs=("build",),
         requires=("gpu", "nvcc", "tool:compute-sanitizer"),
         prefix=("compute-sanitizer", "--tool", tool, "--error-exitcode", "86"),
         environment=(("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),),
@@ -99,16 +102,18 @@ def parts(*, gpu: bool, wheels: Sequence[Path] = ()) -> list[Part]:
             "gsplat", ("-m", "bench.gsplat_build", "--work", "{work}/gsplat"), share=12,
             requires=("gpu", "nvcc", "module:gsplat"), background=True, always=True,
         ),
+        Part("verify", ("-m", "worldr1_kernels", "verify", "--again"), share=4, needs=("build",), requires=("gpu",)),
         *tests,
         Part("ceilings", ("-m", "bench.ceilings", "--history", "{work}/history"), share=2, measures=True),
         *benches,
         Part(
-            "loop", loop if gpu else (*loop, "--smoke"), share=22, needs=("build",),
+            "loop", loop if gpu else (*loop, "--smoke"), share=18, needs=("build",),
             requires=("module:diffusers", "module:peft", "module:tyro", *(("memory:60",) if gpu else ())),
             measures=True,
         ),
         _sanitizer("memcheck", gpu_tests),
         _sanitizer("racecheck", gpu_tests),
+        _sanitizer("initcheck", gpu_tests),
         Part(
             "ncu", ("-m", "bench.profile_kernels"), share=5, needs=("build",),
             requires=("gpu", "nvcc", "tool:ncu"), measures=True,

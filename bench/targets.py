@@ -51,6 +51,7 @@ TARGETS = (
     Target("rasterize", False, "^target N10000", "ms", 4.0, "10,000 Gaussians at 256x256, ms a core"),
     Target("rasterize", False, "^target back N10000", "ms", 4.5, "their backward, ms a core"),
     Target("rasterize", False, "^dense N65536", "ms", 35.0, "65,536 Gaussians at 256x256, ms a core"),
+    Target("rasterize", False, "^target drop-in forward N", "peer rasterize", 0.87, "the drop-in against the op"),
     Target("rasterize", False, r"^(target|small) N", "peer gsplat", 500.0, "against gsplat's torch code"),
     Target("noise_transport", False, "push in|pan", "peer value-keyed", 40.0, "against the value-keyed peer"),
     Target("noise_transport", False, "push in|pan", "peer torch reference", 4.0, "against the eager reference"),

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.peers import gsplat_torch
 from bench.report import Case, print_table, record
 from bench.timing import measure
-from worldr1_kernels import rasterize
+from worldr1_kernels import rasterization, rasterize
 from worldr1_kernels.rasterize import reference
 from worldr1_kernels.rasterize.arguments import WEIGHTED_DEPTH, Inputs, Settings
 from worldr1_kernels.testing import GaussianScene, gaussian_scene
@@ -141,6 +141,37 @@ def test_speed(form: str, record_figures: bool) -> None:
     print_table(cases)
     if record_figures:
         print(f"recorded in {record(cases, 'rasterize')}")
+
+
+@pytest.mark.parametrize("form", ["forward", "forward and backward"])
+def test_drop_in(form: str, record_figures: bool) -> None:
+    """`rasterization` with all that gsplat's users read, packed and not, against `rasterize`: the same pictures."""
+    size = SIZES[0]
+    grads = form != "forward"
+    scene = GaussianScene(*(t.clone().requires_grad_(grads) for t in size.scene()))
+    picture = rasterize(*scene, size.width, size.height).render_colors
+    weights = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
+
+    def run(function: Callable[..., Any], **options: Any) -> Any:
+        out = function(*scene, size.width, size.height, **options)
+        if grads:
+            if "means2d" in out.meta:
+                out.meta["means2d"].retain_grad()
+            out.render_colors.backward(weights)
+        return out
+
+    variants: dict[str, Callable[[], Any]] = {
+        "native": lambda: run(rasterization),
+        "rasterize": lambda: run(rasterize),
+        "packed=False": lambda: run(rasterization, packed=False),
+    }
+    for variant in variants.values():
+        assert torch.equal(variant().render_colors, picture)
+    case = _run_case(size, variants, f"drop-in {form}")
+    print()
+    print_table([case])
+    if record_figures:
+        print(f"recorded in {record([case], 'rasterize')}")
 
 
 @pytest.mark.parametrize("name", ["target", "dense"])

@@ -1,7 +1,8 @@
 """Timing on the CPU and on CUDA: variants interleaved, best of several rounds, p20/p50/p80.
 
 On a CPU each call is timed by the wall clock and by the processor time of this process. On CUDA each call lies between
-two events, after a write that flushes the L2 cache; its processor time is what the launch took on the host.
+two events, after a write that flushes the L2 cache and a kernel that spins until the host has queued the whole call:
+the device never waits for Python between the events. The call's processor time is what queueing took on the host.
 """
 
 import time
@@ -12,6 +13,8 @@ import torch
 
 _FLUSH_BYTES = 256 * 2**20  # several times the L2 cache of any GPU so far
 _GPU_ROUNDS = 5
+_LEAD_SECONDS = (1e-3, 20e-3)  # the spinning kernel: at least, at most
+_CYCLES_PER_SECOND = 2e9  # of a fast GPU; a slower one spins longer
 
 
 class Timing(NamedTuple):
@@ -74,14 +77,18 @@ def _turn(function: Callable[[], object], calls: int) -> Timing:
 
 def _turn_cuda(function: Callable[[], object], calls: int, flush: torch.Tensor) -> Timing:
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
-    cpu = []
+    cpu: list[float] = []
+    lead = _LEAD_SECONDS[0]
     for start, end in events:
         flush.zero_()
+        torch.cuda._sleep(int(lead * _CYCLES_PER_SECOND))
         start.record()
-        cpu_start = time.process_time_ns()
+        wall, cpu_start = time.perf_counter(), time.process_time_ns()
         function()
         cpu.append((time.process_time_ns() - cpu_start) / 1e6)
         end.record()
+        # A call that waits for the device takes the lead into its own wall time: hence the limit.
+        lead = min(max(1.5 * (time.perf_counter() - wall), lead), _LEAD_SECONDS[1])
     torch.cuda.synchronize()
     device = [start.elapsed_time(end) for start, end in events]
     p20, p50, p80 = (_percentile(device, fraction) for fraction in (0.2, 0.5, 0.8))

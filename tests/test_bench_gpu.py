@@ -1,6 +1,8 @@
 """The harness of the hardware runs: order, needs, time limits, missing hardware, going on after a cut."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -151,17 +153,40 @@ def test_the_real_plan(on_gpu):
         assert all(names.index(need) < names.index(part.name) for need in part.needs)
         if part.name.startswith("bench "):  # no family is timed before its tests, nor beside another process
             assert part.needs == (f"test {part.name.removeprefix('bench ')}",) and part.measures
-        assert ("gpu" in part.command) == (
-            (on_gpu and (part.name.startswith("test ") or part.name == "bench rasterize"))
-            or part.name in ("memcheck", "racecheck")
-        )
+        on_device = part.name.startswith("test ") or part.name == "bench rasterize"
+        assert ("gpu" in part.command) == (on_gpu and on_device)
+        assert ("gpu and not pool" in part.command) == (part.name in ("memcheck", "racecheck", "initcheck"))
     assert {f"bench {family}" for family in plan.FAMILIES} <= set(names)
     speed = parts[names.index("bench rasterize")].command
     assert ("bench/test_rasterize_gpu.py" in speed) is on_gpu and ("bench/test_rasterize.py" in speed) is not on_gpu
     assert names.index("gsplat") < names.index("test rasterize") and parts[names.index("gsplat")].background
     assert ("--smoke" in parts[names.index("loop")].command) is not on_gpu
-    for name in ("memcheck", "racecheck", "ncu", "gsplat"):
+    for name in ("verify", "memcheck", "racecheck", "initcheck", "ncu", "gsplat"):
         assert "gpu" in parts[names.index(name)].requires
+    families = ("rasterize", "noise_transport", "sde_step", "se3")
+    order = ["build", "verify", *(f"{kind} {family}" for kind in ("test", "bench") for family in families), "loop"]
+    assert [name for name in names if name in order] == order
+
+
+def test_the_tests_that_need_torchs_pool_say_so():
+    """Under a memory checker the pool is off: no graph that allocates can be captured, and there are no statistics."""
+    found = 0
+    for path in (ROOT / "tests" / "kernels").glob("test_*.py"):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)):
+            body = ast.get_source_segment(text, node) if isinstance(node, ast.FunctionDef) else None
+            if body and re.search(r"cuda\.(graph|max_memory_allocated)\(", body):
+                found += 1
+                marks = [ast.unparse(decorator) for decorator in node.decorator_list]
+                assert "pytest.mark.pool" in marks, f"{path.name}: {node.name}"
+    assert found >= 3
+
+
+def test_the_wheels_of_the_bundle_are_those_that_the_parts_require():
+    lines = [line.split("#")[0].strip() for line in (plan.ROOT / "bench" / "gpu-wheels.txt").read_text().splitlines()]
+    pinned = dict(line.split("==") for line in lines if line)
+    required = {r for part in plan.parts(gpu=True) for r in part.requires if r.startswith("module:")}
+    assert required and {r.removeprefix("module:") for r in required} <= set(pinned)
 
 
 def test_limits_leave_time_for_what_follows():

@@ -1,6 +1,7 @@
 """The results page: ratios, shares of the ceilings, targets, comparison with the last line of the same device."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,3 +143,47 @@ def test_measure_takes_turns_and_at_least_five_rounds_on_a_gpu(monkeypatch):
     )
     assert "".join(order) == "aabb" + "ab" * 5
     assert best["a"].p50 == 10.0 - 13 and best["b"].p50 == 10.0 - 14
+
+
+class SimulatedGpu:
+    """A host that queues work and a device that does it in order; seconds of each one's clock."""
+
+    def __init__(self):
+        self.host = self.device = 0.0
+
+    def launch(self, seconds):
+        self.host += 5e-6
+        self.device = max(self.device, self.host) + seconds
+
+    def event(self, enable_timing):
+        return SimulatedEvent(self)
+
+
+class SimulatedEvent:
+    def __init__(self, gpu):
+        self.gpu = gpu
+
+    def record(self):
+        self.at = max(self.gpu.device, self.gpu.host)
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)
+
+
+@pytest.mark.parametrize("host_seconds", [115e-6, 5e-3])
+def test_device_time_holds_no_time_of_the_host(monkeypatch, host_seconds):
+    """A launch of 50 us after `host_seconds` of Python: the flush alone would not hide them."""
+    from bench import timing
+
+    simulated = SimulatedGpu()
+    flush = SimpleNamespace(zero_=lambda: simulated.launch(70e-6))
+    monkeypatch.setattr(torch.cuda, "Event", simulated.event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: simulated.launch(cycles / 2e9), raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: simulated.host)
+
+    def call():
+        simulated.host += host_seconds
+        simulated.launch(50e-6)
+
+    assert timing._turn_cuda(call, 9, flush).p50 == pytest.approx(0.05)

@@ -6,7 +6,9 @@ temporary folder changes from run to run and would rebuild everything.
 
 Environment variables:
   WORLDR1_BUILD: "auto" (default) builds the CUDA module where nvcc is found, "cpu" never, "cuda" fails without nvcc.
-  WORLDR1_CUDA_ARCHS: architectures for nvcc, separated by ";" or ",", e.g. "80;90a". Default "90a".
+  WORLDR1_CUDA_ARCHS: architectures for nvcc, separated by ";" or ",", e.g. "80+PTX;90a": code for those, and with +PTX
+    also what the driver of a later GPU compiles for itself. "all" for `ALL_ARCHS`. Default: `DEFAULT_ARCHS`, which
+    every GPU from compute capability 8.0 on can run, and those of the GPUs that nvidia-smi names here.
   CXX, CUDACXX, CUDA_HOME: the usual meaning.
 """
 
@@ -24,6 +26,10 @@ from pathlib import Path
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 CUDA_FOLDER = "/usr/local/cuda"
 BUILD_MODES = ("auto", "cpu", "cuda")
+# cp.async needs 8.0; the PTX of an architecture with a letter runs on no other.
+OLDEST_ARCH = 80
+DEFAULT_ARCHS = ("80+PTX", "90a")
+ALL_ARCHS = ("80", "86", "89", "90a", "100", "120+PTX")
 
 COMMON_FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-function", "-Wno-psabi")
 # Not -ffast-math: it deletes the rounding trick of the exponential and flushes denormals for the whole process.
@@ -84,17 +90,47 @@ def find_cxx(environment: Mapping[str, str]) -> str:
     raise RuntimeError(f"build: a C++17 compiler must be on PATH (tried {tried}), install g++ or set CXX")
 
 
-def parse_archs(text: str) -> tuple[str, ...]:
-    """Splits "80;90a" into ("80", "90a").
+def gpus_here(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Architectures of the GPUs that nvidia-smi names, e.g. ("89",); none where it is missing or fails."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    path = shutil.which(command[0], path=environment.get("PATH"))
+    if path is None:
+        return ()
+    try:
+        done = subprocess.run([path, *command[1:]], capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    found = sorted(set(re.findall(r"^(\d+)\.(\d)$", done.stdout, re.MULTILINE)), key=lambda v: (int(v[0]), v[1]))
+    return tuple("90a" if v == ("9", "0") else "".join(v) for v in found)
 
+
+def parse_archs(text: str, here: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Splits "80+PTX;90a" into ("80+PTX", "90a"); "all" and "" as the module's docstring says.
+
+    Args:
+      text: The environment variable.
+      here: Architectures of this machine's GPUs.
     Raises:
-      ValueError: an entry is not a compute capability.
+      ValueError: an entry is not a compute capability, or one before 8.0.
     """
+    if text.strip() == "all":
+        return ALL_ARCHS
     archs = tuple(part.strip() for part in re.split("[;,]", text) if part.strip())
     for arch in archs:
-        if not re.fullmatch(r"\d{2,3}[af]?", arch):
-            raise ValueError(f"build: WORLDR1_CUDA_ARCHS must look like '80;90a', got {text!r}")
-    return archs or ("90a",)
+        number = re.fullmatch(r"(\d{2,3})[af]?(\+PTX)?", arch)
+        if number is None:
+            raise ValueError(f"build: WORLDR1_CUDA_ARCHS must look like '80+PTX;90a', got {text!r}")
+        if int(number[1]) < OLDEST_ARCH:
+            raise ValueError(f"build: WORLDR1_CUDA_ARCHS must be {OLDEST_ARCH} or later, got {arch!r}")
+    known = {arch.removesuffix("+PTX") for arch in DEFAULT_ARCHS}
+    return archs or DEFAULT_ARCHS + tuple(a for a in here if a not in known and int(a.rstrip("a")) >= OLDEST_ARCH)
+
+
+def gencode(arch: str) -> str:
+    """nvcc's options for one entry of `parse_archs`."""
+    number = arch.removesuffix("+PTX")
+    codes = f"[sm_{number},compute_{number}]" if arch != number else f"sm_{number}"
+    return f"-gencode='arch=compute_{number},code={codes}'"
 
 
 def _sources(folder: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -116,9 +152,11 @@ def _cpu_module(machine: str) -> Module:
     return Module("_C_cpu", tuple(objects), "link")
 
 
-def _cuda_module() -> Module:
-    """Every .cu and .cpp of csrc/cuda."""
-    return Module("_C_cuda", tuple((source, "", "nvcc") for source in _sources("cuda", (".cpp", ".cu"))), "nvlink")
+def _cuda_module(archs: tuple[str, ...]) -> Module:
+    """Every .cu and .cpp of csrc/cuda; the module can say what it was compiled for."""
+    flags = {"cuda/bindings.cpp": f"-DWR_CUDA_ARCHS={':'.join(archs)}"}  # nvcc would split at a comma
+    sources = _sources("cuda", (".cpp", ".cu"))
+    return Module("_C_cuda", tuple((source, flags.get(source, ""), "nvcc") for source in sources), "nvlink")
 
 
 def make_plan(environment: Mapping[str, str], machine: str | None = None) -> Plan:
@@ -145,8 +183,9 @@ def make_plan(environment: Mapping[str, str], machine: str | None = None) -> Pla
         why = "WORLDR1_BUILD=cpu" if mode == "cpu" else "nvcc not found"
         message = f"worldr1_kernels: no CUDA module ({why}); CUDA tensors use Triton, CPU tensors the C++ module"
         return Plan(tuple(modules), cxx, None, (), message)
-    archs = parse_archs(environment.get("WORLDR1_CUDA_ARCHS", ""))
-    modules.append(_cuda_module())
+    named = environment.get("WORLDR1_CUDA_ARCHS", "")
+    archs = parse_archs(named, () if named else gpus_here(environment))
+    modules.append(_cuda_module(archs))
     message = f"worldr1_kernels: CUDA module for sm_{', sm_'.join(archs)} with {nvcc}"
     return Plan(tuple(modules), cxx, nvcc, archs, message)
 
@@ -169,7 +208,7 @@ def _copy_headers(source: Path, target: Path) -> None:
 def ninja_text(plan: Plan, root: Path, folder: Path) -> str:
     """The text of build.ninja for `plan`; outputs are named relative to `folder`."""
     includes = f"-isystem {folder / 'include'} -isystem {sysconfig.get_paths()['include']}"
-    gencode = " ".join(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in plan.archs)
+    targets = " ".join(gencode(arch) for arch in plan.archs)
     lines = [
         "ninja_required_version = 1.5",
         "",
@@ -184,12 +223,12 @@ def ninja_text(plan: Plan, root: Path, folder: Path) -> str:
         host = f"-ccbin {plan.cxx} -Xcompiler -fPIC,-fvisibility=hidden"
         lines += [
             "rule nvcc",
-            f"  command = {plan.nvcc} -O3 -std=c++17 --expt-relaxed-constexpr -lineinfo -Xptxas=-v {gencode} {host} "
+            f"  command = {plan.nvcc} -O3 -std=c++17 --expt-relaxed-constexpr -lineinfo -Xptxas=-v {targets} {host} "
             f"$flags {includes} -MD -MF $out.d -c $in -o $out",
             "  deps = gcc",
             "  depfile = $out.d",
             "rule nvlink",
-            f"  command = {plan.nvcc} -shared --cudart=static {gencode} {host} -Xlinker --exclude-libs,ALL $in -o $out",
+            f"  command = {plan.nvcc} -shared --cudart=static {targets} {host} -Xlinker --exclude-libs,ALL $in -o $out",
         ]
     for module in plan.modules:
         outputs = []

@@ -1,6 +1,7 @@
 // Forward driver of the CPU rasterizer: which thread does what. The arithmetic is in rasterize_simd.cpp.
 #include "rasterize.h"
 
+#include <cstring>
 #include <vector>
 
 #include "rasterize_view.h"
@@ -49,6 +50,25 @@ void render_view(const RasterizeArgs& args, const Kernels& kernels, const Scene&
   } while (first < args.channels);
 }
 
+// Moves the rows of those that are seen to the front.
+void pack(const RasterizeArgs& args, const Projected& p) {
+  const int64_t total = args.num_scenes * args.num_views * args.num_gaussians;
+  int64_t next = 0, row = 0;
+  for (int64_t scene = 0; scene < args.num_scenes; ++scene) {
+    for (int64_t view = 0; view < args.num_views; ++view) {
+      for (int64_t g = 0; g < args.num_gaussians; ++g, ++row) {
+        if (p.radii[2 * row] == 0) continue;
+        std::memmove(p.values + kReported * next, p.values + kReported * row, kReported * sizeof(float));
+        std::memmove(p.radii + 2 * next, p.radii + 2 * row, 2 * sizeof(int32_t));
+        const int64_t ids[3] = {scene, view, g};
+        for (int k = 0; k < 3; ++k) p.ids[k * total + next] = ids[k];
+        ++next;
+      }
+    }
+  }
+  *p.count = next;
+}
+
 }  // namespace
 
 void rasterize(const RasterizeArgs& args, const char* level) {
@@ -68,6 +88,7 @@ void rasterize(const RasterizeArgs& args, const char* level) {
       render_view(args, kernels, scene, s, v, view_threads, w.views[(size_t)view_worker]);
     });
   });
+  if (args.projected.ids != nullptr) pack(args, args.projected);
 }
 
 }  // namespace worldr1

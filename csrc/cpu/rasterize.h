@@ -19,6 +19,17 @@ inline int64_t chunks_of(int64_t count) { return (count + kChunk - 1) / kChunk; 
 
 enum DepthMode { kNoDepth, kWeightedDepth, kExpectedDepth, kMedianDepth, kFirstDepth };
 
+// What is reported of all Gaussians in all views, 0 where one is not seen. Null where it is not wanted.
+constexpr int kReported = 7;
+struct Projected {
+  float* values;   // [B, C, N, kReported]: mean x, y; inverse covariance xx, xy, yy; camera z; opacity after compensation
+  int32_t* radii;  // [B, C, N, 2] pixels, rounded up
+  // Given, the two above hold the rows of those that are seen alone, one after another.
+  int64_t* ids;    // [3, B C N] their scene, view and Gaussian
+  int64_t* count;  // how many there are
+};
+constexpr float kMaxRadius = 1073741824.0f;  // 2^30
+
 // Everything the caller says. Pointers are to contiguous float32.
 struct RasterizeArgs {
   const float* means;        // [B, N, 3]
@@ -35,6 +46,7 @@ struct RasterizeArgs {
   int64_t* num_invalid;      // [B, C]
   float* transmittance;      // [B, C, H, W] left behind the last splat, for the backward; or null, with `last`
   int32_t* last;             // [B, C, H, W] one past the last splat blended, counted in its tile's list
+  Projected projected;
   int64_t num_scenes, num_views, num_gaussians;
   int64_t color_size;        // floats a Gaussian in `colors`
   int64_t channels;          // X, the depth channel included

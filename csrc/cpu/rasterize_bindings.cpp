@@ -22,6 +22,10 @@ void forward(const py::kwargs& kwargs) {
   RasterizeArgs args = read_args(read);
   read_outputs(read, args);
   read("num_invalid", args.num_invalid);
+  read("projected", args.projected.values);
+  read("radii", args.projected.radii);
+  read("projected_ids", args.projected.ids);
+  read("projected_count", args.projected.count);
   const auto level = read.get<std::string>("level");
   py::gil_scoped_release release;
   rasterize(args, level.c_str());

@@ -10,11 +10,13 @@ namespace {
 // x - x is 0 for a finite number, NaN otherwise.
 WR_INLINE i8 finite(f8 x) { return (x - x) == f8_set(0.0f); }
 
-// Natural logarithm of a positive normal number, absolute error about 1e-7: only used for the extent of a splat.
+// Natural logarithm of a positive normal number, absolute error about 1e-7 per octave: only used for the extent of a splat.
+// x = 2^n m with m in [1/sqrt(2), sqrt(2)), ln m = 2 artanh(s), s = (m - 1) / (m + 1), by its series to s^9.
 WR_INLINE f8 log_of(f8 x) {
-  f8 r = x;
-  for (int i = 0; i < 8; ++i) r[i] = __builtin_logf(x[i]);
-  return r;
+  const i8 bits = (i8)x, n = (bits - 0x3f3504f3) >> 23;
+  const f8 m = (f8)(bits - (n << 23)), s = (m - 1.0f) / (m + 1.0f), z = s * s;
+  const f8 series = (((z * (1.0f / 9.0f) + 1.0f / 7.0f) * z + 1.0f / 5.0f) * z + 1.0f / 3.0f) * z + 1.0f;
+  return 2.0f * s * series + 0.6931471805599453f * __builtin_convertvector(n, f8);
 }
 
 // A covariance from quaternion and scales, lanes transposed by hand. `ok` loses lanes that are not finite.
@@ -86,42 +88,85 @@ WR_INLINE void pixel_range(float low, float high, int64_t size, int32_t* first, 
   *last = l > (int32_t)size - 1 ? (int32_t)size - 1 : l;
 }
 
+// Eight Gaussians in a view; `seen` are the lanes that may touch a pixel, and nothing else is set where there are none.
+struct Look {
+  Splat<f8> p;
+  f8 opacity;           // after the compensation of antialiasing
+  f8 extend;            // standard deviations from the mean where alpha falls to 1/255
+  f8 radius_x, radius_y;  // as reported, before rounding up
+  f8 reach_x, reach_y;
+  i8 seen;
+};
+
+WR_INLINE Look look_at(const RasterizeArgs& args, const Scene& scene, const Camera& camera, int64_t base) {
+  Look out{};
+  f8 opacity = f8_load(scene.array(9) + base);
+  i8 ok = opacity >= f8_set(kAlphaThreshold);
+  const f8 x = f8_load(scene.array(0) + base), y = f8_load(scene.array(1) + base), z = f8_load(scene.array(2) + base);
+  const Covariance3<f8> s = {f8_load(scene.array(3) + base), f8_load(scene.array(4) + base), f8_load(scene.array(5) + base),
+                             f8_load(scene.array(6) + base), f8_load(scene.array(7) + base), f8_load(scene.array(8) + base)};
+  const Splat<f8> p = project(x, y, z, s, camera, args.eps2d);
+  ok &= (p.depth > f8_set(args.near_plane)) & (p.depth < f8_set(args.far_plane)) & (p.det > f8_set(0.0f)) & finite(p.det);
+  if (!lane_bits(ok)) return out;
+  f8 extend = f8_load(scene.array(10) + base);
+  if (args.antialiased) {
+    opacity = opacity * compensation(p.det_ratio, args.compensation_floor);
+    ok &= opacity >= f8_set(kAlphaThreshold);
+    extend = sqrt_of(2.0f * log_of(max_of(opacity * 255.0f, 1.0f)));
+  }
+  const f8 sigma_x = sqrt_of(p.cov_xx), sigma_y = sqrt_of(p.cov_yy);
+  // The exact test is alpha >= 1/255 per pixel; the bounds only have to contain it, hence the slack.
+  const f8 reach_x = extend * sigma_x * 1.0001f + 1e-3f, reach_y = extend * sigma_y * 1.0001f + 1e-3f;
+  const f8 width = f8_set((float)args.width), height = f8_set((float)args.height);
+  ok &= (p.mean_x + reach_x > f8_set(0.0f)) & (p.mean_x - reach_x < width) & (p.mean_y + reach_y > f8_set(0.0f)) &
+        (p.mean_y - reach_y < height);
+  const f8 capped = min_of(extend, kMaxExtend);
+  const f8 radius_x = capped * sigma_x, radius_y = capped * sigma_y;
+  // gsplat compares the rounded-up radius with radius_clip; ceil(r) <= clip is r <= floor(clip).
+  const f8 clip = f8_set(__builtin_floorf(args.radius_clip));
+  ok &= (radius_x > clip) | (radius_y > clip);
+  return {p, opacity, extend, radius_x, radius_y, reach_x, reach_y, ok};
+}
+
+// Rows [row, row + lanes) of what is reported of a view.
+WR_INLINE void report(const Look& g, i8 seen, int64_t row, int lanes, const Projected& target) {
+  const f8 zero = f8_set(0.0f), scale = 1.0f / g.p.det;
+  const f8 values[kReported] = {g.p.mean_x, g.p.mean_y, g.p.cov_yy * scale, -g.p.cov_xy * scale, g.p.cov_xx * scale,
+                                g.p.depth,  g.opacity};
+  alignas(32) float out[kReported][8];
+  for (int k = 0; k < kReported; ++k) f8_store(out[k], select(seen, values[k], zero));
+  alignas(32) int32_t radii[2][8];
+  const f8 exact[2] = {g.radius_x, g.radius_y};
+  for (int k = 0; k < 2; ++k) {
+    const f8 radius = select(seen, min_of(exact[k], kMaxRadius), zero);
+    const i8 down = __builtin_convertvector(radius, i8);
+    const i8 up = down - (i8)(__builtin_convertvector(down, f8) < radius);  // a true comparison is -1
+    std::memcpy(radii[k], &up, sizeof(up));
+  }
+  for (int i = 0; i < lanes; ++i) {
+    for (int k = 0; k < kReported; ++k) target.values[kReported * (row + i) + k] = out[k][i];
+    for (int k = 0; k < 2; ++k) target.radii[2 * (row + i) + k] = radii[k][i];
+  }
+}
+
 int64_t project_view(const RasterizeArgs& args, const Scene& scene, int64_t scene_index, int64_t view_index,
                      const uint8_t* color_bad, int64_t begin, int64_t end, const ProjectTarget& target) {
   const int64_t view = scene_index * args.num_views + view_index;
   const Camera camera =
       make_camera(args.viewmats + 16 * view, args.Ks + 9 * view, (float)args.width, (float)args.height);
   const int64_t color_row = (args.colors_per_view ? view : scene_index) * scene.count;
-  const float width = (float)args.width, height = (float)args.height;
   int64_t kept = 0;
   for (int64_t base = begin; base < end; base += 8) {
-    f8 opacity = f8_load(scene.array(9) + base);
-    i8 ok = opacity >= f8_set(kAlphaThreshold);
-    const f8 x = f8_load(scene.array(0) + base), y = f8_load(scene.array(1) + base), z = f8_load(scene.array(2) + base);
-    const Covariance3<f8> s = {f8_load(scene.array(3) + base), f8_load(scene.array(4) + base),
-                               f8_load(scene.array(5) + base), f8_load(scene.array(6) + base),
-                               f8_load(scene.array(7) + base), f8_load(scene.array(8) + base)};
-    const Splat<f8> p = project(x, y, z, s, camera, args.eps2d);
-    ok &= (p.depth > f8_set(args.near_plane)) & (p.depth < f8_set(args.far_plane)) & (p.det > f8_set(0.0f)) &
-          finite(p.det);
-    if (!lane_bits(ok)) continue;
-    f8 extend = f8_load(scene.array(10) + base);
-    if (args.antialiased) {
-      opacity = opacity * compensation(p.det_ratio, args.compensation_floor);
-      ok &= opacity >= f8_set(kAlphaThreshold);
-      extend = sqrt_of(2.0f * log_of(max_of(opacity * 255.0f, 1.0f)));
+    const Look g = look_at(args, scene, camera, base);
+    i8 seen = g.seen;
+    const int lanes = (int)(end - base < 8 ? end - base : 8);
+    if (color_bad != nullptr) {
+      for (int i = 0; i < lanes; ++i) seen[i] = color_bad[base + i] ? 0 : seen[i];
     }
-    const f8 sigma_x = sqrt_of(p.cov_xx), sigma_y = sqrt_of(p.cov_yy);
-    // The exact test is alpha >= 1/255 per pixel; the bounds only have to contain it, hence the slack.
-    const f8 reach_x = extend * sigma_x * 1.0001f + 1e-3f, reach_y = extend * sigma_y * 1.0001f + 1e-3f;
-    ok &= (p.mean_x + reach_x > f8_set(0.0f)) & (p.mean_x - reach_x < f8_set(width)) &
-          (p.mean_y + reach_y > f8_set(0.0f)) & (p.mean_y - reach_y < f8_set(height));
-    const f8 capped = min_of(extend, kMaxExtend);
-    // gsplat compares the rounded-up radius with radius_clip; ceil(r) <= clip is r <= floor(clip).
-    const float clip = __builtin_floorf(args.radius_clip);
-    ok &= (capped * sigma_x > f8_set(clip)) | (capped * sigma_y > f8_set(clip));
-    unsigned bits = lane_bits(ok);
+    if (args.projected.values != nullptr) report(g, seen, view * scene.count + base, lanes, args.projected);
+    unsigned bits = lane_bits(seen);
     if (!bits) continue;
+    const Splat<f8>& p = g.p;
     const f8 scale = kLog2E / p.det;
     alignas(32) float out[10][8];
     f8_store(out[0], p.mean_x);
@@ -129,15 +174,14 @@ int64_t project_view(const RasterizeArgs& args, const Scene& scene, int64_t scen
     f8_store(out[2], 0.5f * p.cov_yy * scale);
     f8_store(out[3], -p.cov_xy * scale);
     f8_store(out[4], 0.5f * p.cov_xx * scale);
-    f8_store(out[5], opacity);
-    f8_store(out[6], extend * extend * (0.5f * kLog2E) + 1e-3f);
+    f8_store(out[5], g.opacity);
+    f8_store(out[6], g.extend * g.extend * (0.5f * kLog2E) + 1e-3f);
     f8_store(out[7], p.depth);
-    f8_store(out[8], reach_x);
-    f8_store(out[9], reach_y);
+    f8_store(out[8], g.reach_x);
+    f8_store(out[9], g.reach_y);
     for (; bits; bits &= bits - 1) {
       const int i = __builtin_ctz(bits);
       const int64_t id = base + i;
-      if (color_bad != nullptr && color_bad[id]) continue;
       Bounds& bounds = target.bounds[kept];
       pixel_range(out[0][i] - out[8][i], out[0][i] + out[8][i], args.width, &bounds.x0, &bounds.x1);
       pixel_range(out[1][i] - out[9][i], out[1][i] + out[9][i], args.height, &bounds.y0, &bounds.y1);

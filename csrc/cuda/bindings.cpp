@@ -4,6 +4,13 @@
 
 #include <utility>
 
+// What the build compiled for, as build.py names it, between colons.
+#ifndef WR_CUDA_ARCHS
+#error "WR_CUDA_ARCHS must be defined"
+#endif
+#define WR_TEXT(...) #__VA_ARGS__
+#define WR_TEXT_OF(...) WR_TEXT(__VA_ARGS__)
+
 namespace {
 
 std::pair<int, std::string> device_count() {
@@ -18,6 +25,7 @@ std::pair<int, std::string> device_count() {
 PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "CUDA kernels of worldr1_kernels; call them through the package.";
   m.def("device_count", &device_count, "Number of CUDA devices and, when it is 0, why.");
+  m.def("architectures", [] { return std::string(WR_TEXT_OF(WR_CUDA_ARCHS)); }, "What was compiled for, as in build.py, between colons.");
   worldr1::bind_noise_transport(m);
   worldr1::bind_rasterize(m);
   worldr1::bind_se3(m);

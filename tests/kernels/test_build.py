@@ -60,10 +60,32 @@ def test_plan_with_and_without_nvcc(tmp_path: Path) -> None:
 
 
 def test_architectures() -> None:
-    assert build.parse_archs("") == ("90a",)
-    assert build.parse_archs("80; 90a,100") == ("80", "90a", "100")
-    with pytest.raises(ValueError, match="WORLDR1_CUDA_ARCHS must look like"):
-        build.parse_archs("sm_90")
+    assert build.parse_archs("") == build.DEFAULT_ARCHS == ("80+PTX", "90a")
+    assert build.parse_archs("", ("80", "86", "90a", "75")) == ("80+PTX", "90a", "86")  # 7.5 is too old
+    assert build.parse_archs("80; 90a,100+PTX", ("86",)) == ("80", "90a", "100+PTX")
+    assert build.parse_archs("all") == build.ALL_ARCHS
+    for wrong in ("sm_90", "90+ptx", "9.0"):
+        with pytest.raises(ValueError, match="WORLDR1_CUDA_ARCHS must look like"):
+            build.parse_archs(wrong)
+    with pytest.raises(ValueError, match="WORLDR1_CUDA_ARCHS must be 80 or later, got '75'"):
+        build.parse_archs("80;75")
+    assert build.gencode("90a") == "-gencode='arch=compute_90a,code=sm_90a'"
+    assert build.gencode("80+PTX") == "-gencode='arch=compute_80,code=[sm_80,compute_80]'"
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("echo 9.0; echo 8.9; echo 9.0", ("89", "90a")),
+        ("echo 12.0; echo 10.0", ("100", "120")),
+        ("echo no devices were found; exit 6", ()),
+        ("echo '[N/A]'", ()),
+    ],
+)
+def test_gpus_of_this_machine(tmp_path: Path, script: str, expected: tuple[str, ...]) -> None:
+    executable(tmp_path, "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    assert build.gpus_here({"PATH": f"{tmp_path}:{os.environ['PATH']}"}) == expected
+    assert build.gpus_here({"PATH": str(tmp_path / "none")}) == ()
 
 
 def test_ninja_file(tmp_path: Path) -> None:
@@ -100,6 +122,9 @@ def test_headers_are_copied_once(tmp_path: Path) -> None:
 def test_installed_modules_answer() -> None:
     assert _native.cpu_unavailable() is None
     assert _native.cpu().instruction_set() in ("x86-64-v2", "x86-64-v3", "x86-64-v4", "baseline")
+    module = _native._load("_C_cuda")[0]
+    if module is not None:
+        assert build.parse_archs(module.architectures().replace(":", ";"))
     reason = _native.cuda_unavailable()
     if reason is not None:
         assert "not built" in reason or "there is no device" in reason

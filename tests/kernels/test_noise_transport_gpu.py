@@ -44,6 +44,7 @@ def test_copies_are_bit_exact_and_draws_repeat() -> None:
     assert torch.equal(row, first[1:])
 
 
+@pytest.mark.pool
 @pytest.mark.parametrize("backend", ["native", "triton"])
 def test_a_graph_replays_it_without_synchronising(backend: Any) -> None:
     plan, ids = plan_transport(zoom(9, 64, 64, 0.1), capture=4).to("cuda"), torch.arange(2, device="cuda")
@@ -59,6 +60,7 @@ def test_a_graph_replays_it_without_synchronising(backend: Any) -> None:
     assert torch.equal(out, expected)
 
 
+@pytest.mark.pool
 @pytest.mark.parametrize("backend", ["native", "triton"])
 def test_memory_is_the_output_and_one_state(backend: Any) -> None:
     plan = plan_transport(zoom(9, 480, 832, 0.009), capture=4).to("cuda")

@@ -310,7 +310,7 @@ def test_op_and_compile() -> None:
     settings = Settings(18, 13, 0.01, 1e10, 0.0, 0.3, -1, 2, False, 0.99, 0.005)
     inputs = flat_inputs(scene)
     for backend in ("native", "reference"):
-        check_op(rasterize_op, (*inputs, *settings, backend, False))
+        check_op(rasterize_op, (*inputs, *settings, backend, False, 1))
 
     def function(means: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
         moved = scene._replace(means=means * 1.0, colors=colors)

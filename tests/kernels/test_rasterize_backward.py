@@ -102,7 +102,7 @@ def test_every_instruction_set(level: str) -> None:
     if not native_module().has_instruction_set(level):
         pytest.skip(f"this processor has no {level}")
     inputs, settings = flat_inputs(60, 24, 17, depth_mode=1)
-    *_, transmittance, last = rasterize_native(inputs, settings, for_backward=True, level=level)
+    transmittance, last = rasterize_native(inputs, settings, for_backward=True, level=level)[3:5]
     generator = torch.Generator().manual_seed(0)
     grad_colors = torch.randn(1, 2, 17, 24, 4, generator=generator)
     images = BackwardInputs(None, transmittance, last, grad_colors, None)
@@ -320,8 +320,9 @@ def test_alphas_alone() -> None:
 
 def test_ops_and_compile() -> None:
     inputs, settings = flat_inputs(20, 13, 9, depth_mode=2)
-    check_op(rasterize_op, (*inputs, *settings, "native", True))
-    colors, alphas, _, _, transmittance, last = rasterize_op(*inputs, *settings, "native", True)
+    for report in (0, 1, 2):
+        check_op(rasterize_op, (*inputs, *settings, "native", True, report))
+    colors, alphas, _, _, transmittance, last, *_ = rasterize_op(*inputs, *settings, "native", True, 0)
     for split in (False, True):
         check_op(
             rasterize_backward_op,

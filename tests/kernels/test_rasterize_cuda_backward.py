@@ -245,7 +245,7 @@ def test_autograd_hands_the_lists_to_the_backward(keeps: bool, monkeypatch: pyte
     monkeypatch.setattr(cuda_impl, "rasterize_backward_cuda", backward)
     inputs, settings = inputs_of(40, 17, 15, num_views=3), settings_of(17, 15)
     leaves = [None if t is None else t.clone().requires_grad_() for t in inputs]
-    colors, alphas = ops.Rasterize.apply(settings, None, *leaves)[:2]
+    colors, alphas = ops.Rasterize.apply(settings, None, None, *leaves)[:2]
     grads = normal(colors.shape, 1), normal(alphas.shape, 2)
     loss = (colors * grads[0]).sum() + (alphas * grads[1]).sum()
     found = torch.autograd.grad(loss, [t for t in leaves if t is not None])

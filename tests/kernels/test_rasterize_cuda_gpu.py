@@ -175,6 +175,7 @@ def test_kept_lists_and_those_built_again_give_the_same_bits(budget: int) -> Non
     assert all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))
 
 
+@pytest.mark.pool
 def test_graph_capture_replays_on_new_values() -> None:
     inputs, settings = on_gpu(scene_inputs(5_000, 160, 120, 4)), settings_of(160, 120, depth_mode=WEIGHTED_DEPTH)
     stream = torch.cuda.Stream()

@@ -12,9 +12,11 @@ from worldr1_kernels._library import needs_grad
 from worldr1_kernels._native import unavailable as native_unavailable
 from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, Inputs, Settings
 from worldr1_kernels.rasterize.checks import META_LEVELS, check_inputs, check_settings
+from worldr1_kernels.rasterize.native_impl import NOT_PROJECTED, PACKED, PROJECTED
 from worldr1_kernels.rasterize.ops import Rasterize, rasterize_op
+from worldr1_kernels.rasterize.projected import Projected, WithGradient, by_module, project_by_torch, spread
 from worldr1_kernels.rasterize.ragged import pad_scenes
-from worldr1_kernels.rasterize.reference import Projection, project, rasterize_reference, replace_invalid
+from worldr1_kernels.rasterize.reference import rasterize_reference
 
 
 class RasterizeOutput(NamedTuple):
@@ -47,20 +49,20 @@ def _choose_backend(op: str, backend: str, inputs: Inputs, settings: Settings) -
     return resolve_backend(op, backend, device, {"native": native_probe, "reference": always_available})
 
 
-def _projected(
-    projection: Projection, views: tuple[int, ...], *, packed: bool
+def _listed(
+    projected: Projected, views: tuple[int, ...], inputs: Inputs
 ) -> tuple[dict[str, Tensor | None], Tensor]:
     """What meta says of the projected Gaussians, and the projected means [..., C, N, 2] that the image must be made of:
     whoever reads the gradient of meta["means2d"] must hold a tensor between the inputs and the image."""
-    named = {name: getattr(projection, name) for name in ("means2d", "conics", "depths", "radii", "opacities")}
-    if not packed:
-        ids = dict.fromkeys(("batch_ids", "camera_ids", "gaussian_ids"))
-        whole = {name: value.reshape(*views, *value.shape[2:]) for name, value in named.items()}
-        return ids | whole, whole["means2d"]
-    seen = (projection.radii > 0).any(-1).nonzero(as_tuple=True)
-    ids = dict(zip(("batch_ids", "camera_ids", "gaussian_ids"), seen, strict=True))
-    listed = {name: value[seen] for name, value in named.items()}
-    return ids | listed, torch.zeros_like(projection.means2d).index_put(seen, listed["means2d"])
+    names = ("batch_ids", "camera_ids", "gaussian_ids")
+    if projected.ids is None:
+        whole = Projected(*(t.reshape(*views, *t.shape[2:]) for t in projected[:2])).names()
+        return dict.fromkeys(names) | whole, whole["means2d"]
+    named = projected.names()
+    means2d = named["means2d"]
+    if means2d.requires_grad:
+        means2d = spread(means2d, projected.ids, inputs)
+    return dict(zip(names, projected.ids, strict=True)) | named, means2d
 
 
 def _render(
@@ -68,19 +70,29 @@ def _render(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor | None]]:
     """render_colors, render_alphas, num_invalid, overflow and, when asked for, the projected Gaussians; `views` is
     [..., C]."""
-    projection, means2d = None, None
-    projected: dict[str, Tensor | None] = {}
+    grads = needs_grad(inputs)
+    rendered, means2d = None, None
+    listed: dict[str, Tensor | None] = {}
     if meta != "minimal":
-        projection = project(*replace_invalid(inputs), settings)
-        projected, means2d = _projected(projection, views, packed=meta == "packed")
-        projection = projection._replace(means2d=means2d.reshape(projection.means2d.shape))
-    if not needs_grad(inputs):
-        return *rasterize_op(*inputs, *settings, backend, False)[:4], projected
+        # torch.compile cannot trace the backward of WithGradient.
+        if backend == "native" and not inputs.means.is_cuda and not (grads and torch.compiler.is_compiling()):
+            with torch.no_grad():
+                rendered = rasterize_op(*inputs, *settings, backend, grads, PACKED if meta == "packed" else PROJECTED)
+            projected = by_module(*rendered[6:])
+            if grads:
+                values = WithGradient.apply(settings, projected.values, projected.ids, *inputs)
+                projected = projected._replace(values=values)
+        else:
+            projected = project_by_torch(inputs, settings)
+            projected = projected.packed() if meta == "packed" else projected
+        listed, means2d = _listed(projected, views, inputs)
+    if not grads:
+        return *(rendered or rasterize_op(*inputs, *settings, backend, False, NOT_PROJECTED))[:4], listed
     if backend == "native":
-        return *Rasterize.apply(settings, means2d, *inputs), projected
+        return *Rasterize.apply(settings, rendered, means2d, *inputs), listed
     # Not through the op: autograd records plain torch operations.
-    output = rasterize_reference(inputs, settings, projection)
-    return *output, torch.zeros_like(output.num_invalid), projected
+    output = rasterize_reference(inputs, settings, means2d)
+    return *output, torch.zeros_like(output.num_invalid), listed
 
 
 def rasterize(
@@ -145,8 +157,8 @@ def rasterize(
       meta: "minimal": width, height, num_invalid [..., C] (Gaussians dropped in each view for NaN, infinity or a zero
         quaternion), num_overflow [..., C] ((tile, splat) pairs that found no room in the buffers of the native CUDA
         kernels, which outside a CUDA graph are made to measure; above 0 the view is NaN, its gradients too; 0
-        elsewhere). "full" adds n_batches, n_cameras and, by
-        torch, means2d, conics, depths, radii (0 where culled) and opacities, each [..., C, N, ...]; the gradient of
+        elsewhere). "full" adds n_batches, n_cameras and
+        means2d, conics, depths, radii and opacities, each [..., C, N, ...] and 0 where culled; the gradient of
         the image reaches `means2d` on its way to the inputs. "packed" has those of the Gaussians that are seen alone,
         each [nnz, ...], and says which by batch_ids, camera_ids and gaussian_ids [nnz], which "full" has as None; it
         waits for the device.

@@ -1,6 +1,7 @@
 """Launcher of the C++ rasterizer: contiguous float32 pointers in, forward and backward."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,19 +36,39 @@ def _out_of_memory(inputs: Inputs, settings: Settings) -> Iterator[None]:
         ) from error
 
 
+NOT_PROJECTED, PROJECTED, PACKED = range(3)
+
+
+def empty_projected(inputs: Inputs, report: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is reported of the projected Gaussians, without elements for NOT_PROJECTED.
+
+    Returns:
+      (mean x, y, inverse covariance xx, xy, yy, camera z and opacity [B, C, N, 7]; radii [B, C, N, 2] int32; and for
+      PACKED, where the rows of those that are seen come first, their scene, view and Gaussian [3, B C N] int64, and
+      their number [1] int64, 0 to begin with).
+    """
+    shape = (*inputs.viewmats.shape[:2], inputs.means.shape[1] if report else 0)
+    num = math.prod(shape) if report == PACKED else 0
+    values, radii = inputs.means.new_empty(*shape, 7), inputs.means.new_empty(*shape, 2, dtype=torch.int32)
+    ids = inputs.means.new_empty(3, num, dtype=torch.int64)
+    return values, radii, ids, inputs.means.new_zeros(int(report == PACKED), dtype=torch.int64)
+
+
 def rasterize_native(
-    inputs: Inputs, settings: Settings, *, for_backward: bool = False, level: str = ""
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs: Inputs, settings: Settings, *, for_backward: bool = False, report: int = NOT_PROJECTED, level: str = ""
+) -> tuple[Tensor, ...]:
     """Renders float32 CPU tensors on `torch.get_num_threads()` threads; the result does not depend on their number.
 
     Args:
       inputs: Float32 tensors on the CPU, any strides.
       settings: Scalars.
       for_backward: Keep what `rasterize_backward_native` reads.
+      report: NOT_PROJECTED, PROJECTED or PACKED.
       level: Instruction set, "x86-64-v2", "-v3" or "-v4"; "" takes the best this processor has.
     Returns:
       (render_colors [B, C, H, W, X], render_alphas [B, C, H, W, 1], num_invalid [B, C] int64, transmittance
-      [B, C, H, W], last [B, C, H, W] int32); the last two are empty unless `for_backward`.
+      [B, C, H, W], last [B, C, H, W] int32, and the four of `empty_projected`, 0 where a Gaussian is not seen);
+      transmittance and last are empty unless `for_backward`.
     Raises:
       RuntimeError: the module is not built, or the processor lacks `level`.
       MemoryError: the lists of pairs do not fit into memory.
@@ -61,6 +82,8 @@ def rasterize_native(
     num_invalid = torch.zeros(views, dtype=torch.int64)
     kept = image if for_backward else (0,)
     transmittance, last = new(*kept), new(*kept, dtype=torch.int32)
+    projected = empty_projected(inputs, report)
+    names = ("projected", "radii", "projected_ids", "projected_count")
     with _out_of_memory(inputs, settings):
         module.rasterize_forward(
             **_arguments(inputs, settings, level),
@@ -69,8 +92,9 @@ def rasterize_native(
             num_invalid=address(num_invalid),
             transmittance=address(transmittance),
             last=address(last),
+            **{name: address(t) for name, t in zip(names, projected, strict=True)},
         )
-    return colors, alphas, num_invalid, transmittance, last
+    return colors, alphas, num_invalid, transmittance, last, *projected
 
 
 def rasterize_backward_native(

@@ -23,26 +23,30 @@ _NUM_INPUTS, _NUM_SETTINGS = len(Inputs._fields), len(Settings._fields)
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
-    inputs, settings = Inputs(*args[:_NUM_INPUTS]), Settings(*args[_NUM_INPUTS:-2])
-    backend, for_backward = args[-2:]
-    if backend == "native" and inputs.means.is_cuda:
-        # Without a look at `overflow`, which would wait for the device.
-        return tuple(cuda_impl.rasterize_cuda(inputs, settings, for_backward=for_backward)[:6])
-    if backend == "native":
-        outputs = native_impl.rasterize_native(inputs, settings, for_backward=for_backward)
+    inputs, settings = Inputs(*args[:_NUM_INPUTS]), Settings(*args[_NUM_INPUTS:-3])
+    backend, for_backward, report = args[-3:]
+    if backend == "native" and not inputs.means.is_cuda:
+        outputs = native_impl.rasterize_native(
+            inputs, settings, for_backward=for_backward, report=report
+        )
         return *outputs[:3], torch.zeros_like(outputs[2]), *outputs[3:]
+    projected = native_impl.empty_projected(inputs, native_impl.NOT_PROJECTED)
+    if backend == "native":
+        # Without a look at `overflow`, which would wait for the device.
+        return *cuda_impl.rasterize_cuda(inputs, settings, for_backward=for_backward)[:6], *projected
     output = rasterize_reference(inputs, settings)
     none = inputs.means.new_empty(0)
     # Slices of a larger tensor: the fake kernel promises contiguous outputs of their own.
     images = output.render_colors.contiguous(), output.render_alphas.contiguous()
-    return *images, output.num_invalid, torch.zeros_like(output.num_invalid), none, none.to(torch.int32)
+    return *images, output.num_invalid, torch.zeros_like(output.num_invalid), none, none.to(torch.int32), *projected
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
-    inputs, settings = Inputs(*args[:_NUM_INPUTS]), Settings(*args[_NUM_INPUTS:-2])
+    inputs, settings = Inputs(*args[:_NUM_INPUTS]), Settings(*args[_NUM_INPUTS:-3])
+    backend, for_backward, report = args[-3:]
     means, views = inputs.means, inputs.viewmats.shape[:2]
     image = (*views, settings.height, settings.width)
-    kept = image if args[-1] else (0,)
+    kept = image if for_backward else (0,)
     return (
         means.new_empty(*image, settings.channels(inputs.colors)),
         means.new_empty(*image, 1),
@@ -50,6 +54,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
         means.new_empty(*views, dtype=torch.int64),
         means.new_empty(*kept),
         means.new_empty(*kept, dtype=torch.int32),
+        *native_impl.empty_projected(inputs, report if backend == "native" and not means.is_cuda else 0),
     )
 
 
@@ -66,12 +71,14 @@ def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
     return empty_gradients(inputs, split_means2d=split_means2d)
 
 
-# *Inputs, *Settings, backend, for_backward -> render_colors [B,C,H,W,X], render_alphas [B,C,H,W,1], num_invalid [B,C],
-# overflow [B,C] (pairs that found no room, on CUDA alone: such a view is NaN) and, with for_backward (backend "native"
-# alone; else empty), what the backward reads: the transmittance left [B,C,H,W] and where each pixel's list of splats
-# ended [B,C,H,W], in the implementation's own count.
+# *Inputs, *Settings, backend, for_backward, report -> render_colors [B,C,H,W,X], render_alphas [B,C,H,W,1],
+# num_invalid [B,C], overflow [B,C] (pairs that found no room, on CUDA alone: such a view is NaN); with for_backward
+# (backend "native" alone; else empty) what the backward reads, the transmittance left [B,C,H,W] and where each pixel's
+# list of splats ended [B,C,H,W], in the implementation's own count; and the four of `native_impl.empty_projected`, for
+# backend "native" on a CPU alone (else empty).
 rasterize_op = define_op(
-    f"rasterize({_INPUTS}, {_SETTINGS}, str backend, bool for_backward) -> ({', '.join(['Tensor'] * 6)})",
+    f"rasterize({_INPUTS}, {_SETTINGS}, str backend, bool for_backward, int report) "
+    f"-> ({', '.join(['Tensor'] * 10)})",
     _forward,
     _forward_fake,
 )
@@ -95,19 +102,24 @@ def _keeps_lists(means: Tensor | None) -> bool:
 
 class Rasterize(torch.autograd.Function):
     """The native kernels, differentiable in every tensor. `means2d` [..., C, N, 2] may be None; given, it receives the
-    gradient of the projected means, which then does not flow to the other inputs from here."""
+    gradient of the projected means, which then does not flow to the other inputs from here. `rendered`: outputs of
+    `rasterize_op` with for_backward, where they are there already."""
 
     @staticmethod
     def forward(
-        ctx: Any, settings: Settings, means2d: Tensor | None, *inputs: Tensor | None
+        ctx: Any,
+        settings: Settings,
+        rendered: tuple[Tensor, ...] | None,
+        means2d: Tensor | None,
+        *inputs: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         chunks: tuple[cuda_impl.Chunk, ...] = ()
-        outputs: tuple[Tensor, ...]
-        if _keeps_lists(inputs[0]):
-            *outputs, chunks = cuda_impl.rasterize_cuda(Inputs(*inputs), settings, for_backward=True)  # type: ignore[assignment, arg-type]
-        else:
-            outputs = rasterize_op(*inputs, *settings, "native", True)
-        colors, alphas, num_invalid, overflow, transmittance, last = outputs
+        if rendered is None and _keeps_lists(inputs[0]):
+            *rendered, chunks = cuda_impl.rasterize_cuda(Inputs(*inputs), settings, for_backward=True)  # type: ignore[assignment, arg-type]
+        elif rendered is None:
+            rendered = rasterize_op(*inputs, *settings, "native", True, native_impl.NOT_PROJECTED)
+        assert rendered is not None
+        colors, alphas, num_invalid, overflow, transmittance, last = rendered[:6]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(num_invalid, overflow)
         divided = colors if settings.depth_mode == EXPECTED_DEPTH else None
@@ -135,4 +147,4 @@ class Rasterize(torch.autograd.Function):
         else:
             *outputs, means2d = rasterize_backward_op(*saved, *grads[:2], *ctx.settings, shape is not None)
         gradients = [g if t is not None else None for g, t in zip(outputs, saved[:_NUM_INPUTS], strict=True)]
-        return None, (None if shape is None else means2d.reshape(shape)), *gradients
+        return None, None, (None if shape is None else means2d.reshape(shape)), *gradients

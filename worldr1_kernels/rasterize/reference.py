@@ -281,12 +281,13 @@ class ReferenceOutput(NamedTuple):
     num_invalid: Tensor  # [B, C] int64
 
 
-def rasterize_reference(inputs: Inputs, settings: Settings, projection: Projection | None = None) -> ReferenceOutput:
-    """The whole forward pass: drop what is not finite, project, shade, blend. Differentiable in every tensor. Takes the
-    `projection` from the caller where there is one already."""
+def rasterize_reference(inputs: Inputs, settings: Settings, means2d: Tensor | None = None) -> ReferenceOutput:
+    """The whole forward pass: drop what is not finite, project, shade, blend. Differentiable in every tensor. Where
+    `means2d` [..., C, N, 2] is given, the image is made of that in place of its equals."""
     inputs, valid = replace_invalid(inputs)
-    if projection is None:
-        projection = project(inputs, valid, settings)
+    projection = project(inputs, valid, settings)
+    if means2d is not None:
+        projection = projection._replace(means2d=means2d.reshape(projection.means2d.shape))
     features = []
     if inputs.colors is not None:
         colors = inputs.colors
