@@ -214,6 +214,7 @@ int camera_gradients(const Chunk& chunk, const ChunkGradients& grads, void* stre
 
 // Primitives, from CUB on the device. Both sorts are stable; the result's buffer (0 or 1) is written to `result`.
 size_t primitive_bytes(int64_t splats, int64_t pairs, int64_t sums, bool small_keys);
+size_t shared_bytes();  // that a block may have on the current device
 int read_counters(const Counters* counters, Counters* target, void* stream);  // waits for the stream
 int fill_bytes(void* target, int byte, size_t count, void* stream);
 int exclusive_sum(void* temp, size_t temp_bytes, const uint32_t* in, uint32_t* out, int64_t count, void* stream);

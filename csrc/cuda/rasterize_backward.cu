@@ -9,6 +9,7 @@ namespace tiled {
 namespace {
 
 constexpr int kReplayBatch = 32;
+constexpr size_t kOwnShared = 8 << 10;  // more than project_gradients_kernel declares
 
 // Sums each of NUM values over the warp; a lane returns sum number sum_of_lane<NUM>(lane). Each step halves what a lane holds.
 // Recursion, not a loop: indices must be constants, or the array lies in local memory.
@@ -264,16 +265,20 @@ __device__ __forceinline__ void put_gaussian(const Chunk& c, const ChunkGradient
   for (int k = 0; k < 3; ++k) put(d.scales + 3 * g + k, v_scale[k], d.adds);
 }
 
-// Colours and their gradients go through shared memory, as in the projection: `rows` hold coefficients, where there are spherical
-// harmonics, and `v_rows` gradients. Features of more than kMostStaged channels are added to memory as they come.
+// Gradients of colours go through shared memory, `v_rows`, as colours do in the projection; so do the coefficients of harmonics,
+// `rows`, where there is room for both. Features of more than kMostStaged channels are added to memory as they come.
+enum Colors { kFeatures, kHarmonics, kStagedHarmonics };  // or none, with the code of features
+
+template <int COLORS>
 __global__ void __launch_bounds__(kThreads) project_gradients_kernel(const Chunk c, const ChunkGradients d) {
   __shared__ Camera cameras[kMaxViews];
   __shared__ uint32_t starts[kMaxViews][kWarps];
   __shared__ float warp_cameras[kWarps][kCameraValues];
   const int64_t g = (int64_t)blockIdx.x * kThreads + threadIdx.x, first_of_warp = g - threadIdx.x % 32;
-  const bool has_rows = d.colors != nullptr && staged_floats(c) > 0, has_harmonics = has_rows && c.sh_degree >= 0;
+  constexpr bool kStaged = COLORS == kStagedHarmonics;
+  const bool has_rows = d.colors != nullptr && staged_floats(c) > 0;
   const ColorRows v_rows = color_rows(c, first_of_warp, 0), rows = color_rows(c, first_of_warp, color_rows_floats(c));
-  if (has_harmonics) rows.start<true>(c.colors);
+  if (kStaged) rows.start<true>(c.colors);
   if (has_rows) v_rows.clear();
   load_cameras(c, cameras);
   const uint32_t bits = g < c.num_gaussians ? c.keep[g] : 0u;
@@ -290,11 +295,11 @@ __global__ void __launch_bounds__(kThreads) project_gradients_kernel(const Chunk
     const uint32_t slot = slot_in_view(bits, v, starts);
     CameraGradient<float> v_camera{};
     float v_position[3] = {};
-    if (has_harmonics && v > 0 && c.colors_per_view) {
+    if (kStaged && v > 0 && c.colors_per_view) {
       __syncwarp();  // all have read their rows of the view before
       rows.start<false>(c.colors + v * c.color_view_stride);
     }
-    if (has_harmonics) rows.wait();
+    if (kStaged) rows.wait();
     if (bits >> v & 1u) {
       const float* row = d.sums + slot * (size_t)(kMoments + c.channels);
       const SplatMoments<float> moments = {row[0], row[1], row[2], row[3], row[4], row[5]};
@@ -312,8 +317,9 @@ __global__ void __launch_bounds__(kThreads) project_gradients_kernel(const Chunk
         d.means2d[2 * (v * c.num_gaussians + g)] = out.mean_x;
         d.means2d[2 * (v * c.num_gaussians + g) + 1] = out.mean_y;
       }
-      if (has_harmonics) {
-        harmonics_gradient(c, rows.mine(), row + kMoments, geometry, cameras[v], v_rows.mine(), v_mean, v_position);
+      if (COLORS != kFeatures) {
+        const float* coefficients = kStaged ? rows.mine() : c.colors + v * c.color_view_stride + g * c.color_size;
+        harmonics_gradient(c, coefficients, row + kMoments, geometry, cameras[v], v_rows.mine(), v_mean, v_position);
       } else if (has_rows) {
         for (uint32_t k = 0; k < v_rows.count; ++k) v_rows.mine()[k] += row[kMoments + k];
       } else if (d.colors != nullptr) {
@@ -385,9 +391,13 @@ int sum_partials(const Chunk& c, const ChunkGradients& d, const Pass& pass, void
 }
 
 int project_gradients(const Chunk& c, const ChunkGradients& d, void* stream) {
-  const size_t rows = d.colors == nullptr ? 0 : c.sh_degree >= 0 ? 2 : 1;
-  return launch_shared(project_gradients_kernel, c.num_blocks, 1, kThreads, rows * color_rows_floats(c) * sizeof(float), stream,
-                       c, d);
+  const size_t rows = d.colors == nullptr ? 0 : color_rows_floats(c) * sizeof(float);
+  const auto run = [&](auto kernel, size_t bytes) {
+    return launch_shared(kernel, c.num_blocks, 1, kThreads, bytes, stream, c, d);
+  };
+  if (d.colors == nullptr || c.sh_degree < 0) return run(project_gradients_kernel<kFeatures>, rows);
+  if (2 * rows > shared_bytes() - kOwnShared) return run(project_gradients_kernel<kHarmonics>, rows);
+  return run(project_gradients_kernel<kStagedHarmonics>, 2 * rows);
 }
 
 int camera_gradients(const Chunk& c, const ChunkGradients& d, void* stream) {
