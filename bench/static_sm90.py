@@ -171,8 +171,9 @@ Asserted wherever nvcc is, by `tests/kernels/test_rasterize_cuda_static.py` and 
 ## The rasterizer's kernels
 256 threads a block. Instructions are counted in the listing, not in execution. Warps/SM: what registers and shared
 memory admit, of 64; project_kernel and project_gradients_kernel take dynamic shared memory too, 27 and 54 KB at SH
-degree 2, which admits as many. Hot loop: what a warp executes for one splat that its culling let through, over its 8x4
-pixels.
+degree 2, which admits as many. Of the latter <0> is for features, <1> for harmonics whose coefficients are read as they
+lie, <2> for those that go through shared memory. Hot loop: what a warp executes for one splat that its culling let
+through, over its 8x4 pixels.
 
 {table(own)}
 

@@ -188,6 +188,20 @@ def test_what_fits_in_the_forward_fits_in_the_backward(may_wait: bool) -> None:
         assert bool(grads[0].isfinite().all()) == is_whole
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_gradients_are_nan_where_the_pairs_of_a_graph_do_not_fit(keeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, settings = inputs_of(40, 33, 20), settings_of(33, 20)
+    monkeypatch.setattr(cuda_impl, "_plan", lambda *args: (2, 10))
+    output = rasterize_emulated(inputs, settings, for_backward=True, may_wait=False)
+    assert int(output.overflow.min()) > 0 and bool(output.render_colors.isnan().all())
+    output = output if keeps else output._replace(chunks=())
+    grads = rasterize_backward_emulated(
+        inputs, settings, output, torch.ones_like(output.render_colors), None, may_wait=False
+    )
+    seen = grads[0].isnan().all(-1)
+    assert int(seen.sum()) > 30 and bool((grads[0][~seen] == 0).all())  # those that are culled have none
+
+
 def test_forward_and_backward_plan_their_chunks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     plan = cuda_impl._plan
