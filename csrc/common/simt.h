@@ -26,9 +26,27 @@ __device__ __forceinline__ const V* as_vector(const void* p) {
   return static_cast<const V*>(p);
 }
 
+// launch() with `bytes` of shared memory beside what the kernel declares, which it finds by block_shared().
+template <class... Parameters, class... Arguments>
+int launch_shared(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int threads, size_t bytes, void* stream,
+                  Arguments... arguments) {
+  if (grid_x == 0 || grid_y == 0) return 0;
+  // More than 48 KB, all kinds together, is by request; a request is no work of a stream.
+  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+  if (status != cudaSuccess) return (int)status;
+  kernel<<<dim3((unsigned)grid_x, (unsigned)grid_y), (unsigned)threads, bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  return (int)cudaGetLastError();
+}
+
 // Starts copying 16 bytes from global to shared memory, past the registers and L1.
 __device__ __forceinline__ void copy_async16(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global)
+               : "memory");
+}
+
+// The same of 4 bytes, by way of L1: for rows that begin anywhere.
+__device__ __forceinline__ void copy_async4(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global)
                : "memory");
 }
 
@@ -67,6 +85,17 @@ template <class T>
 __device__ __forceinline__ T* block_shared() {
   extern __shared__ __align__(16) unsigned char block_shared_bytes[];
   return reinterpret_cast<T*>(block_shared_bytes);
+}
+
+// A word that blocks of one kernel hand to each other, in one piece, past L1. It orders nothing else.
+__device__ __forceinline__ unsigned long long load_word(const unsigned long long* address) {
+  unsigned long long value;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void store_word(unsigned long long* address, unsigned long long value) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
 }
 
 }  // namespace worldr1

@@ -8,6 +8,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -31,11 +32,12 @@ struct Index {
   unsigned x, y;
 };
 
-enum class Wait { kNone, kBallot, kShuffle, kSyncWarp, kBlock, kExit, kGrid };
+enum class Wait { kNone, kBallot, kShuffle, kSyncWarp, kBlock, kExit, kGrid, kWord };
 
 struct Copy {
   void* target;
   const void* source;
+  size_t bytes = 16;
 };
 
 struct Store {
@@ -60,7 +62,7 @@ struct Machine {
   uint64_t seed = 0;
   Index grid{}, block_index{};
   std::vector<Fibre> fibres;               // of one block, or of all where they wait for each other
-  std::vector<std::vector<double>> shared; // dynamic, of each block
+  std::vector<std::vector<double>> shared; // dynamic, of each block or of one after the other
   Fibre* current = nullptr;
   ucontext_t scheduler;
   std::function<void()> body;
@@ -79,7 +81,7 @@ inline Machine& machine() {
   return m;
 }
 
-inline void copy(const Copy& c) { std::memcpy(c.target, c.source, 16); }
+inline void copy(const Copy& c) { std::memcpy(c.target, c.source, c.bytes); }
 
 inline void land(std::vector<Store>& stores) {
   for (const Store& s : stores) *s.target = s.value;
@@ -206,6 +208,7 @@ inline void prepare(size_t fibres, int threads) {
 
 inline void check_all_returned() {
   for (const Fibre& f : machine().fibres) {
+    if (f.wait == Wait::kWord) throw std::runtime_error("simt: a block waits for one that has not run");
     if (f.wait != Wait::kExit) throw std::runtime_error("simt: a collective is not reached by all of its threads");
   }
 }
@@ -239,6 +242,7 @@ int launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int th
   m.body = [&] { kernel(arguments...); };
   for (unsigned block : simt::order_of(m.grid.x * m.grid.y)) {
     m.block_index = {block % m.grid.x, block / m.grid.x};
+    for (auto& shared : m.shared) std::memset(shared.data(), 0xcd, shared.size() * sizeof(double));
     for (simt::Fibre& f : m.fibres) simt::start(f);
     simt::run_block(m.fibres.data(), m.fibres.size());
     simt::check_all_returned();
@@ -319,7 +323,18 @@ int launch_together(void (*kernel)(Parameters...), int64_t most, int threads, si
   for (simt::Fibre& f : m.fibres) simt::start(f);
   simt::run_together(blocks, (size_t)threads);
   simt::check_all_returned();
+  m.shared.clear();
   return 0;
+}
+
+// launch() with dynamic shared memory, which is full of bytes 0xcd when a block starts.
+template <class... Parameters, class... Arguments>
+int launch_shared(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int threads, size_t bytes, void* stream,
+                  Arguments... arguments) {
+  simt::machine().shared.assign(1, std::vector<double>(bytes / sizeof(double) + 2));
+  const int status = launch(kernel, grid_x, grid_y, threads, stream, arguments...);
+  simt::machine().shared.clear();
+  return status;
 }
 
 inline void grid_sync() { simt::pause(simt::Wait::kGrid, 0); }
@@ -327,8 +342,14 @@ inline void grid_sync() { simt::pause(simt::Wait::kGrid, 0); }
 // Aligned to 16 bytes, as on the device.
 template <class T>
 inline T* block_shared() {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(simt::machine().shared[blockIdx.x].data());
+  auto& shared = simt::machine().shared;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(shared[shared.size() == 1 ? 0 : blockIdx.x].data());
   return reinterpret_cast<T*>((address + 15) / 16 * 16);
+}
+
+inline void copy_async4(void* shared, const void* global) {
+  if (simt::machine().seed % 2) return simt::copy({shared, global, 4});
+  simt::machine().current->groups.back().push_back({shared, global, 4});
 }
 
 template <class T>
@@ -341,6 +362,10 @@ inline T __shfl_up_sync(uint32_t, T value, unsigned distance) {
   if (lane >= distance) std::memcpy(&value, &simt::machine().current->results[lane - distance], 4);
   return value;
 }
+
+inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }
+
+inline int __clz(uint32_t x) { return x ? __builtin_clz(x) : 32; }
 
 inline uint32_t atomicAdd(uint32_t* address, uint32_t value) {
   const uint32_t before = *address;
@@ -396,6 +421,14 @@ struct alignas(16) float4 {
 struct alignas(8) uint2 {
   unsigned x, y;
 };
+
+// Blocks run one after the other: a word that one has to wait for never comes, and run_block() says so.
+inline unsigned long long load_word(const unsigned long long* address) {
+  if (*address == 0) simt::pause(simt::Wait::kWord, 0);
+  return *address;
+}
+
+inline void store_word(unsigned long long* address, unsigned long long value) { *address = value; }
 
 }  // namespace
 }  // namespace worldr1

@@ -21,6 +21,7 @@ from worldr1_kernels import (
 from worldr1_kernels.noise_transport.ops import FLOAT64_PROBES
 from worldr1_kernels.testing import (
     assert_close_two_errors,
+    assert_images_two_errors,
     gaussian_scene,
     noncontiguous,
     normal,
@@ -197,6 +198,28 @@ def test_two_error_rule() -> None:
         assert_close_two_errors((exact + 0.5).bfloat16(), plain, exact)
     with pytest.raises(AssertionError, match="not finite"):
         assert_close_two_errors(plain * float("nan"), plain, exact)
+
+
+def test_two_error_rule_of_images() -> None:
+    exact = uniform((100, 100, 3), 0).double()
+    plain = exact.float()
+    plain[:2] += 2e-3  # 200 pixels where a splat crossed a threshold
+    off = exact.float()
+    off[50:54] += 2e-3
+    assert_images_two_errors(off, plain, exact)
+    off[54, :2] -= 2e-3  # 402 > 2 * 200 + 1
+    with pytest.raises(AssertionError, match="402 of 10000 pixels differ by more than 1e-05, 200 of plain"):
+        assert_images_two_errors(off, plain, exact)
+    with pytest.raises(AssertionError, match="median error"):
+        assert_images_two_errors(exact.float() + 5e-6, plain, exact)
+    one = exact.float()
+    one[3, 4, 1] += 0.01
+    with pytest.raises(AssertionError, match="a pixel differs by"):
+        assert_images_two_errors(one, plain, exact)
+    assert_images_two_errors(one, plain, exact, scale=10.0)
+    one[3, 4, 1] = float("nan")
+    with pytest.raises(AssertionError, match="not finite"):
+        assert_images_two_errors(one, plain, exact)
 
 
 def test_input_factories() -> None:

@@ -155,7 +155,8 @@ def rasterize(
         (.999, 0).
       meta: "minimal": width, height, num_invalid [..., C] (Gaussians dropped in each view for NaN, infinity or a zero
         quaternion), num_overflow [..., C] ((tile, splat) pairs that found no room in the buffers of the native CUDA
-        kernels; above 0 the view is NaN, its gradients too; 0 elsewhere). "full" adds n_batches, n_cameras and
+        kernels, which outside a CUDA graph are made to measure; above 0 the view is NaN, its gradients too; 0
+        elsewhere). "full" adds n_batches, n_cameras and
         means2d, conics, depths, radii and opacities, each [..., C, N, ...] and 0 where culled; the gradient of
         the image reaches `means2d` on its way to the inputs. "packed" has those of the Gaussians that are seen alone,
         each [nnz, ...], and says which by batch_ids, camera_ids and gaussian_ids [nnz], which "full" has as None; it

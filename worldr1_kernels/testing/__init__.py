@@ -1,6 +1,11 @@
 """Oracles shared by the tests and the benchmarks: error budgets, input factories, op checks."""
 
-from worldr1_kernels.testing.compare import assert_close_two_errors, two_errors, why_not_close
+from worldr1_kernels.testing.compare import (
+    assert_close_two_errors,
+    assert_images_two_errors,
+    two_errors,
+    why_not_close,
+)
 from worldr1_kernels.testing.harness import check_compiles, check_gradients, check_op
 from worldr1_kernels.testing.inputs import (
     GuardBands,
@@ -17,6 +22,7 @@ __all__ = [
     "GaussianScene",
     "GuardBands",
     "assert_close_two_errors",
+    "assert_images_two_errors",
     "check_compiles",
     "check_gradients",
     "check_op",
