@@ -188,7 +188,7 @@ def page(
 Command: `python -m bench.static_sm90 --write`. Compiler: {compiler}. Commit: {commit}. Date: {datetime.date.today()}.
 Success, set before: no spills, no stack, no fp64 instruction but in the sums over a camera; forward blending with
 registers for full occupancy and at most 40 instructions in its loop. For the trajectory kernels: no spills, no stack.
-For the SDE step: no spills, no stack, one barrier, at most 390 instructions for 8 elements of a draw.
+For the SDE step: no spills, no stack, at most 390 instructions for 8 elements of a draw.
 Asserted wherever nvcc is, by `tests/kernels/test_rasterize_cuda_static.py`, `test_se3_cuda_static.py` and
 `test_sde_step_cuda_static.py`.
 
