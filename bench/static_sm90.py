@@ -206,9 +206,9 @@ def page(
 **No GPU has run this code.** These are counts from the compiler, not speeds.
 
 Command: `python -m bench.static_sm90 --write`. Compiler: {compiler}. Commit: {commit}. Date: {datetime.date.today()}.
-Success: no spills, no stack, no fp64 instruction but in the sums over a camera; forward blending with registers for
-full occupancy; registers, loops and listings no larger than the tables in the tests say; for the SDE step also one
-barrier, and at most 390 instructions for 8 elements of a draw. Asserted wherever nvcc is, by
+Success: no spills, no stack, no fp64 instruction but in the sums over a camera, in the trajectories and in the density
+of the noise; forward blending with registers for full occupancy; at most 390 instructions for 8 elements of a draw;
+registers, loops and listings no larger than the tables in the tests say. Asserted wherever nvcc is, by
 `tests/kernels/test_*_cuda_static.py`.
 
 ## The rasterizer's kernels

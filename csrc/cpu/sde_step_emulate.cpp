@@ -1,5 +1,9 @@
 // The SDE step's CUDA kernels on the CPU, for tests: their own source, run by the interpreter of common/simt_host.h. The stream
 // is the seed of the order in which threads and blocks run.
+#if !defined(__clang__)
+#pragma GCC optimize("fp-contract=off")  // an operation is one rounding, as the device's intrinsics are
+#endif
+
 #include "../common/simt.h"
 
 // clang-format off: the kernels need the interpreter's names first
