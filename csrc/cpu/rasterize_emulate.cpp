@@ -21,7 +21,8 @@ namespace worldr1 {
 namespace tiled {
 namespace {
 
-constexpr int kPoison = 0xcd;
+// What memory holds that nothing has written: as a number or a key either large or small, by the seed.
+inline unsigned char poison() { return simt::machine().seed % 2 ? 0x3d : 0xcd; }
 
 // Stable sort by the low `bits`. As on the device, the result lies in either buffer and the other holds nothing of use.
 template <class Key>
@@ -39,8 +40,8 @@ int sort(Key* const keys[2], uint32_t* const values[2], int64_t count, int bits,
   }
   *result = (int)(simt::machine().seed / 2 % 2);
   for (int b = 0; b < 2; ++b) {
-    std::memset(keys[b], kPoison, n * sizeof(Key));
-    std::memset(values[b], kPoison, n * sizeof(uint32_t));
+    std::memset(keys[b], poison(), n * sizeof(Key));
+    std::memset(values[b], poison(), n * sizeof(uint32_t));
   }
   std::copy(sorted_keys.begin(), sorted_keys.end(), keys[*result]);
   std::copy(sorted_values.begin(), sorted_values.end(), values[*result]);
@@ -114,9 +115,9 @@ struct Emulator {
  private:
   static void start(std::initializer_list<tiled::Part> fresh, const tiled::Sizes& sizes, const tiled::Parts& parts,
                     void* stream) {
-    const auto bytes = tiled::part_bytes(sizes);
-    for (tiled::Part part : fresh) std::memset(parts[part], tiled::kPoison, bytes[part]);
     simt::machine().seed = reinterpret_cast<uintptr_t>(stream);
+    const auto bytes = tiled::part_bytes(sizes);
+    for (tiled::Part part : fresh) std::memset(parts[part], tiled::poison(), bytes[part]);
   }
   static void check_gaps(const tiled::Sizes& sizes, const tiled::Parts& parts) {
     for (int part = 0; part < tiled::kParts; ++part) {
@@ -124,7 +125,7 @@ struct Emulator {
       if (bytes == nullptr) continue;
       for (const auto& gap : tiled::part_gaps(sizes, (tiled::Part)part)) {
         for (size_t i = gap.first; i < gap.second; ++i) {
-          if (bytes[i] != tiled::kPoison) throw std::runtime_error("rasterize: a kernel wrote past an array of its memory");
+          if (bytes[i] != tiled::poison()) throw std::runtime_error("rasterize: a kernel wrote past an array of its memory");
         }
       }
     }

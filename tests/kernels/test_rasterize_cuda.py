@@ -260,6 +260,16 @@ def test_counting_halves_chunks_that_exceed_the_budget(monkeypatch: pytest.Monke
     assert output.num_invalid.tolist() == whole.num_invalid.tolist() == [[1] * 7]  # counted once
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_unused_room_of_a_graph_changes_nothing(seed: int) -> None:
+    """Half of the Gaussians are culled; what memory holds in place of their splats is large or small by the seed."""
+    inputs, settings = inputs_of(gaussian_scene(300, 40, 33, num_views=2)), settings_of(40, 33, near_plane=4.0)
+    counted = check(inputs, settings)
+    assert 100 < counted.chunks[0].splats < 500
+    output = check(inputs, settings, seed=seed, may_wait=False)
+    assert torch.equal(output.render_colors, counted.render_colors)
+
+
 def test_nothing_overflows_outside_a_graph() -> None:
     """40 tiles a splat, ten times the room in a graph."""
     scene = gaussian_scene(60, 240, 240, sigma_px=(30.0, 60.0))
