@@ -129,6 +129,7 @@ def test_gradients_match_the_cpu_and_are_bit_equal_twice(num: int, views: int, d
         assert float((one.cpu() - reference).norm()) <= 1e-3 * float(reference.norm())
 
 
+@pytest.mark.pool
 def test_overflow_in_a_graph_is_nan_and_counted() -> None:
     inputs = on_gpu(scene_inputs(300_000, 640, 480, 1, sigma_px=(20.0, 40.0)))  # about 20 tiles a splat; room for 3.5
     settings = settings_of(640, 480)
@@ -191,6 +192,7 @@ def test_graph_capture_replays_on_new_values() -> None:
     assert torch.equal(captured.render_colors, rasterize_cuda(inputs, settings).render_colors)
 
 
+@pytest.mark.pool
 def test_graph_of_forward_and_backward() -> None:
     inputs, settings = on_gpu(scene_inputs(5_000, 160, 120, 4)), settings_of(160, 120, depth_mode=WEIGHTED_DEPTH)
     grad = torch.ones(1, 4, 120, 160, 4, device="cuda")

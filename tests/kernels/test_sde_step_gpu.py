@@ -26,6 +26,7 @@ def assert_same(got: SdeStepOutput, expected: SdeStepOutput) -> None:
         assert a is not None and b is not None and torch.equal(a, b)
 
 
+@pytest.mark.pool
 def test_repeats_streams_and_replays_give_the_same_bits() -> None:
     """The counts of finished blocks are kept by stream, and by a graph for itself: they are 0 whoever ran before."""
     inputs = tensors()

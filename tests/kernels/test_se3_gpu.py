@@ -106,6 +106,7 @@ def test_two_runs_give_the_same_bits_and_a_side_stream_is_used() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.pool
 def test_a_graph_is_captured_and_its_faults_are_found() -> None:
     pred, target = trajectories(3, 9, 31), trajectories(3, 9, 35)
     depth = torch.ones(3, dtype=F64, device="cuda")
