@@ -103,7 +103,7 @@ def workloads() -> dict[str, Callable[[], object]]:
     return {
         "rasterize": render,
         "noise_transport": lambda: noise_transport(noise, plan, seed=0, capture=4, reduce=8, backend="native"),
-        "sde_step": lambda: sde_step(velocity, sample, 0.9, 0.86, seed=0, step=0, backend="triton"),
+        "sde_step": lambda: sde_step(velocity, sample, 0.9, 0.86, seed=0, step=0, backend="native"),
         "se3": lambda: trajectory_error(paths, paths, backend="native"),
     }
 

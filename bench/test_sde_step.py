@@ -1,9 +1,10 @@
-"""Speed of the SDE step: `python -m pytest bench/test_sde_step.py -s [--record]`; the C++ backend on one CPU core, or
-the Triton one where torch sees a CUDA device.
+"""Speed of the SDE step: `python -m pytest bench/test_sde_step.py -s [--record]`; the native backend on one CPU core,
+or on a CUDA device where torch sees one.
 
-Values are compared with the reference first. Peers: the reference, which is eager torch; torch.compile of it (on a CPU
-only with `-m slow`: compiling takes minutes there); and a copy of as many bytes into a new tensor, the ceiling for a
-step that touches every byte once.
+Values are compared with the reference first. Peers: the reference, which is eager torch; a copy of as many bytes into a
+new tensor, the ceiling for a step that touches every byte once; Triton, on a device at the largest size; torch.compile
+of the reference, in rows of their own at the end, because compiling takes long (on a CPU minutes: only with `-m slow`).
+Every row is recorded when it is there: a run that is cut off keeps what it has.
 """
 
 import ctypes
@@ -18,6 +19,7 @@ from torch import Tensor
 from bench.report import Case, print_table, record
 from bench.timing import Timing, measure
 from worldr1_kernels import sde_step
+from worldr1_kernels._dispatch import triton_unavailable
 from worldr1_kernels.sde_step import reference
 from worldr1_kernels.sde_step.ops import sde_log_prob_backward_op
 from worldr1_kernels.testing import normal
@@ -40,6 +42,9 @@ SIZES = [
     Size("wan guided", (1, 16, 21, 60, 104), torch.bfloat16, True),
     Size("wan 8", (8, 16, 21, 60, 104), torch.bfloat16, False),
 ]
+
+
+FORMS = ("draw", "score", "backward")
 
 
 class Work(NamedTuple):
@@ -123,49 +128,59 @@ def _peak_megabytes(function: Callable[[], object]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def _backend(device: str) -> str:
-    return "triton" if device == "cuda" else "native"
-
-
 def _time(size: Size, work: Work, device: str, *, compiled: bool) -> Case:
-    backend = _backend(device)
     source = torch.ones(work.num_bytes // 8, device=device)
     variants: dict[str, Callable[[], object]] = {
-        backend: lambda: work.run(backend),
+        "native": lambda: work.run("native"),
         "copy": source.clone,
         "torch reference": lambda: work.run("reference"),
     }
+    if device == "cuda" and size is SIZES[-1] and triton_unavailable(torch.device(device)) is None:
+        variants["triton"] = lambda: work.run("triton")
     if compiled:
         variants["torch.compile of it"] = work.compiled
     timings: dict[str, Timing] = measure(variants, rounds=3, min_calls=1, device=device)
-    own = timings.pop(backend)
+    own = timings.pop("native")
     rate = work.num_bytes / own.decisive / 1e6
     share = timings["copy"].decisive / own.decisive
     notes = f"{work.num_bytes / 1e6:.1f} MB, {rate:.1f} GB/s, {share:.0%} of a copy"
     if device == "cuda":
-        peaks = (_peak_megabytes(lambda b=b: work.run(b)) for b in (backend, "reference"))  # type: ignore[misc]
+        peaks = (_peak_megabytes(lambda b=b: work.run(b)) for b in ("native", "reference"))  # type: ignore[misc]
         notes += ", peak {:.0f} MB, of the reference {:.0f} MB".format(*peaks)
     shape = "x".join(map(str, size.shape)) + ("-guided" if size.guided else "")
-    name = f"{size.name.split()[0]} {work.form}"
+    name = f"{size.name.split()[0]} {work.form}" + (" compiled" if compiled else "")
     dtype = str(size.dtype).removeprefix("torch.")
-    return Case(name, shape, dtype, backend, own, timings, notes, num_bytes=work.num_bytes)
+    return Case(name, shape, dtype, "native", own, timings, notes, num_bytes=work.num_bytes)
 
 
-def _report(cases: list[Case], record_figures: bool) -> None:
+def _run(size: Size, form: str, device: str, record_figures: bool, *, compiled: bool = False) -> None:
+    (work,) = (w for w in _works(size, device) if w.form == form)
+    assert _wrong(work, "native") == 0.0, (size.name, form)
+    case = _time(size, work, device, compiled=compiled)
     print()
-    print_table(cases)
-    for case in cases:
-        print(f"{case.name:14} {case.shape:24} {case.notes}")
+    print_table([case])
+    print(f"{case.name:14} {case.shape:24} {case.notes}")
     if record_figures:
-        print(f"recorded in {record(cases, 'sde_step')}")
+        print(f"recorded in {record([case], 'sde_step')}")
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_step(compiled: bool, record_figures: bool, device: str) -> None:
-    """With the compiler as a peer on a GPU always, on a CPU only by `-m slow` and without batch 8."""
-    cases = []
-    for size in SIZES[:2] if compiled else SIZES:
-        for work in _works(size, device):
-            assert _wrong(work, _backend(device)) == 0.0, (size.name, work.form)
-            cases.append(_time(size, work, device, compiled=compiled or device == "cuda"))
-    _report(cases, record_figures)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: s.name)
+def test_step(size: Size, form: str, record_figures: bool, device: str) -> None:
+    _run(size, form, device, record_figures)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_beside_the_compiler_on_a_device(form: str, record_figures: bool, device: str) -> None:
+    if device != "cuda":
+        pytest.skip("compiling for a CPU takes minutes: -m slow")
+    _run(SIZES[-1], form, device, record_figures, compiled=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", SIZES[:2], ids=lambda s: s.name)
+def test_beside_the_compiler_on_a_cpu(size: Size, form: str, record_figures: bool, device: str) -> None:
+    if device != "cpu":
+        pytest.skip("on a device: test_beside_the_compiler_on_a_device")
+    _run(size, form, device, record_figures, compiled=True)

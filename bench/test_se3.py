@@ -2,8 +2,9 @@
 where torch sees one.
 
 Peers compute the same eight fields in the same dtype: roma for the angle with batched torch for the rest, scipy for the
-angle with numpy for the rest (CPU, forward), and this package's torch reference. Values are compared first. Ours checks
-its input (finite, rigid, right-handed) inside the time that is shown; roma and scipy do not.
+angle with numpy for the rest (CPU, forward), and this package's torch reference. gsplat 1.5.3 has no peer: of poses its
+Python knows the rotation of a quaternion. Values are compared first. Ours checks its input (finite, rigid,
+right-handed) inside the time that is shown; roma and scipy do not.
 """
 
 from collections.abc import Callable

@@ -129,6 +129,7 @@ def _train(config: TrainConfig, world: distributed.World, rewards: Rewards | Non
             raise ValueError(f"{config.eval_prompts}: {error}; {hint}") from error
     check_window(config)
     start_from = prepare_output_dir(config, world, held)
+    kernels = distributed.agree_on_kernels(world)
 
     rewards = rewards or build_rewards(config, device=world.device)  # before the policy: a wrong folder shows at once
     torch.manual_seed(config.seed)
@@ -161,6 +162,8 @@ def _train(config: TrainConfig, world: distributed.World, rewards: Rewards | Non
         progress.say(opening_line(config, world, first=first, num_params=sum(p.numel() for p in params)))
         progress.say(describe(config, world_size=world.size))
         progress.say(texts)
+        if kernels:
+            progress.say("kernels: " + ", ".join(f"{family} {backend}" for family, backend in kernels.items()))
         if world.is_main:
             progress.say("\n".join(reading_lines(prompts[False], prompts[True], policy.split_at_limit)))
         if config.rollout.memory_budget_gib:

@@ -1,4 +1,7 @@
-"""`python -m worldr1_kernels`: versions, the backends that are here, and why the others are not."""
+"""`python -m worldr1_kernels`: versions, the backends that are here, why the others are not, and what was verified.
+
+`python -m worldr1_kernels verify` runs the GPU kernels against the CPU's; see --help.
+"""
 
 import importlib.metadata
 import os
@@ -8,6 +11,7 @@ import sys
 import torch
 
 from worldr1_kernels import __version__, _dispatch, _native
+from worldr1_kernels.verify import command
 
 
 def _version(package: str) -> str:
@@ -25,11 +29,12 @@ def _chosen() -> str:
     """How a backend is chosen here. Raises ValueError where the environment names one that there is not."""
     name = _dispatch.ENVIRONMENT_VARIABLE
     from_environment = _dispatch.requested_backend("worldr1_kernels", "auto")
-    untried = "" if _dispatch.CUDA_HAS_RUN else "; for CUDA tensors the reference, until the kernels have run on a GPU"
     if from_environment == "auto":
         is_set = f" ({name}={os.environ[name]})" if os.environ.get(name) else ""
-        return f"backend= argument, else {name}{is_set}, else the fastest that can run{untried}"
-    return f"backend= argument, else {from_environment}, by {name}: an op that has no such implementation raises"
+        return f"backend= argument, else {name}{is_set}, else the fastest that can run, on a GPU if verified there"
+    if from_environment == _dispatch.FASTEST:
+        return f"backend= argument, else the fastest that can run, by {name}: verified or not"
+    return f"backend= argument, else {from_environment}, by {name}: where an op has none or it cannot run, the next"
 
 
 def report() -> str:
@@ -50,13 +55,16 @@ def report() -> str:
         ("native, CUDA", _say(_native.cuda_unavailable())),
         ("triton, CPU", _say(_dispatch.triton_unavailable(cpu), " (interpreter)")),
         ("triton, CUDA", _say(_dispatch.triton_unavailable(cuda) if gpus else "no GPU")),
+        *command.rows(),
         ("chosen", _chosen()),
     ]
     return "\n".join(f"{name:16} {value}" for name, value in rows)
 
 
 def main() -> int:
-    """Prints the report; 2 and a line on stderr where the environment names no backend."""
+    """Prints the report, or verifies; 2 and a line on stderr where the environment names no backend."""
+    if sys.argv[1:2] == ["verify"]:
+        return command.main(sys.argv[2:])
     try:
         print(report())
     except ValueError as error:

@@ -1,22 +1,40 @@
 """Which implementation runs: `backend=` argument, then the WORLDR1_BACKEND environment variable, then "auto".
 
-All backends compute the same mathematics. A choice made by name is binding: if that backend cannot run here, the call
-raises RuntimeError with the reason. Only "auto" may pick another.
+All backends compute the same mathematics. A choice by argument is binding: if that backend cannot run here, the call
+raises RuntimeError with the reason. Everything else may pick another:
+
+  "auto"              the first of an op's backends that can run; on a GPU it must have been verified there (verify/)
+  WORLDR1_BACKEND     for a whole run. A name: that backend wherever an op has it and it can run, elsewhere as "auto",
+                      said once a family. "fastest": the first that can run, verified or not.
 """
 
 import difflib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Mapping
 
 import torch
 
 BACKENDS = ("reference", "triton", "native")
+FASTEST = "fastest"
 ENVIRONMENT_VARIABLE = "WORLDR1_BACKEND"
 
-# Until `pytest -m gpu tests/kernels` has passed on a device, "auto" takes the reference for CUDA tensors: a slow result
-# is noticed, a wrong one trains a model. The commit that records a passed run sets this.
-CUDA_HAS_RUN = False
+FAMILIES = {
+    "noise_transport": "noise_transport",
+    "plan_transport": "noise_transport",
+    "sde_step": "sde_step",
+    "geodesic_distance": "se3",
+    "relative_poses": "se3",
+    "path_length": "se3",
+    "trajectory_error": "se3",
+    "trajectory_reward": "se3",
+    "rasterize": "rasterize",
+}
+"""The family of each op that has a choice of backends: what is verified, and spoken of, together."""
+
+VERIFIED_DEVICES = ("cuda",)
+"""Types of device whose kernels must have been verified before "auto" takes them. The C++ of a CPU is tested by us."""
 
 # Answers why a backend cannot run on a device: None when it can.
 Probe = Callable[[torch.device], str | None]
@@ -53,19 +71,21 @@ def requested_backend(op: str, backend: str) -> str:
       op: Name of the public function, for the message.
       backend: "auto" or one of `BACKENDS`, as the caller gave it.
     Returns:
-      `backend`, or the value of WORLDR1_BACKEND when `backend` is "auto" and the variable is set and not empty.
+      `backend`, or the value of WORLDR1_BACKEND when `backend` is "auto" and the variable is set and not empty: one of
+      `BACKENDS`, "fastest" or "auto".
     Raises:
       ValueError: the name is unknown.
     """
     source = "backend"
+    choices: tuple[str, ...] = ("auto", *BACKENDS)
     if backend == "auto":
         from_environment = os.environ.get(ENVIRONMENT_VARIABLE, "")
         if from_environment:
-            backend, source = from_environment, ENVIRONMENT_VARIABLE
-    if backend != "auto" and backend not in BACKENDS:
-        near = difflib.get_close_matches(str(backend), (*BACKENDS, "auto"), n=1)
+            backend, source, choices = from_environment, ENVIRONMENT_VARIABLE, (*choices, FASTEST)
+    if backend not in choices:
+        near = difflib.get_close_matches(str(backend), choices, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"{op}: {source} must be one of {('auto', *BACKENDS)}, got {backend!r}{hint}")
+        raise ValueError(f"{op}: {source} must be one of {choices}, got {backend!r}{hint}")
     return backend
 
 
@@ -76,27 +96,70 @@ def resolve_backend(op: str, backend: str, device: torch.device, probes: Mapping
       op: Name of the public function, for the message.
       backend: "auto" or one of `BACKENDS`; "auto" gives way to WORLDR1_BACKEND when that is set.
       device: Where the inputs are.
-      probes: The op's implementations in order of preference, each with its probe. "auto" takes the first that can run.
+      probes: The op's implementations in order of preference, each with its probe. "auto" takes the first that can run
+        and, on a GPU, is verified there; the first time, this verifies it.
     Returns:
       One key of `probes`.
     Raises:
       ValueError: unknown backend name.
-      RuntimeError: the backend chosen by name has no implementation of `op`, or cannot run here; the message says why.
+      RuntimeError: the backend chosen by argument has no implementation of `op`, or cannot run here; the message says
+        why. Or no implementation can run here.
     """
     chosen = requested_backend(op, backend)
-    if chosen == "auto":
-        reasons = []
-        for name, probe in probes.items():
-            reason = probe(device)
-            if reason is None and device.type == "cuda" and name != "reference" and not CUDA_HAS_RUN:
-                reason = "its kernels have not run on a device yet; ask for it by name"
-            if reason is None:
-                return name
-            reasons.append(f"{name}: {reason}")
-        raise RuntimeError(f"{op}: no backend can run on {device.type}: {'; '.join(reasons)}")
-    if chosen not in probes:
-        raise RuntimeError(f"{op}: backend {chosen!r} has no implementation, it must be one of {tuple(probes)}")
-    reason = probes[chosen](device)
-    if reason is not None:
-        raise RuntimeError(f"{op}: backend {chosen!r} is not available: {reason}")
-    return chosen
+    if backend != "auto":
+        if backend not in probes:
+            raise RuntimeError(f"{op}: backend {backend!r} has no implementation, it must be one of {tuple(probes)}")
+        reason = probes[backend](device)
+        if reason is not None:
+            raise RuntimeError(f"{op}: backend {backend!r} is not available: {reason}")
+        return backend
+    reasons = []
+    if chosen in BACKENDS:
+        reason = probes[chosen](device) if chosen in probes else "it has no implementation"
+        if reason is None:
+            return chosen
+        reasons.append(f"{chosen}: {reason}")
+    for name, probe in probes.items():
+        if name == chosen:
+            continue
+        reason = probe(device)
+        if reason is None and device.type in VERIFIED_DEVICES and name != "reference" and chosen != FASTEST:
+            reason = _unverified(op, name, device, torch.compiler.is_compiling()) or None
+        if reason is None:
+            if reasons and (chosen in BACKENDS or device.type in VERIFIED_DEVICES):
+                _say_once(FAMILIES.get(op, op), f"{name} on {device.type}", "; ".join(reasons))
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise RuntimeError(f"{op}: no backend can run on {device.type}: {'; '.join(reasons)}")
+
+
+_ANSWERS: dict[tuple[str, str, torch.device], str] = {}  # a call must not pay for what does not change
+_SAID: set[tuple[str, str]] = set()
+
+
+def _unverified(op: str, name: str, device: torch.device, is_compiling: bool) -> str:
+    """Why "auto" must not take a backend on a GPU; "" where it may. The same for the rest of the process."""
+    if op not in FAMILIES:
+        return "its kernels have no check to verify them by"
+    answer = _ANSWERS.get((op, name, device))
+    if answer is None:
+        from worldr1_kernels.verify import gate
+
+        answer = gate.unverified(FAMILIES[op], name, device, is_compiling)
+        if device.index is not None:  # else it is the current device, now this one and now that
+            _ANSWERS[op, name, device] = answer
+    return answer
+
+
+def _say_once(family: str, taken: str, why: str) -> str:
+    """One line on stderr, once a process for a family and what it takes."""
+    if (family, taken) not in _SAID:
+        _SAID.add((family, taken))
+        print(f"worldr1_kernels: {family} takes {taken} ({why})", file=sys.stderr, flush=True)
+    return ""
+
+
+# torch.compile must trace neither: the answer is a constant of the process, and the line is said while tracing. What
+# torch.compiler.assume_constant_result does, without its import of the compiler.
+_unverified._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_say_once._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -2,12 +2,15 @@
 
 import functools
 import importlib
+import re
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+OLDEST = (8, 0)
+"""Compute capability of the first devices that copy to shared memory asynchronously."""
 _BUILD_HINT = "build it with `pip install -e .` (needs a C++17 compiler)"
 
 
@@ -52,8 +55,46 @@ def _load_cuda() -> tuple[ModuleType | None, str]:
     return module, ""
 
 
-def _cuda_reason() -> str:
-    return _load_cuda()[1]
+def compiled_for(capability: tuple[int, int]) -> str | None:
+    """None when the CUDA module holds code for a device of this compute capability, else the reason.
+
+    Machine code runs on its own capability and on later ones of the same major number; that of a name with "a" on its
+    own alone, with "f" as without. PTX ("120+PTX") runs on every later capability. A module that does not say what it
+    was compiled for is believed.
+    """
+    architectures = getattr(_load_cuda()[0], "architectures", None)
+    if architectures is None:
+        return None
+    names = [str(name) for name in architectures()]
+    major, minor = capability
+    if capability < OLDEST:
+        return f"worldr1_kernels._C_cuda needs compute capability 8.0 or later, this device has {major}.{minor}"
+    for name in names:
+        number, is_ptx = re.search(r"\d+", name), name.lower().endswith("ptx")
+        if number is None:
+            continue
+        own_major, own_minor = int(number[0][:-1]), int(number[0][-1])
+        if "a" in name.lower().removesuffix("ptx"):
+            fits = (major, minor) == (own_major, own_minor)
+        elif is_ptx:
+            fits = (major, minor) >= (own_major, own_minor)
+        else:
+            fits = major == own_major and minor >= own_minor
+        if fits:
+            return None
+    return (
+        f"worldr1_kernels._C_cuda is compiled for {', '.join(names) or 'nothing'}, and not for this device's "
+        f"{major}.{minor}; build it with WORLDR1_CUDA_ARCHS={major}{minor}"
+    )
+
+
+@functools.cache
+def _not_compiled(device: torch.device) -> str:
+    return compiled_for(torch.cuda.get_device_capability(device)) or "" if torch.cuda.is_available() else ""
+
+
+def _cuda_reason(device: torch.device | None) -> str:
+    return _load_cuda()[1] or ("" if device is None else _not_compiled(device))
 
 
 # torch.compile must not trace the import and the question to the driver: the answer is a constant of the process. What
@@ -61,10 +102,10 @@ def _cuda_reason() -> str:
 _cuda_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def cuda_unavailable() -> str | None:
-    """None when the CUDA module is built and sees a device, else the reason: not built, no driver, no device. The
-    first call asks the driver."""
-    return _cuda_reason() or None
+def cuda_unavailable(device: torch.device | None = None) -> str | None:
+    """None when the CUDA module is built, sees a device and holds code for this one, if one is given; else the reason.
+    The first call asks the driver."""
+    return _cuda_reason(device) or None
 
 
 def cuda() -> Any:
@@ -84,7 +125,7 @@ def unavailable(device: torch.device) -> str | None:
     if device.type == "cpu":
         return cpu_unavailable()
     if device.type == "cuda":
-        return cuda_unavailable()
+        return cuda_unavailable(device)
     return f"the native backend has no kernel for device {device.type}"
 
 

@@ -146,18 +146,21 @@ WR_HD Quad<T> draw_quad(uint32_t pixel, bool is_target, const DrawKey& key) {
   return z;
 }
 
-// X_m = q(s) / sqrt(n) + (Z_m - mean Z) for all members of a group, whose slots hold Z_m beforehand.
-template <class Q, class T>
-WR_HD void share_group(const TransportLists& lists, int64_t group, Q* state) {
+// X_m = q(s) / sqrt(n) + (Z_m - mean Z) for all members of a group; `normal`(m) is Z of row m, and may be where X_m goes.
+template <class Q, class T, class Normal>
+WR_HD void share_normals(const TransportLists& lists, int64_t group, Q* state, const Normal& normal) {
   const int64_t begin = lists.group_start[group], end = lists.group_start[group + 1];
   const T size = (T)(end - begin);
-  Q total = state[lists.member_slot[begin]];
-  for (int64_t m = begin + 1; m < end; ++m) total = total + state[lists.member_slot[m]];
+  Q total = normal(begin);
+  for (int64_t m = begin + 1; m < end; ++m) total = total + normal(m);
   const Q mean = total / size, shared = state[lists.group_slot[group]] / sqrt_of(size);
-  for (int64_t m = begin; m < end; ++m) {
-    Q& value = state[lists.member_slot[m]];
-    value = shared + (value - mean);
-  }
+  for (int64_t m = begin; m < end; ++m) state[lists.member_slot[m]] = shared + (normal(m) - mean);
+}
+
+// The same where the members' slots hold Z_m beforehand.
+template <class Q, class T>
+WR_HD void share_group(const TransportLists& lists, int64_t group, Q* state) {
+  share_normals<Q, T>(lists, group, state, [&](int64_t m) { return state[lists.member_slot[m]]; });
 }
 
 // q' = sum of weight times value over the arrivals.
@@ -181,25 +184,6 @@ WR_HD void make_group(const TransportLists& lists, int64_t group, const DrawKey&
     state[lists.member_slot[m]] = draw_quad<T>((uint32_t)lists.member_pixel[m], lists.member_is_target[m] != 0, key);
   }
   share_group<Quad<T>, T>(lists, group, state);
-}
-
-// Lane `lane` of `lanes` of the sum over the reduce x reduce block whose first pixel is (y, x). A tree over the lanes adds up.
-template <class T>
-WR_HD Quad<T> block_part(const int32_t* slots, const Quad<T>* state, int64_t width, int64_t y, int64_t x, int reduce, int lane,
-                         int lanes) {
-  Quad<T> total = {{0, 0, 0, 0}};
-  for (int i = lane; i < reduce * reduce; i += lanes) {
-    const int row = i / reduce;
-    total = total + state[slots[(y + row) * width + x + (i - row * reduce)]];
-  }
-  return total;
-}
-
-// Lanes that share a block: a power of two up to 32.
-WR_HD int block_lanes(int reduce) {
-  int lanes = 1;
-  while (lanes < 32 && lanes < reduce * reduce) lanes *= 2;
-  return lanes;
 }
 
 }  // namespace

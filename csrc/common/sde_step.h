@@ -5,6 +5,7 @@
 // the same bits. Each normal is within 4 units in the last place of its definition. Needs simd.h.
 #pragma once
 
+#include "normal_polynomials.h"
 #include "philox.h"
 #include "simd.h"
 
@@ -58,23 +59,18 @@ WR_INLINE Words8 philox4x32_8(w8 c0, uint32_t step, uint32_t id, uint32_t stream
   return {{c0, c1, c2, c3}};
 }
 
-// sqrt(-2 ln u), u = (w + 1/2) 2^-23, w a 23-bit integer. u = m 2^e with m in [sqrt(1/2), sqrt(2)); ln(1 + f) = f - f^2/2 +
-// f^3 P(f), least squares reweighted towards equal relative error, 6e-9.
+struct SeparateMadd {
+  WR_INLINE f8 operator()(f8 a, f8 b, float c) const { return a * b + c; }
+};
+
+// sqrt(-2 ln u), u = (w + 1/2) 2^-23, w a 23-bit integer. u = m 2^e with m in [sqrt(1/2), sqrt(2)).
 WR_INLINE f8 normal_radius(i8 w) {
   const f8 h = __builtin_convertvector(w, f8) + 0.5f;
-  const i8 exponent = ((i8)h - 0x3F3504F3) >> 23;
+  const i8 exponent = ((i8)h - kSqrtHalfBits) >> 23;
   const f8 f = (f8)((i8)h - (exponent << 23)) - 1.0f;
   const f8 e = __builtin_convertvector(exponent - 23, f8);
-  f8 p = f8_set(-0.07634492963552475f);
-  p = p * f + 0.12761574983596802f;
-  p = p * f - 0.13160182535648346f;
-  p = p * f + 0.14201758801937103f;
-  p = p * f - 0.16623356938362122f;
-  p = p * f + 0.20001226663589478f;
-  p = p * f - 0.2500081956386566f;
-  p = p * f + 0.3333333134651184f;
   const f8 s = f * f;
-  f8 y = p * (s * f);
+  f8 y = logarithm_polynomial(f, SeparateMadd{}) * (s * f);
   y = y + e * 1.428606765330187e-6f;  // ln 2 in two parts: the product with the upper one is exact
   y = y - 0.5f * s;
   return sqrt_of(-2.0f * ((f + y) + e * 0.693145751953125f));
@@ -83,12 +79,10 @@ WR_INLINE f8 normal_radius(i8 w) {
 // (cos, sin) of 2 pi (u - 1/2), u as above: the nearest multiple k of a quarter turn is taken off exactly, in integers.
 WR_INLINE void turn(i8 w, f8* cosine, f8* sine) {
   const i8 k = (w + (1 << 20)) >> 21;  // 0 .. 4
-  const f8 f = (__builtin_convertvector(w - (k << 21), f8) + 0.5f) * 7.490140774280007e-7f;  // in [-pi/4, pi/4]
+  const f8 f = (__builtin_convertvector(w - (k << 21), f8) + 0.5f) * kTurnStep;  // in [-pi/4, pi/4]
   const f8 s = f * f;
-  const f8 in_sine = (s * -0.00019515282474458218f + 0.00833216030150652f) * s - 0.16666655242443085f;
-  const f8 in_cosine = (s * 2.44331567955669e-5f - 0.0013887316454201937f) * s + 0.04166664555668831f;
-  const f8 sf = f + f * s * in_sine;
-  const f8 cf = (1.0f - 0.5f * s) + s * s * in_cosine;
+  const f8 sf = f + f * s * sine_polynomial(s, SeparateMadd{});
+  const f8 cf = (1.0f - 0.5f * s) + s * s * cosine_polynomial(s, SeparateMadd{});
   // Angle f + k pi/2 - pi: cosine -c s c -s -c, sine -s -c s c -s for k = 0 .. 4.
   const i8 odd = -(k & 1);
   *cosine = (f8)((i8)select(odd, sf, cf) ^ (~((k + 1) << 30) & INT32_MIN));

@@ -33,6 +33,7 @@ constexpr int kLanes = 2;
 typedef double Lanes __attribute__((vector_size(8 * kLanes)));
 
 WR_HD double root(double a) { return __builtin_sqrt(a); }
+WR_HD double arctangent(double sine, double cosine) { return __builtin_atan2(sine, cosine); }
 WR_HD double larger(double a, double b) { return a > b ? a : b; }
 WR_HD Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "se3_faults.h"
+
 namespace worldr1 {
 
 constexpr int kErrorFields = 8;  // of TrajectoryError, in its order
@@ -27,6 +29,7 @@ struct TrajectoryArgs {
   const char* level;
   void* stream;
   double* scratch;
+  FaultSink faults;
 };
 
 struct ErrorArgs : TrajectoryArgs {
@@ -55,6 +58,7 @@ struct RotationArgs {
   int num_threads;
   const char* level;
   void* stream;
+  FaultSink faults;
 };
 
 // Matrices of `size` rows and columns: 3 for rotations, 4 for world-to-camera.
@@ -63,11 +67,12 @@ struct RigidArgs {
   int64_t num;
   int size;
   double tolerance;
-  int32_t* bad;  // one number, zeroed by the caller: set to 1 when a matrix is not rigid
+  int32_t* bad;  // on a CPU: one number, zeroed by the caller, set to 1 when a matrix is not rigid
   bool is_double;
   int num_threads;
   const char* level;
   void* stream;
+  FaultSink faults;  // on a device: of the first input
 };
 
 }  // namespace worldr1

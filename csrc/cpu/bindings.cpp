@@ -18,8 +18,11 @@ PYBIND11_MODULE(_C_cpu, m) {
     }
   });
   worldr1::bind_noise_transport(m);
+  worldr1::bind_noise_transport_emulated(m);
   worldr1::bind_rasterize(m);
   worldr1::bind_rasterize_emulated(m);
   worldr1::bind_se3(m);
+  worldr1::bind_se3_emulated(m);
   worldr1::bind_sde_step(m);
+  worldr1::bind_sde_step_emulated(m);
 }

@@ -9,9 +9,12 @@
 namespace worldr1 {
 
 void bind_noise_transport(pybind11::module_& m);
+void bind_noise_transport_emulated(pybind11::module_& m);
 void bind_rasterize(pybind11::module_& m);
 void bind_rasterize_emulated(pybind11::module_& m);
 void bind_se3(pybind11::module_& m);
+void bind_se3_emulated(pybind11::module_& m);
 void bind_sde_step(pybind11::module_& m);
+void bind_sde_step_emulated(pybind11::module_& m);
 
 }  // namespace worldr1

@@ -95,7 +95,6 @@ void run_scalar(const TransportArgs& args, const Task& task, Quad<T>* state) {
   DrawKey key = {args.seed, 0, (uint32_t)args.sample_ids[task.sample], (uint32_t)task.quad};
   const int64_t last = (captured_frames(args) - 1) * args.capture;
   const int64_t columns = args.width / args.reduce;
-  const int lanes = block_lanes(args.reduce);
   for (int64_t frame = 0; frame <= last; ++frame) {
     if (frame > 0) {
       key.frame = (uint32_t)frame;
@@ -108,15 +107,14 @@ void run_scalar(const TransportArgs& args, const Task& task, Quad<T>* state) {
     if (frame % args.capture) continue;
     const int32_t* slots = slots_at(args, frame);
     for (int64_t i = 0; i < pixels / args.reduce / args.reduce; ++i) {
-      Quad<T> part[32];
-      const int64_t y = i / columns * args.reduce, x = i % columns * args.reduce;
-      for (int lane = 0; lane < lanes; ++lane) {
-        part[lane] = block_part(slots, state, args.width, y, x, args.reduce, lane, lanes);
+      const int32_t* corner = slots + i / columns * args.reduce * args.width + i % columns * args.reduce;
+      Quad<T> total;
+      for (int64_t x = 0; x < args.reduce; ++x) {
+        Quad<T> column = state[corner[x]];
+        for (int64_t y = 1; y < args.reduce; ++y) column = column + state[corner[y * args.width + x]];
+        total = x == 0 ? column : total + column;
       }
-      for (int half = lanes / 2; half > 0; half /= 2) {
-        for (int lane = 0; lane < half; ++lane) part[lane] = part[lane] + part[lane + half];
-      }
-      const Quad<T> value = part[0] / (T)args.reduce;
+      const Quad<T> value = total / (T)args.reduce;
       for (int k = 0; k < task.planes; ++k) out_plane<T>(args, task, k, frame / args.capture)[i] = value.v[k];
     }
   }

@@ -11,6 +11,8 @@
 // clang-format on
 #include <algorithm>
 #include <numeric>
+#include <utility>
+#include <vector>
 
 #include "../cuda/rasterize_python.h"
 #include "bindings.h"
@@ -19,7 +21,8 @@ namespace worldr1 {
 namespace tiled {
 namespace {
 
-constexpr int kPoison = 0xcd;
+// What memory holds that nothing has written: as a number or a key either large or small, by the seed.
+inline unsigned char poison() { return simt::machine().seed % 2 ? 0x3d : 0xcd; }
 
 // Stable sort by the low `bits`. As on the device, the result lies in either buffer and the other holds nothing of use.
 template <class Key>
@@ -37,8 +40,8 @@ int sort(Key* const keys[2], uint32_t* const values[2], int64_t count, int bits,
   }
   *result = (int)(simt::machine().seed / 2 % 2);
   for (int b = 0; b < 2; ++b) {
-    std::memset(keys[b], kPoison, n * sizeof(Key));
-    std::memset(values[b], kPoison, n * sizeof(uint32_t));
+    std::memset(keys[b], poison(), n * sizeof(Key));
+    std::memset(values[b], poison(), n * sizeof(uint32_t));
   }
   std::copy(sorted_keys.begin(), sorted_keys.end(), keys[*result]);
   std::copy(sorted_values.begin(), sorted_values.end(), values[*result]);
@@ -48,6 +51,14 @@ int sort(Key* const keys[2], uint32_t* const values[2], int64_t count, int bits,
 }  // namespace
 
 size_t primitive_bytes(int64_t, int64_t, int64_t, bool) { return 0; }
+
+// As on compute capability 8.6 and 8.9, the least of those that are built for: degree 3 has no room for both kinds of rows.
+size_t shared_bytes() { return 99 << 10; }
+
+int read_counters(const Counters* counters, Counters* target, void*) {
+  *target = *counters;
+  return 0;
+}
 
 int fill_bytes(void* target, int byte, size_t count, void*) {
   std::memset(target, byte, count);
@@ -76,38 +87,70 @@ int sort_u16(void*, size_t, uint16_t* const keys[2], uint32_t* const values[2], 
 
 namespace {
 
-// The stream is the seed of the order in which threads run. The workspace starts poisoned, and writes between its arrays are
-// found.
+// The stream is the seed of the order in which threads run. Memory starts poisoned, and writes between arrays are found.
 struct Emulator {
-  static void forward(const tiled::Args& args, const tiled::Plan& plan, void* workspace, size_t bytes, void* stream) {
-    prepare(workspace, bytes, stream);
-    tiled::rasterize(args, plan, workspace, bytes, nullptr);
-    check_gaps(plan, workspace);
+  static tiled::Counters prepare(const tiled::Args& args, const tiled::Sizes& sizes, const tiled::Views& views,
+                                 const tiled::Parts& parts, bool wait, void* stream) {
+    start({tiled::kKeptSplats, tiled::kSplats}, sizes, parts, stream);
+    tiled::Counters* counters;
+    tiled::prepare(args, sizes, views, parts, &counters, nullptr);
+    check_gaps(sizes, parts);
+    return wait ? *counters : tiled::Counters{};
   }
-  static void backward(const tiled::Args& args, const tiled::BackwardArgs& grads, const tiled::Plan& plan, void* workspace,
-                       size_t bytes, void* stream) {
-    prepare(workspace, bytes, stream);
-    tiled::rasterize_backward(args, grads, plan, workspace, bytes, nullptr);
-    check_gaps(plan, workspace);
+  static int finish(const tiled::Args& args, const tiled::Sizes& sizes, const tiled::Views& views, bool has_images,
+                    const tiled::Parts& parts, size_t list_bytes, void* stream) {
+    start({tiled::kPairs0, tiled::kPairs1, tiled::kKeptLists, tiled::kLists}, sizes, parts, stream);
+    int sorted = 0;
+    tiled::finish(args, sizes, views, has_images, parts, list_bytes, &sorted, nullptr);
+    check_gaps(sizes, parts);
+    return sorted;
+  }
+  static void backward(const tiled::Args& args, const tiled::BackwardArgs& grads, const tiled::Sizes& sizes,
+                       const tiled::Views& views, const tiled::Parts& parts, void* stream) {
+    start({tiled::kGradients}, sizes, parts, stream);
+    tiled::backward(args, grads, sizes, views, parts, nullptr);
+    check_gaps(sizes, parts);
   }
 
  private:
-  static void prepare(void* workspace, size_t bytes, void* stream) {
-    std::memset(workspace, tiled::kPoison, bytes);
+  static void start(std::initializer_list<tiled::Part> fresh, const tiled::Sizes& sizes, const tiled::Parts& parts,
+                    void* stream) {
     simt::machine().seed = reinterpret_cast<uintptr_t>(stream);
+    const auto bytes = tiled::part_bytes(sizes);
+    for (tiled::Part part : fresh) std::memset(parts[part], tiled::poison(), bytes[part]);
   }
-  static void check_gaps(const tiled::Plan& plan, const void* workspace) {
-    const unsigned char* bytes = static_cast<const unsigned char*>(workspace);
-    for (const auto& gap : tiled::workspace_gaps(plan)) {
-      for (size_t i = gap.first; i < gap.second; ++i) {
-        if (bytes[i] != tiled::kPoison) throw std::runtime_error("rasterize: a kernel wrote past an array of the workspace");
+  static void check_gaps(const tiled::Sizes& sizes, const tiled::Parts& parts) {
+    for (int part = 0; part < tiled::kParts; ++part) {
+      const unsigned char* bytes = static_cast<const unsigned char*>(parts[part]);
+      if (bytes == nullptr) continue;
+      for (const auto& gap : tiled::part_gaps(sizes, (tiled::Part)part)) {
+        for (size_t i = gap.first; i < gap.second; ++i) {
+          if (bytes[i] != tiled::poison()) throw std::runtime_error("rasterize: a kernel wrote past an array of its memory");
+        }
       }
     }
   }
 };
 
+__global__ void sum_before_kernel(unsigned long long* words, uint32_t block, uint32_t own, uint32_t* sums) {
+  sums[threadIdx.x] = sum_before(words, block, own);
+}
+
+// What one warp finds when blocks before it have published as `words` say, and what it publishes: (sums of its lanes, words).
+std::pair<std::vector<uint32_t>, std::vector<unsigned long long>> look_back(std::vector<unsigned long long> words,
+                                                                            uint32_t own) {
+  std::vector<uint32_t> sums(32);
+  const uint32_t block = (uint32_t)words.size();
+  words.push_back(0);
+  launch(sum_before_kernel, 1, 1, 32, nullptr, words.data(), block, own, sums.data());
+  return {sums, words};
+}
+
 }  // namespace
 
-void bind_rasterize_emulated(pybind11::module_& m) { bind_tiled<Emulator>(m); }
+void bind_rasterize_emulated(pybind11::module_& m) {
+  bind_tiled<Emulator>(m);
+  m.def("rasterize_look_back", &look_back);
+}
 
 }  // namespace worldr1

@@ -18,8 +18,8 @@ const SdeKernels& kernels(const char* level) {
 
 }  // namespace
 
-void sde_step(SdeForm form, const SdeStepArgs& args, const char* level) {
-  const SdeKernels& k = kernels(level);
+void sde_step(SdeForm form, const SdeStepArgs& args) {
+  const SdeKernels& k = kernels(args.level);
   const auto run = form == SdeForm::kDraw ? k.draw : form == SdeForm::kScore ? k.score : k.backward;
   const int64_t chunks = (args.num_elements + kSdeChunk - 1) / kSdeChunk;
   const int64_t tasks = args.num_samples * chunks;

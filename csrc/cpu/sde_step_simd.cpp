@@ -138,7 +138,7 @@ WR_INLINE f8 mean_of(const Affine& c, const float* x, const float* v) {
 
 SdeSums draw(const SdeStepArgs& args, int64_t n, int64_t begin, int64_t end) {
   const int64_t row = n * args.num_elements;
-  const uint32_t id = args.noise == nullptr ? (uint32_t)args.sample_ids[n] : 0;
+  const uint32_t id = (uint32_t)(args.sample_ids != nullptr ? args.sample_ids[n] : n);
   const Affine c = affine(args);
   const f8 std = f8_set(args.std);
   Staged v_stage, x_stage, z_stage, mean_stage, prev_stage;

@@ -25,8 +25,11 @@ std::pair<int, std::string> device_count() {
 PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "CUDA kernels of worldr1_kernels; call them through the package.";
   m.def("device_count", &device_count, "Number of CUDA devices and, when it is 0, why.");
-  m.def("architectures", [] { return std::string(WR_TEXT_OF(WR_CUDA_ARCHS)); }, "What was compiled for, as in build.py, between colons.");
+  m.def(
+      "architectures", [] { return pybind11::str(WR_TEXT_OF(WR_CUDA_ARCHS)).attr("split")(":"); },
+      "What was compiled for, as build.py names it.");
   worldr1::bind_noise_transport(m);
   worldr1::bind_rasterize(m);
+  worldr1::bind_sde_step(m);
   worldr1::bind_se3(m);
 }

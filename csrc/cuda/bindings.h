@@ -18,6 +18,7 @@ inline void check_cuda(const char* op, int status) {
 
 void bind_noise_transport(pybind11::module_& m);
 void bind_rasterize(pybind11::module_& m);
+void bind_sde_step(pybind11::module_& m);
 void bind_se3(pybind11::module_& m);
 
 }  // namespace worldr1

@@ -2,6 +2,7 @@
 #include "rasterize.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace worldr1 {
 namespace tiled {
@@ -20,7 +21,7 @@ int bit_width(uint64_t x) {
 // Hands out parts of the workspace, with a gap after each. With a null base it only measures.
 class Arena {
  public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+  explicit Arena(void* base = nullptr) : base_(static_cast<char*>(base)) {}
   template <class T>
   T* take(size_t count) {
     const size_t begin = used_, end = begin + count * sizeof(T);
@@ -37,33 +38,44 @@ class Arena {
   std::vector<std::pair<size_t, size_t>> gaps_;
 };
 
-// Parts of the workspace for chunks of up to plan.views_per_chunk views, all but that of the sorts, which comes last.
-void take_workspace(const Plan& plan, Arena& arena, Chunk& c, ChunkGradients& d) {
-  const size_t n = (size_t)plan.splats_per_view, splats = (size_t)plan.splats(), pairs = (size_t)plan.pairs();
-  const size_t blocks = (size_t)(plan.views_per_chunk * blocks_of(plan.splats_per_view));
-  c.valid = arena.take<uint32_t>(n);
-  c.keep = arena.take<uint32_t>(n);
-  c.block_counts = arena.take<uint32_t>(blocks + 1);
-  c.block_starts = arena.take<uint32_t>(blocks + 1);
-  c.records = arena.take<SplatRecord>(splats);
-  c.gaussians = arena.take<uint32_t>(splats);
-  for (int i = 0; i < 2; ++i) {
-    c.keys[i] = arena.take<uint32_t>(splats + 1);
-    c.slots[i] = arena.take<uint32_t>(splats);
-    c.tile_keys[i] = arena.take<char>(pairs * (plan.small_keys() ? 2 : 4));
-    c.pair_slots[i] = arena.take<uint32_t>(pairs);
+// Points a chunk at its parts of memory. With null parts it only measures; what the sorts and sums need comes last in kLists.
+std::array<Arena, kParts> lay_out(const Sizes& s, const Parts& parts, Chunk& c, ChunkGradients& d) {
+  std::array<Arena, kParts> arenas;
+  for (int p = 0; p < kParts; ++p) arenas[p] = Arena(parts[p]);
+  const size_t n = (size_t)s.gaussians, splats = (size_t)s.splats, pairs = (size_t)s.pairs, tiles = (size_t)s.tiles();
+  Arena& kept_splats = arenas[kKeptSplats];
+  c.counters = kept_splats.take<Counters>(1);
+  if (s.for_backward) {
+    c.keep = kept_splats.take<uint32_t>(n);
+    c.block_starts = kept_splats.take<uint32_t>((size_t)s.blocks());
   }
-  c.ranges = arena.take<uint32_t>((size_t)(2 * plan.views_per_chunk * plan.tiles_x * plan.tiles_y));
-  if (plan.backward_channels == 0) return;
-  c.first_pair = arena.take<uint32_t>(splats);
-  d.partials = arena.take<float>(pairs * kSums);
-  d.sums = arena.take<float>(splats * (size_t)(kMoments + plan.backward_channels));
-  d.cameras = arena.take<float>(blocks * kCameraValues);
+  const size_t most = (size_t)s.most();
+  c.records = kept_splats.take<SplatRecord>(most);
+  c.tiles = kept_splats.take<TileSpan>(most);
+  if (s.channels > kRecordChannels) c.origins = kept_splats.take<Origin>(most);
+  c.sums = arenas[kSplats].take<unsigned long long>((size_t)s.blocks());
+  c.keys[0] = arenas[kSplats].take<uint32_t>(most + 1);
+  c.slots[0] = arenas[kSplats].take<uint32_t>(most);
+  c.pair_slots[0] = arenas[kPairs0].take<uint32_t>(pairs);
+  c.pair_slots[1] = arenas[kPairs1].take<uint32_t>(pairs);
+  c.ranges = arenas[kKeptLists].take<uint32_t>(2 * tiles);
+  if (s.for_backward) c.first_pair = arenas[kKeptLists].take<uint32_t>(splats);
+  c.keys[1] = arenas[kLists].take<uint32_t>(splats + 1);
+  c.slots[1] = arenas[kLists].take<uint32_t>(splats);
+  for (int i = 0; i < 2; ++i) c.tile_keys[i] = arenas[kLists].take<char>(pairs * (s.small_keys() ? 2 : 4));
+  if (s.for_backward) {
+    d.partials = arenas[kGradients].take<float>(pairs * kSums);
+    d.ends = arenas[kGradients].take<uint32_t>(tiles);
+    d.sums = arenas[kGradients].take<float>(splats * (size_t)(kMoments + s.channels));
+    d.cameras = arenas[kGradients].take<float>((size_t)(s.views * s.blocks()) * kCameraValues);
+  }
+  c.temp = parts[kLists] ? static_cast<char*>(parts[kLists]) + arenas[kLists].used() : nullptr;
+  return arenas;
 }
 
-// Points a chunk at views [first, first + count) of a scene.
-void set_views(const Args& args, int64_t scene, int64_t first, int64_t count, const Plan& plan, Chunk& c) {
-  const int64_t n = args.num_gaussians, view = scene * args.num_views + first;
+// Points a chunk at its views of a scene.
+void set_views(const Args& args, const Sizes& sizes, const Views& views, Chunk& c) {
+  const int64_t n = args.num_gaussians, scene = views.scene, view = scene * args.num_views + views.first;
   const int64_t pixels = (int64_t)args.limits.width * args.limits.height;
   c.means = args.means + scene * n * 3;
   c.quats = args.covars ? nullptr : args.quats + scene * n * 4;
@@ -80,32 +92,37 @@ void set_views(const Args& args, int64_t scene, int64_t first, int64_t count, co
   c.render_alphas = args.render_alphas + view * pixels;
   c.transmittance = args.transmittance ? args.transmittance + view * pixels : nullptr;
   c.last = args.last + view * pixels;
-  c.num_invalid = reinterpret_cast<unsigned long long*>(args.num_invalid) + (args.colors_per_view ? view : scene);
+  // With shared colours the first views of a scene count for all.
+  if (views.first == 0 || args.colors_per_view) {
+    c.num_invalid = reinterpret_cast<unsigned long long*>(args.num_invalid) + (args.colors_per_view ? view : scene);
+  }
   c.overflow = args.overflow + view;
   c.num_gaussians = n;
   c.channels = args.channels;
   c.limits = args.limits;
-  c.num_views = (int)count;
+  c.num_views = (int)sizes.views;
   c.sh_degree = args.sh_degree;
   c.depth_mode = args.depth_mode;
   c.colors_per_view = args.colors_per_view;
   c.max_alpha = args.max_alpha;
-  c.tiles_x = (uint32_t)plan.tiles_x;
-  c.tiles_y = (uint32_t)plan.tiles_y;
-  c.num_blocks = (uint32_t)blocks_of(n);
-  c.splat_capacity = (uint32_t)(n * count);
-  c.pair_capacity = (uint32_t)(plan.pairs_per_view * count);
-  c.small_keys = plan.small_keys();
+  c.tiles_x = (uint32_t)sizes.tiles_x;
+  c.tiles_y = (uint32_t)sizes.tiles_y;
+  c.num_blocks = (uint32_t)sizes.blocks();
+  c.splat_capacity = (uint32_t)sizes.splats;
+  c.pair_capacity = (uint32_t)sizes.pairs;
+  c.small_keys = sizes.small_keys();
+  c.is_exact = sizes.is_exact;
 }
 
-void set_gradients(const Args& args, const BackwardArgs& grads, int64_t scene, int64_t first, ChunkGradients& d) {
-  const int64_t n = args.num_gaussians, view = scene * args.num_views + first;
+void set_gradients(const Args& args, const BackwardArgs& grads, const Views& views, ChunkGradients& d) {
+  const int64_t n = args.num_gaussians, scene = views.scene, view = scene * args.num_views + views.first;
   const int64_t pixels = (int64_t)args.limits.width * args.limits.height;
   d.transmittance = grads.transmittance + view * pixels;
   d.last = grads.last + view * pixels;
   d.render_colors = grads.render_colors ? grads.render_colors + view * pixels * args.channels : nullptr;
   d.grad_colors = grads.grad_colors ? grads.grad_colors + view * pixels * args.channels : nullptr;
   d.grad_alphas = grads.grad_alphas ? grads.grad_alphas + view * pixels : nullptr;
+  d.adds = views.first > 0;
   d.means = grads.means + scene * n * 3;
   d.quats = grads.quats ? grads.quats + scene * n * 4 : nullptr;
   d.scales = grads.scales ? grads.scales + scene * n * 3 : nullptr;
@@ -124,15 +141,8 @@ void set_gradients(const Args& args, const BackwardArgs& grads, int64_t scene, i
     if (wr_status != 0) return wr_status; \
   } while (0)
 
-// Splats of all views of the chunk, by view and then by index, and their order by depth.
-int project_and_sort(Chunk& c, void* stream) {
-  const int64_t counts = (int64_t)c.num_views * c.num_blocks + 1;
-  WR_TRY(fill_bytes(c.block_counts, 0, (size_t)counts * sizeof(uint32_t), stream));
-  WR_TRY(cull(c, stream));
-  WR_TRY(exclusive_sum(c.temp, c.temp_bytes, c.block_counts, c.block_starts, counts, stream));
-  // Slots without a splat keep the largest key and sort to the end.
-  WR_TRY(fill_bytes(c.keys[0], 0xff, (size_t)c.splat_capacity * sizeof(uint32_t), stream));
-  WR_TRY(write_splats(c, stream));
+// The order of the splats by depth.
+int sort_splats(Chunk& c, void* stream) {
   int result = 0;
   WR_TRY(sort_u32(c.temp, c.temp_bytes, c.keys, c.slots, c.splat_capacity, 32, &result, stream));
   c.sorted_slots = c.slots[result];
@@ -142,11 +152,11 @@ int project_and_sort(Chunk& c, void* stream) {
 }
 
 // Lists of splats per (view, tile), nearest first: emitted in depth order, then sorted stably.
-int build_tile_lists(Chunk& c, void* stream) {
+int build_tile_lists(Chunk& c, int* sorted, void* stream) {
   const uint64_t tiles = (uint64_t)c.num_views * c.tiles_x * c.tiles_y;
   WR_TRY(count_pairs(c, stream));
   WR_TRY(exclusive_sum(c.temp, c.temp_bytes, c.pair_counts, c.pair_starts, (int64_t)c.splat_capacity + 1, stream));
-  WR_TRY(fill_bytes(c.tile_keys[0], 0xff, (size_t)c.pair_capacity * (c.small_keys ? 2 : 4), stream));
+  if (!c.is_exact) WR_TRY(fill_bytes(c.tile_keys[0], 0xff, (size_t)c.pair_capacity * (c.small_keys ? 2 : 4), stream));
   WR_TRY(emit_pairs(c, stream));
   // As many bits as hold `tiles`, one more than the largest key: all ones, where no pair was written, come last.
   const int bits = bit_width(tiles);
@@ -160,116 +170,112 @@ int build_tile_lists(Chunk& c, void* stream) {
   }
   c.sorted_tiles = c.tile_keys[result];
   c.sorted_pairs = c.pair_slots[result];
+  *sorted = result;
   WR_TRY(fill_bytes(c.ranges, 0, (size_t)tiles * 2 * sizeof(uint32_t), stream));
   return find_ranges(c, stream);
 }
 
-// Blends all channels. With more than one pass, the last runs first: the records still hold the depth it needs.
-int blend_passes(const Chunk& c, void* stream) {
-  const int64_t passes = (c.channels + kRecordChannels - 1) / kRecordChannels;
-  for (int64_t p = passes - 1; p >= 0; --p) {
-    const int64_t first = p * kRecordChannels;
-    const int count = (int)std::min<int64_t>(kRecordChannels, c.channels - first);
-    const Pass pass = {first, count, p == 0, p == passes - 1 ? c.depth_mode : kNoDepth};
-    if (passes > 1) WR_TRY(fill_colors(c, pass, stream));
-    WR_TRY(blend(c, pass, stream));
-  }
-  return 0;
-}
-
-// Gradients of a chunk whose lists are built. The passes run as in the forward, last first.
-int replay_passes(const Chunk& c, const ChunkGradients& d, void* stream) {
-  const int64_t passes = (c.channels + kRecordChannels - 1) / kRecordChannels;
-  for (int64_t p = passes - 1; p >= 0; --p) {
-    const int64_t first = p * kRecordChannels;
-    const int count = (int)std::min<int64_t>(kRecordChannels, c.channels - first);
-    const bool is_last = p == passes - 1;  // which runs first
-    const Pass pass = {first, count, is_last, is_last ? c.depth_mode : kNoDepth};
-    if (passes > 1) WR_TRY(fill_colors(c, pass, stream));
-    // Pairs behind the last splat of every pixel are not visited.
-    WR_TRY(fill_bytes(d.partials, 0, (size_t)c.pair_capacity * kSums * sizeof(float), stream));
-    WR_TRY(replay(c, d, pass, stream));
-    WR_TRY(sum_partials(c, d, pass, stream));
-  }
-  return 0;
-}
-
-// Builds the lists of one chunk of views after the other, and has `use`(scene, first view, chunk, gradients) run on each.
+// Runs `use`(pass) for channels by fours, with the records holding their colours.
 template <class Use>
-int over_chunks(const Args& args, const Plan& plan, void* workspace, size_t bytes, void* stream, Use use) {
-  Chunk chunk{};
-  ChunkGradients gradients{};
-  Arena arena(workspace);
-  take_workspace(plan, arena, chunk, gradients);
-  chunk.temp = static_cast<char*>(workspace) + arena.used();
-  chunk.temp_bytes = bytes - arena.used();
-  for (int64_t scene = 0; scene < args.num_scenes; ++scene) {
-    for (int64_t first = 0; first < args.num_views; first += plan.views_per_chunk) {
-      set_views(args, scene, first, std::min(plan.views_per_chunk, args.num_views - first), plan, chunk);
-      if (first == 0 || args.colors_per_view) WR_TRY(validate(chunk, stream));
-      WR_TRY(project_and_sort(chunk, stream));
-      WR_TRY(build_tile_lists(chunk, stream));
-      WR_TRY(use(scene, first, chunk, gradients));
-    }
+int over_passes(const Chunk& c, void* stream, Use use) {
+  for (int64_t first = 0; first < c.channels; first += kRecordChannels) {
+    const int count = (int)std::min<int64_t>(kRecordChannels, c.channels - first);
+    const Pass pass = {first, count, first == 0, first + count == c.channels ? c.depth_mode : kNoDepth};
+    if (c.origins != nullptr) WR_TRY(fill_colors(c, pass, stream));
+    WR_TRY(use(pass));
   }
   return 0;
 }
 
 }  // namespace
 
-Plan make_plan(int64_t num_gaussians, int64_t num_views, int64_t width, int64_t height, double pairs_per_gaussian,
-               int64_t memory_budget, int64_t backward_channels) {
-  Plan plan{};
-  plan.backward_channels = backward_channels;
-  plan.splats_per_view = num_gaussians;
-  plan.tiles_x = (width + kTileSize - 1) / kTileSize;
-  plan.tiles_y = (height + kTileSize - 1) / kTileSize;
-  const int64_t tiles = plan.tiles_x * plan.tiles_y;
+Plan make_plan(const Sizes& one_view, int64_t num_views, double pairs_per_gaussian, int64_t memory_budget) {
+  const int64_t n = one_view.gaussians, tiles = one_view.tiles_x * one_view.tiles_y;
   // Exact where the worst case is small: then nothing can overflow.
-  const double worst = (double)num_gaussians * (double)tiles;
-  const double wanted = std::max((double)kSmallPairs, (double)num_gaussians * pairs_per_gaussian);
+  const double worst = (double)n * (double)tiles;
+  const double wanted = std::max((double)kSmallPairs, (double)n * pairs_per_gaussian);
+  Plan plan{};
   plan.pairs_per_view = (int64_t)std::min(std::min(worst, wanted), (double)kMaxItems);
   // Keys of 16 bits where one view's tiles allow them: the tile sort then moves less.
   const int64_t most_tiles = tiles <= 0xffff ? 0xffff : 0x7fffffff;
-  const int64_t most_items = kMaxItems / std::max({num_gaussians, plan.pairs_per_view, (int64_t)1});
+  const int64_t most_items = kMaxItems / std::max({n, plan.pairs_per_view, (int64_t)1});
   const int64_t most = std::min({(int64_t)kMaxViews, num_views, most_tiles / tiles, most_items});
   plan.views_per_chunk = std::max<int64_t>(most, 1);
-  while (plan.views_per_chunk > 1 && workspace_bytes(plan) > (size_t)memory_budget) --plan.views_per_chunk;
-  return plan;
+  Sizes sizes = one_view;
+  for (;; --plan.views_per_chunk) {
+    sizes.views = plan.views_per_chunk;
+    sizes.splats = sizes.most();
+    sizes.pairs = plan.pairs_per_view * sizes.views;
+    const auto bytes = part_bytes(sizes);
+    if (plan.views_per_chunk == 1 || std::accumulate(bytes.begin(), bytes.end(), size_t{0}) <= (size_t)memory_budget) return plan;
+  }
 }
 
-size_t workspace_bytes(const Plan& plan) {
-  Arena arena(nullptr);
+std::array<size_t, kParts> part_bytes(const Sizes& sizes) {
   Chunk chunk{};
   ChunkGradients gradients{};
-  take_workspace(plan, arena, chunk, gradients);
-  const int64_t counts = plan.views_per_chunk * blocks_of(plan.splats_per_view) + 1;
-  return arena.used() + primitive_bytes(plan.splats(), plan.pairs(), std::max(plan.splats() + 1, counts), plan.small_keys());
+  const auto arenas = lay_out(sizes, Parts{}, chunk, gradients);
+  std::array<size_t, kParts> bytes;
+  for (int p = 0; p < kParts; ++p) bytes[p] = arenas[p].used();
+  if (sizes.splats > 0) bytes[kLists] += primitive_bytes(sizes.splats, sizes.pairs, sizes.splats + 1, sizes.small_keys());
+  return bytes;
 }
 
-std::vector<std::pair<size_t, size_t>> workspace_gaps(const Plan& plan) {
-  Arena arena(nullptr);
+std::vector<std::pair<size_t, size_t>> part_gaps(const Sizes& sizes, Part part) {
   Chunk chunk{};
   ChunkGradients gradients{};
-  take_workspace(plan, arena, chunk, gradients);
-  return arena.gaps();
+  return lay_out(sizes, Parts{}, chunk, gradients)[part].gaps();
 }
 
-int rasterize(const Args& args, const Plan& plan, void* workspace, size_t bytes, void* stream) {
-  return over_chunks(args, plan, workspace, bytes, stream, [&](int64_t, int64_t, const Chunk& chunk, ChunkGradients&) {
-    return blend_passes(chunk, stream);
-  });
+int prepare(const Args& args, const Sizes& sizes, const Views& views, const Parts& parts, Counters** counters, void* stream) {
+  Chunk chunk{};
+  ChunkGradients gradients{};
+  lay_out(sizes, parts, chunk, gradients);
+  set_views(args, sizes, views, chunk);
+  *counters = chunk.counters;
+  WR_TRY(fill_bytes(chunk.counters, 0, sizeof(Counters), stream));
+  WR_TRY(fill_bytes(chunk.sums, 0, chunk.num_blocks * sizeof(*chunk.sums), stream));
+  // Not by the caller: the views of a chunk that turned out too large are prepared again, with fewer beside them.
+  if (chunk.num_invalid != nullptr) {
+    const size_t counters = args.colors_per_view ? (size_t)sizes.views : 1;
+    WR_TRY(fill_bytes(chunk.num_invalid, 0, counters * sizeof(*chunk.num_invalid), stream));
+  }
+  // Slots without a splat keep the largest key and sort to the end.
+  if (!sizes.is_exact) WR_TRY(fill_bytes(chunk.keys[0], 0xff, (size_t)sizes.most() * sizeof(uint32_t), stream));
+  return project(chunk, stream);
 }
 
-int rasterize_backward(const Args& args, const BackwardArgs& grads, const Plan& plan, void* workspace, size_t bytes,
-                       void* stream) {
-  return over_chunks(args, plan, workspace, bytes, stream,
-                     [&](int64_t scene, int64_t first, const Chunk& chunk, ChunkGradients& gradients) {
-                       set_gradients(args, grads, scene, first, gradients);
-                       WR_TRY(replay_passes(chunk, gradients, stream));
-                       WR_TRY(project_gradients(chunk, gradients, stream));
-                       return camera_gradients(chunk, gradients, stream);
-                     });
+int finish(const Args& args, const Sizes& sizes, const Views& views, bool has_images, const Parts& parts, size_t list_bytes,
+           int* sorted, void* stream) {
+  Chunk chunk{};
+  ChunkGradients gradients{};
+  chunk.temp_bytes = list_bytes - lay_out(sizes, parts, chunk, gradients)[kLists].used();
+  set_views(args, sizes, views, chunk);
+  *sorted = 0;
+  if (sizes.splats == 0) {  // nothing to sort, and no memory for it
+    WR_TRY(fill_bytes(chunk.ranges, 0, (size_t)sizes.tiles() * 2 * sizeof(uint32_t), stream));
+  } else {
+    WR_TRY(sort_splats(chunk, stream));
+    WR_TRY(build_tile_lists(chunk, sorted, stream));
+  }
+  if (!has_images) return 0;
+  return over_passes(chunk, stream, [&](const Pass& pass) { return blend(chunk, pass, stream); });
+}
+
+int backward(const Args& args, const BackwardArgs& grads, const Sizes& sizes, const Views& views, const Parts& parts,
+             void* stream) {
+  Chunk chunk{};
+  ChunkGradients gradients{};
+  lay_out(sizes, parts, chunk, gradients);
+  set_views(args, sizes, views, chunk);
+  set_gradients(args, grads, views, gradients);
+  chunk.sorted_pairs = chunk.pair_slots[0];
+  WR_TRY(over_passes(chunk, stream, [&](const Pass& pass) {
+    WR_TRY(replay(chunk, gradients, pass, stream));
+    return sum_partials(chunk, gradients, pass, stream);
+  }));
+  WR_TRY(project_gradients(chunk, gradients, stream));
+  return camera_gradients(chunk, gradients, stream);
 }
 
 #undef WR_TRY

@@ -1,10 +1,12 @@
 // Interfaces of the tiled rasterizer: what the caller says, the capacities of a call, and the stages, each in a .cu of its own.
 //
-// A call renders views in chunks. The stages of a chunk are queued on one stream and the host reads nothing back: how many
-// splats and pairs there are stays in device memory, buffers have a capacity known beforehand, and a chunk whose pairs do not
-// fit is filled with NaN and reports how many were missing. Hence a call can be captured in a CUDA graph.
+// A call renders views in chunks, each in two steps on one stream. prepare() projects, and counts splats and (tile, splat)
+// pairs; finish() sorts and blends. In between the caller may read the two counts and allocate what they take, or read nothing,
+// so that the call can be captured in a CUDA graph: then it gives capacities, and a chunk whose pairs do not fit is filled with
+// NaN and says how many were missing.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -39,7 +41,7 @@ struct Args {
   float* render_alphas;      // [B, C, H, W, 1]
   float* transmittance;      // [B, C, H, W] left behind the last splat, for the backward; or null, with `last`
   int32_t* last;             // [B, C, H, W] one past the last splat blended, counted in its tile's list
-  int64_t* num_invalid;      // [B, C if colors_per_view else 1], zeros on entry
+  int64_t* num_invalid;      // [B, C if colors_per_view else 1]
   int64_t* overflow;         // [B, C]: pairs that did not fit into the chunk of this view; above 0 the view is NaN
   int64_t num_scenes, num_views, num_gaussians;
   int64_t color_size;        // floats a Gaussian in `colors`
@@ -51,8 +53,8 @@ struct Args {
   float max_alpha;
 };
 
-// What the backward reads and writes beside Args. Gradients are zeros on entry, in the shapes of their inputs; null where the
-// input is.
+// What the backward reads and writes beside Args. Gradients are in the shapes of their inputs; null where the input is. Those of
+// viewmats, Ks, and of colours of more than 75 floats are zeros on entry.
 struct BackwardArgs {
   const float* transmittance;  // of the forward
   const int32_t* last;
@@ -63,16 +65,49 @@ struct BackwardArgs {
   float* means2d;              // [B, C, N, 2]; given, the chain stops there; or null
 };
 
-// Capacities of a call, decided on the host from sizes alone.
+// What a chunk needs memory for. Splats and pairs: as counted, or capacities; prepare() reads neither, and has room for `most`.
+struct Sizes {
+  int64_t gaussians;  // of a scene
+  int64_t views, splats, pairs;
+  int64_t tiles_x, tiles_y, channels;
+  bool for_backward;
+  bool is_exact;      // finish() is given what was counted, not capacities
+  int64_t blocks() const { return blocks_of(gaussians); }
+  int64_t tiles() const { return views * tiles_x * tiles_y; }
+  int64_t most() const { return gaussians * views; }  // splats
+  bool small_keys() const { return tiles() <= 0xffff; }  // (view, tile) in 16 bits
+};
+
+// The memory of a chunk, each part an allocation of its own: what prepare() and finish() write and the backward reads again (a
+// caller may keep it or have it built anew), and what is free when finish() has been queued.
+enum Part {
+  kKeptSplats,  // this one and the next are for prepare()
+  kSplats,
+  kPairs0,      // one of these two holds the sorted pairs, see finish()
+  kPairs1,
+  kKeptLists,
+  kLists,
+  kGradients,   // of the backward
+  kParts,
+};
+using Parts = std::array<void*, kParts>;
+
+// What prepare() counts in a chunk.
+struct Counters {
+  unsigned long long pairs;
+  uint32_t splats;
+  uint32_t next_block;  // of the projection; see there
+};
+
+// Decided on the host from sizes alone.
 struct Plan {
-  int64_t splats_per_view;   // the number of Gaussians: all of them may be visible
-  int64_t pairs_per_view;
-  int64_t views_per_chunk;
-  int64_t tiles_x, tiles_y;
-  int64_t backward_channels; // X when gradients are computed, else 0
-  int64_t splats() const { return splats_per_view * views_per_chunk; }
-  int64_t pairs() const { return pairs_per_view * views_per_chunk; }
-  bool small_keys() const { return views_per_chunk * tiles_x * tiles_y <= 0xffff; }  // (view, tile) in 16 bits
+  int64_t views_per_chunk, pairs_per_view;
+};
+
+// Where a record comes from, for colours that are blended in more than one pass.
+struct Origin {
+  uint32_t gaussian, view;
+  float depth;
 };
 
 // One chunk: inputs of its views, and its share of the workspace. Passed to kernels by value.
@@ -81,7 +116,7 @@ struct Chunk {
   const float *colors, *viewmats, *Ks, *backgrounds;          // of the first view
   float *render_colors, *render_alphas, *transmittance;       // of the first view
   int32_t* last;
-  unsigned long long* num_invalid;
+  unsigned long long* num_invalid;  // null where they have been counted
   int64_t* overflow;
   int64_t num_gaussians, color_size, channels, color_view_stride;
   ViewLimits limits;
@@ -92,12 +127,14 @@ struct Chunk {
 
   uint32_t num_blocks;       // of kThreads Gaussians
   uint32_t splat_capacity, pair_capacity;
-  uint32_t* valid;           // [N] bit v: finite in view v
-  uint32_t* keep;            // [N] bit v: may touch a pixel of view v
-  uint32_t* block_counts;    // [views, blocks] and one 0
-  uint32_t* block_starts;    // exclusive sums of block_counts: where a block's splats of a view begin; last: number of splats
-  SplatRecord* records;      // [splats] by view, then by index
-  uint32_t* gaussians;       // [splats] index in the scene
+  bool is_exact;             // the capacities are the counts
+  Counters* counters;
+  unsigned long long* sums;  // [blocks] running sums of splats, see look_back.h
+  uint32_t* keep;            // [N] bit v: a splat in view v; null in the forward alone
+  uint32_t* block_starts;    // [blocks] where a block's splats begin; null as `keep`
+  SplatRecord* records;      // [splats] by block of kThreads Gaussians, then by view, then by index
+  TileSpan* tiles;           // [splats] of a record
+  Origin* origins;           // [splats] of a record; null where one pass blends all channels
   uint32_t *keys[2], *slots[2];        // [splats + 1] depth sort; [splats] index of the record
   uint32_t *sorted_slots, *pair_counts, *pair_starts;  // among the above, after the depth sort
   void* tile_keys[2];        // [pairs] of uint16_t or uint32_t
@@ -122,7 +159,9 @@ struct ChunkGradients {
   const int32_t* last;
   const float *render_colors, *grad_colors, *grad_alphas;
   float *means, *quats, *scales, *covars, *opacities, *colors, *viewmats, *Ks, *means2d;
+  bool adds;        // to what the chunks before have found for the Gaussians of the scene; the first stores
   float* partials;  // [pairs, kSums] by pair, in the order of emission: a splat's tiles lie side by side
+  uint32_t* ends;   // [views * tiles] one past the last pair, by emission, that a pixel of the tile was given; 0 without one
   float* sums;      // [splats, kMoments + X] by record
   float* cameras;   // [views, blocks, kCameraValues]
 };
@@ -137,22 +176,31 @@ struct Pass {
 
 // The driver (rasterize.cpp).
 // Room for `pairs_per_gaussian` N pairs a view, or for the worst case where that is less; as many views a chunk as keep the
-// workspace within `memory_budget` bytes, one at least.
-Plan make_plan(int64_t num_gaussians, int64_t num_views, int64_t width, int64_t height, double pairs_per_gaussian,
-               int64_t memory_budget, int64_t backward_channels);
-size_t workspace_bytes(const Plan& plan);
-// Bytes [first, second) of the workspace that nothing may write.
-std::vector<std::pair<size_t, size_t>> workspace_gaps(const Plan& plan);
-// Renders. `bytes` as workspace_bytes says. Returns 0, or the first cudaError_t.
-int rasterize(const Args& args, const Plan& plan, void* workspace, size_t bytes, void* stream);
-// Gradients: lists are built again, then replayed back to front. Sums have a fixed order: bit for bit the same every time.
-int rasterize_backward(const Args& args, const BackwardArgs& grads, const Plan& plan, void* workspace, size_t bytes,
-                       void* stream);
+// memory of such a chunk within `memory_budget` bytes, one at least. `sizes` is of one view; splats and pairs are not read.
+// The answer is the same for the forward and for the backward of one call.
+Plan make_plan(const Sizes& sizes, int64_t num_views, double pairs_per_gaussian, int64_t memory_budget);
+// Bytes of each part; before anything is counted those of kKeptSplats and kSplats are of use.
+std::array<size_t, kParts> part_bytes(const Sizes& sizes);
+// Bytes [first, second) of a part that nothing may write.
+std::vector<std::pair<size_t, size_t>> part_gaps(const Sizes& sizes, Part part);
+// Which views: [first, first + sizes.views) of a scene.
+struct Views {
+  int64_t scene, first;
+};
+// Queues the projection into kKeptSplats and kSplats. Returns 0, or the first cudaError_t, as do all below. `counters` is where
+// the counts will be in device memory.
+int prepare(const Args& args, const Sizes& sizes, const Views& views, const Parts& parts, Counters** counters, void* stream);
+// Queues the rest: lists into kPairs0 or 1, as `sorted` says, and kKeptLists; then, if `has_images`, the images. `list_bytes` are
+// those of kLists.
+int finish(const Args& args, const Sizes& sizes, const Views& views, bool has_images, const Parts& parts, size_t list_bytes,
+           int* sorted, void* stream);
+// Queues gradients: the lists of finish(), with the sorted pairs in kPairs0, replayed back to front. Sums have a fixed order:
+// bit for bit the same every time.
+int backward(const Args& args, const BackwardArgs& grads, const Sizes& sizes, const Views& views, const Parts& parts,
+             void* stream);
 
 // The stages. Each queues its work on `stream` and returns 0 or a cudaError_t.
-int validate(const Chunk& chunk, void* stream);      // valid, num_invalid
-int cull(const Chunk& chunk, void* stream);          // keep, block_counts
-int write_splats(const Chunk& chunk, void* stream);  // records, gaussians, keys[0], slots[0]
+int project(const Chunk& chunk, void* stream);       // counters to slots[0]
 int count_pairs(const Chunk& chunk, void* stream);   // pair_counts
 int emit_pairs(const Chunk& chunk, void* stream);    // tile_keys[0], pair_slots[0]
 int find_ranges(const Chunk& chunk, void* stream);   // ranges, overflow
@@ -166,6 +214,8 @@ int camera_gradients(const Chunk& chunk, const ChunkGradients& grads, void* stre
 
 // Primitives, from CUB on the device. Both sorts are stable; the result's buffer (0 or 1) is written to `result`.
 size_t primitive_bytes(int64_t splats, int64_t pairs, int64_t sums, bool small_keys);
+size_t shared_bytes();  // that a block may have on the current device
+int read_counters(const Counters* counters, Counters* target, void* stream);  // waits for the stream
 int fill_bytes(void* target, int byte, size_t count, void* stream);
 int exclusive_sum(void* temp, size_t temp_bytes, const uint32_t* in, uint32_t* out, int64_t count, void* stream);
 int sort_u32(void* temp, size_t temp_bytes, uint32_t* const keys[2], uint32_t* const values[2], int64_t count, int bits,

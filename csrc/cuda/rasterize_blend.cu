@@ -38,11 +38,12 @@ struct Stager {
 
 struct Pixel {
   float x, y;  // centre
-  float transmittance;
+  float transmittance;  // negated when the pixel is finished, or none of the image
   float color[kRecordChannels];
   float depth;  // of the one splat that gives it, in the modes where one does
   int32_t last;  // one past the last splat blended, where it is kept
-  bool is_done;
+
+  __device__ __forceinline__ bool is_done() const { return transmittance < 0.0f; }
 };
 
 // Whether the splat that took the transmittance from `before` to `after` gives the pixel's depth.
@@ -50,7 +51,8 @@ __device__ __forceinline__ bool gives_depth(int depth_mode, float before, float 
   return depth_mode == kMedianDepth ? before > 0.5f && after <= 0.5f : before == 1.0f && after < 1.0f;
 }
 
-// Blends the `count` staged records, the first of them `position` in the list, over the warp's 32 pixels, in order. Returns true when all pixels of the warp are done.
+// Blends the `count` staged records, the first of them `position` in the list, over the warp's 32 pixels, in order. Returns true
+// when all pixels of the warp are done.
 template <int CH, int KIND>
 __device__ __forceinline__ bool blend_batch(const SplatRecord* stage, uint32_t count, uint32_t position, int32_t warp_x,
                                             int32_t warp_y, const Chunk& c, const Pass& pass, Pixel& pixel) {
@@ -64,12 +66,12 @@ __device__ __forceinline__ bool blend_batch(const SplatRecord* stage, uint32_t c
       const int i = __ffs(todo) - 1;
       const SplatRecord& g = stage[i];
       const float before = pixel.transmittance;
-      if (!pixel.is_done) pixel.is_done = blend_splat<CH>(g, pixel.x, pixel.y, c.max_alpha, &pixel.transmittance, pixel.color);
-      if (KIND == kOneDepth && gives_depth(pass.depth_mode, before, pixel.transmittance)) pixel.depth = g.color[pass.count - 1];
-      // Every blended splat dims by 1/255 at least.
-      if (KIND == kForBackward && pixel.transmittance < before) pixel.last = (int32_t)(position + base) + i + 1;
+      if (blend_splat<CH>(g, pixel.x, pixel.y, c.max_alpha, &pixel.transmittance, pixel.color)) {
+        if (KIND == kOneDepth && gives_depth(pass.depth_mode, before, pixel.transmittance)) pixel.depth = g.color[pass.count - 1];
+        if (KIND == kForBackward) pixel.last = (int32_t)(position + base) + i + 1;
+      }
     }
-    if (__all_sync(kAllLanes, pixel.is_done)) return true;
+    if (__all_sync(kAllLanes, pixel.is_done())) return true;
   }
   return false;
 }
@@ -101,11 +103,11 @@ __global__ void __launch_bounds__(kThreads, KIND == kForBackward ? 6 : 8) blend_
   const int32_t warp = (int32_t)threadIdx.x / 32, lane = (int32_t)threadIdx.x % 32;
   const int32_t warp_x = (int32_t)tile_x * kTileSize + warp % 2 * kWarpWidth;
   const int32_t warp_y = (int32_t)tile_y * kTileSize + warp / 2 * kWarpHeight;
-  Pixel pixel = {(float)(warp_x + lane % kWarpWidth) + 0.5f, (float)(warp_y + lane / kWarpWidth) + 0.5f, 1.0f, {}, 0.0f, 0, false};
+  Pixel pixel = {(float)(warp_x + lane % kWarpWidth) + 0.5f, (float)(warp_y + lane / kWarpWidth) + 0.5f, 1.0f, {}, 0.0f, 0};
   const bool is_inside = pixel.x < (float)c.limits.width && pixel.y < (float)c.limits.height;
-  pixel.is_done = !is_inside;
+  if (!is_inside) pixel.transmittance = -1.0f;
 
-  const bool has_overflown = c.pair_starts[c.splat_capacity] > c.pair_capacity;
+  const bool has_overflown = c.counters->pairs > c.pair_capacity;
   const uint32_t* range = c.ranges + 2 * ((size_t)v * c.tiles_x * c.tiles_y + tile);
   uint32_t left = has_overflown ? 0u : range[1] - range[0];
   Stager stager = {c.records, c.sorted_pairs, range[0], range[0] + left, 0};
@@ -114,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, KIND == kForBackward ? 6 : 8) blend_
   bool warp_is_done = false;
   for (int stage = 0; left > 0; stage ^= 1) {
     // Past this barrier the other stage is free: all have blended the batch in it.
-    if (__syncthreads_and(pixel.is_done)) break;
+    if (__syncthreads_and(pixel.is_done())) break;
     stager.start(stages[stage ^ 1]);
     copy_async_wait<1>();
     __syncthreads();  // the batch that every thread waited for is there for all
@@ -124,21 +126,20 @@ __global__ void __launch_bounds__(kThreads, KIND == kForBackward ? 6 : 8) blend_
     left -= count;
   }
   copy_async_wait<0>();
+  pixel.transmittance = size_of(pixel.transmittance);
   if (is_inside) store<CH, KIND>(c, pass, v, pixel, has_overflown);
 }
 
-// Puts channels [first, first + count) into the records' colours; the depth of a record is in its last place until then.
+// Puts channels [first, first + count) into the records' colours.
 __global__ void __launch_bounds__(kThreads) fill_colors_kernel(const Chunk c, const Pass pass) {
   const int64_t slot = (int64_t)blockIdx.x * kThreads + threadIdx.x;
-  if (slot >= c.block_starts[(size_t)c.num_views * c.num_blocks]) return;
-  int v = 0;
-  while (v + 1 < c.num_views && slot >= c.block_starts[(size_t)(v + 1) * c.num_blocks]) ++v;
-  const float* row = c.colors + v * c.color_view_stride + c.gaussians[slot] * c.color_size;
+  if (slot >= c.counters->splats) return;
+  const Origin origin = c.origins[slot];
+  const float* row = c.colors + origin.view * c.color_view_stride + origin.gaussian * c.color_size;
   float* color = c.records[slot].color;
-  const float depth = color[3];
   for (int k = 0; k < pass.count; ++k) {
     const int64_t channel = pass.first + k;
-    color[k] = c.depth_mode && channel == c.channels - 1 ? depth : row[channel];
+    color[k] = c.depth_mode && channel == c.channels - 1 ? origin.depth : row[channel];
   }
 }
 

@@ -6,31 +6,21 @@ namespace worldr1 {
 namespace tiled {
 namespace {
 
-__device__ __forceinline__ uint32_t num_splats(const Chunk& c) {
-  return c.block_starts[(size_t)c.num_views * c.num_blocks];
-}
-
-__device__ __forceinline__ uint32_t num_pairs(const Chunk& c) { return c.pair_starts[c.splat_capacity]; }
-
-__device__ __forceinline__ TileRect rect_of(const Chunk& c, uint32_t slot) {
-  return tile_rect(c.records[slot].bounds_x, c.records[slot].bounds_y, c.limits.width, c.limits.height);
-}
-
 // pair_counts[j] for the j-th splat in depth order; 0 in unused places and in the last, whose sum is the number of pairs.
 __global__ void __launch_bounds__(kThreads) count_pairs_kernel(const Chunk c) {
   const int64_t j = (int64_t)blockIdx.x * kThreads + threadIdx.x;
   if (j > c.splat_capacity) return;
   uint32_t count = 0;
-  if (j < num_splats(c)) {
-    const TileRect rect = rect_of(c, c.sorted_slots[j]);
-    count = rect.width * rect.height;
+  if (j < c.counters->splats) {
+    const TileSpan tiles = c.tiles[c.sorted_slots[j]];
+    count = columns_of(tiles) * rows_of(tiles);
   }
   c.pair_counts[j] = count;
 }
 
 // What a warp knows of its 32 splats while it writes their pairs.
 struct EmitSplat {
-  uint32_t start, slot, first_key, x, y, width;
+  uint32_t start, slot, first_key, width;
 };
 
 // A warp writes the pairs of 32 splats side by side, 32 at a time, whoever they belong to: a splat over the whole screen costs
@@ -39,22 +29,18 @@ template <class Key>
 __global__ void __launch_bounds__(kThreads) emit_pairs_kernel(const Chunk c) {
   __shared__ EmitSplat shared[kWarps][32];
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const uint32_t total = num_splats(c);
+  const uint32_t total = c.counters->splats;
   const int64_t first = (int64_t)blockIdx.x * kThreads + warp * 32;
   if (first >= total) return;  // the same for the whole warp
   const int64_t j = first + lane;
   // Also for j == total: where the pairs of the last splat end.
-  EmitSplat splat = {c.pair_starts[j < total ? j : total], 0, 0, 0, 0, 1};
+  EmitSplat splat = {c.pair_starts[j < total ? j : total], 0, 0, 1};
   if (j < total) {
     splat.slot = c.sorted_slots[j];
-    int v = 0;
-    while (v + 1 < c.num_views && splat.slot >= c.block_starts[(size_t)(v + 1) * c.num_blocks]) ++v;
-    const TileRect rect = rect_of(c, splat.slot);
+    const TileSpan tiles = c.tiles[splat.slot];
     if (c.first_pair != nullptr) c.first_pair[splat.slot] = splat.start;
-    splat.first_key = (uint32_t)v * c.tiles_x * c.tiles_y;
-    splat.x = rect.x;
-    splat.y = rect.y;
-    splat.width = rect.width;
+    splat.first_key = tiles.first;
+    splat.width = columns_of(tiles);
   }
   shared[warp][lane] = splat;
   __syncwarp();
@@ -72,7 +58,7 @@ __global__ void __launch_bounds__(kThreads) emit_pairs_kernel(const Chunk c) {
     }
     const EmitSplat& s = splats[owner];
     const uint32_t k = p - s.start, row = k / s.width, column = k - row * s.width;
-    keys[p] = (Key)(s.first_key + (s.y + row) * c.tiles_x + s.x + column);
+    keys[p] = (Key)(s.first_key + row * c.tiles_x + column);
     c.pair_slots[0][p] = s.slot;
   }
 }
@@ -80,9 +66,9 @@ __global__ void __launch_bounds__(kThreads) emit_pairs_kernel(const Chunk c) {
 template <class Key>
 __global__ void __launch_bounds__(kThreads) find_ranges_kernel(const Chunk c) {
   const int64_t j = (int64_t)blockIdx.x * kThreads + threadIdx.x;
-  const uint32_t needed = num_pairs(c), capacity = c.pair_capacity;
-  if (j < c.num_views) c.overflow[j] = needed > capacity ? needed - capacity : 0;
-  const uint32_t count = needed < capacity ? needed : capacity;
+  const unsigned long long needed = c.counters->pairs;
+  const uint32_t capacity = c.pair_capacity, count = needed < capacity ? (uint32_t)needed : capacity;
+  if (j < c.num_views) c.overflow[j] = (int64_t)(needed - count);
   if (j >= count) return;
   const Key* tiles = static_cast<const Key*>(c.sorted_tiles);
   const uint32_t tile = tiles[j];

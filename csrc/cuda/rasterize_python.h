@@ -2,9 +2,11 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <tuple>
+#include <vector>
 
 #include "../common/rasterize_bindings.h"
 #include "rasterize.h"
@@ -21,48 +23,70 @@ tiled::Args read_args(const Reader& read) {
   return args;
 }
 
-tiled::Plan read_plan(const Reader& read, int64_t backward_channels) {
-  tiled::Plan plan{};
-  read("num_gaussians", plan.splats_per_view);
-  read("pairs_per_view", plan.pairs_per_view);
-  read("views_per_chunk", plan.views_per_chunk);
-  plan.tiles_x = (read.get<int64_t>("width") + kTileSize - 1) / kTileSize;
-  plan.tiles_y = (read.get<int64_t>("height") + kTileSize - 1) / kTileSize;
-  plan.backward_channels = backward_channels;
-  return plan;
+tiled::Sizes read_sizes(const Reader& read) {
+  tiled::Sizes sizes{};
+  read("num_gaussians", sizes.gaussians);
+  read("views", sizes.views);
+  read("splats", sizes.splats);
+  read("pairs", sizes.pairs);
+  sizes.tiles_x = (read.get<int64_t>("width") + kTileSize - 1) / kTileSize;
+  sizes.tiles_y = (read.get<int64_t>("height") + kTileSize - 1) / kTileSize;
+  read("channels", sizes.channels);
+  read("for_backward", sizes.for_backward);
+  read("is_exact", sizes.is_exact);
+  return sizes;
 }
 
-// (bytes of workspace, views a chunk, capacity of pairs a view).
-std::tuple<int64_t, int64_t, int64_t> rasterize_plan(int64_t num_gaussians, int64_t num_views, int64_t width, int64_t height,
-                                                     double pairs_per_gaussian, int64_t memory_budget,
-                                                     int64_t backward_channels) {
-  const tiled::Plan plan = tiled::make_plan(num_gaussians, num_views, width, height, pairs_per_gaussian, memory_budget,
-                                            backward_channels);
-  return {(int64_t)tiled::workspace_bytes(plan), plan.views_per_chunk, plan.pairs_per_view};
+tiled::Views read_views(const Reader& read) { return {read.get<int64_t>("scene"), read.get<int64_t>("first_view")}; }
+
+tiled::Parts read_parts(const Reader& read) {
+  tiled::Parts parts{};
+  const auto addresses = read.get<std::vector<uintptr_t>>("parts");
+  if (addresses.size() > parts.size()) throw std::runtime_error("rasterize: parts must be at most 7");
+  for (size_t p = 0; p < addresses.size(); ++p) parts[p] = pointer<void>(addresses[p]);
+  return parts;
 }
 
-// Defines the functions. `Runner` has forward(args, plan, workspace, bytes, stream) and backward(args, grads, plan, ...), which
-// raise where they fail.
+// Defines the functions. `Runner` has prepare, finish and backward, which take what those of rasterize.h do and raise where they
+// fail; its prepare returns the counts if it is to wait for them.
 template <class Runner>
 void bind_tiled(pybind11::module_& m) {
   namespace py = pybind11;
-  m.def("rasterize_tiled_plan", &rasterize_plan, py::kw_only(), py::arg("num_gaussians"), py::arg("num_views"),
-        py::arg("width"), py::arg("height"), py::arg("pairs_per_gaussian"), py::arg("memory_budget"),
-        py::arg("backward_channels"));
-  m.def("rasterize_tiled", [](const py::kwargs& values) {
+  // (views a chunk, capacity of pairs a view).
+  m.def("rasterize_tiled_plan", [](const py::kwargs& values) {
+    const Reader read{values};
+    const tiled::Plan plan = tiled::make_plan(read_sizes(read), read.get<int64_t>("num_views"),
+                                              read.get<double>("pairs_per_gaussian"), read.get<int64_t>("memory_budget"));
+    return std::make_tuple(plan.views_per_chunk, plan.pairs_per_view);
+  });
+  // Of each part, in the order of tiled::Part.
+  m.def("rasterize_tiled_bytes", [](const py::kwargs& values) {
+    const auto bytes = tiled::part_bytes(read_sizes(Reader{values}));
+    return std::vector<size_t>(bytes.begin(), bytes.end());
+  });
+  // (splats, pairs) after having waited for them with `wait`, else zeros.
+  m.def("rasterize_tiled_prepare", [](const py::kwargs& values) {
+    const Reader read{values};
+    const tiled::Args args = read_args(read);
+    const tiled::Counters counters =
+        Runner::prepare(args, read_sizes(read), read_views(read), read_parts(read), read.get<bool>("wait"),
+                        read.pointer<void>("stream"));
+    return std::make_tuple((int64_t)counters.splats, (int64_t)counters.pairs);
+  });
+  // Which of the two parts kPairs0 and kPairs1 holds the sorted pairs.
+  m.def("rasterize_tiled_finish", [](const py::kwargs& values) {
     const Reader read{values};
     tiled::Args args = read_args(read);
-    read_outputs(read, args);
-    Runner::forward(args, read_plan(read, 0), read.pointer<void>("workspace"),
-                    read.get<size_t>("workspace_bytes"), read.pointer<void>("stream"));
+    const bool has_images = read.get<bool>("has_images");
+    if (has_images) read_outputs(read, args);
+    return Runner::finish(args, read_sizes(read), read_views(read), has_images, read_parts(read), read.get<size_t>("list_bytes"),
+                          read.pointer<void>("stream"));
   });
   m.def("rasterize_tiled_backward", [](const py::kwargs& values) {
     const Reader read{values};
-    const tiled::Args args = read_args(read);
     tiled::BackwardArgs grads{};
     read_gradients(read, grads);
-    Runner::backward(args, grads, read_plan(read, args.channels), read.pointer<void>("workspace"),
-                     read.get<size_t>("workspace_bytes"), read.pointer<void>("stream"));
+    Runner::backward(read_args(read), grads, read_sizes(read), read_views(read), read_parts(read), read.pointer<void>("stream"));
   });
 }
 

@@ -46,6 +46,20 @@ size_t primitive_bytes(int64_t splats, int64_t pairs, int64_t sums, bool small_k
                    small_keys ? sort_bytes<uint16_t>(pairs) : size_t{0}});
 }
 
+size_t shared_bytes() {
+  int device = 0, bytes = 48 << 10;
+  // A failure leaves what every device has, and the launch then reports it.
+  if (cudaGetDevice(&device) == cudaSuccess) {
+    (void)cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  return (size_t)bytes;
+}
+
+int read_counters(const Counters* counters, Counters* target, void* stream) {
+  const cudaError_t status = cudaMemcpyAsync(target, counters, sizeof(Counters), cudaMemcpyDeviceToHost, as_stream(stream));
+  return (int)(status != cudaSuccess ? status : cudaStreamSynchronize(as_stream(stream)));
+}
+
 int fill_bytes(void* target, int byte, size_t count, void* stream) {
   return count == 0 ? 0 : (int)cudaMemsetAsync(target, byte, count, as_stream(stream));
 }

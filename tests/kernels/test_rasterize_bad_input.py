@@ -216,7 +216,7 @@ def _call(seed: int) -> str:
     return "rendered"
 
 
-@pytest.mark.parametrize("name", ["rasterize_forward", "rasterize_backward", "rasterize_tiled"])
+@pytest.mark.parametrize("name", ["rasterize_forward", "rasterize_backward", "rasterize_tiled_prepare"])
 def test_a_launcher_that_leaves_an_argument_out_is_told_which(name: str) -> None:
     with pytest.raises(RuntimeError, match="rasterize: missing argument means"):
         getattr(_native.cpu(), name)(num_scenes=1)

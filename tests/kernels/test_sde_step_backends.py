@@ -1,8 +1,11 @@
-"""The same numbers from every backend of sde_step: native here, triton on a GPU or, where TRITON_INTERPRET=1 was set
-before the process began (test_sde_step_triton.py does), in Triton's interpreter; and the reference alike."""
+"""The same numbers from every backend of sde_step: native here, and its CUDA kernels by their interpreter; triton on a
+GPU or, where TRITON_INTERPRET=1 was set before the process began (test_sde_step_triton.py does), in Triton's
+interpreter; and the reference alike."""
 
+import functools
 import math
 import os
+import types
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.kernels.sde_oracle import NOISE_LEVELS, euler_grid, published_step
-from worldr1_kernels.sde_step import SdeStepOutput, sde_step
+from worldr1_kernels.sde_step import SdeStepOutput, native_impl, ops, sde_step
 from worldr1_kernels.sde_step.coefficients import SDE_TYPES
 from worldr1_kernels.sde_step.ops import sde_log_prob_backward_op, sde_log_prob_op, sde_sample_op
 from worldr1_kernels.sde_step.reference import step_noise
@@ -22,20 +25,27 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 class Target(NamedTuple):
     backend: str
     device: str
+    emulated: bool = False
 
 
 @pytest.fixture(
     params=[
         Target("reference", "cpu"),
         Target("native", "cpu"),
+        Target("native", "cpu", emulated=True),
+        pytest.param(Target("native", "cuda"), marks=pytest.mark.gpu),
         pytest.param(
             Target("triton", "cpu"), marks=pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
         ),
         pytest.param(Target("triton", "cuda"), marks=pytest.mark.gpu),
     ],
-    ids=lambda target: f"{target.backend}-{target.device}",
+    ids=lambda target: f"{target.backend}-{'emulated' if target.emulated else target.device}",
 )
-def target(request: pytest.FixtureRequest) -> Target:
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Target:
+    if request.param.emulated:
+        names = ("sample_step", "log_prob", "log_prob_backward")
+        emulated = {name: functools.partial(getattr(native_impl, name), emulated=2) for name in names}
+        monkeypatch.setattr(ops, "native_impl", types.SimpleNamespace(**emulated))
     return request.param
 
 
@@ -109,7 +119,7 @@ def test_error_against_float64(target: Target, dtype: torch.dtype, shape: tuple[
         return [t.cpu() for t in (*drawn, *scored, *back)]
 
     with poison_empty():
-        got = run(*target, None)
+        got = run(target.backend, target.device, None)
     plain, exact = run("reference", "cpu", None), run("reference", "cpu", torch.float64)
     names = ["prev_sample", "mean", "log_prob", "kl"]  # then of the scoring form, then the gradients
     names += ["scored mean", "scored log_prob", "scored kl", "grad", "grad_uncond"]
@@ -172,6 +182,13 @@ def test_ratio_is_one_at_any_batch_split(target: Target, sde_type: str, split: i
         train = step(target, *inputs, prev_sample=whole.prev_sample[rows], velocity_uncond=uncond[rows], **settings)
         assert torch.equal(train.prev_sample_mean, whole.prev_sample_mean[rows])
         assert torch.equal(torch.exp(train.log_prob - whole.log_prob[rows]), torch.ones(len(rows)))
+
+
+def test_ids_are_the_numbers_of_the_samples_by_default(target: Target) -> None:
+    velocity, sample = normal((3, 40), 0), normal((3, 40), 1)
+    at: dict[str, Any] = dict(sigma=0.8, sigma_next=0.7, seed=4)
+    named = step(target, velocity, sample, sample_ids=torch.arange(3), **at)
+    assert torch.equal(step(target, velocity, sample, **at).prev_sample, named.prev_sample)
 
 
 def test_strides_and_an_empty_batch(target: Target) -> None:

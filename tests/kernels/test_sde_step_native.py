@@ -1,4 +1,5 @@
-"""What only the C++ backend promises: the same bits on any instruction set and thread count; when "auto" takes it."""
+"""What only the C++ backend promises on a CPU: the same bits on any instruction set and thread count; when "auto" takes
+it."""
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from worldr1_kernels.sde_step import native_impl, reference, sde_step
 from worldr1_kernels.sde_step.arguments import Draw, Score
 from worldr1_kernels.sde_step.ops import FLOAT64_PROBES, PROBES
 from worldr1_kernels.testing import normal
+from worldr1_kernels.verify import gate
 
 LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "baseline")
 SCALARS = (2.5, 0.93, -0.11, 0.21)
@@ -81,17 +83,27 @@ def test_mixed_dtypes() -> None:
             torch.testing.assert_close(k, t, rtol=3e-7 if k.dim() == 1 else 0, atol=0)
 
 
-def test_auto_takes_native_on_a_cpu_and_the_reference_for_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_native_on_a_cpu_and_the_reference_for_float64(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("WORLDR1_BACKEND", raising=False)
+    monkeypatch.setattr(_dispatch, "_SAID", set())
     assert resolve_backend("sde_step", "auto", torch.device("cpu"), PROBES) == "native"
-    assert resolve_backend("sde_step", "auto", torch.device("cuda"), PROBES) == "reference"
-    with monkeypatch.context() as proven:
-        proven.setattr(_dispatch, "CUDA_HAS_RUN", True)
-        assert resolve_backend("sde_step", "auto", torch.device("cuda"), PROBES) == "triton"
+    for why, taken in (("", "native"), ("not verified", "reference")):
+        monkeypatch.setattr(gate, "unverified", lambda *a, why=why: why)
+        with monkeypatch.context() as here:
+            here.setitem(PROBES, "native", lambda device: None)
+            assert resolve_backend("sde_step", "auto", torch.device("cuda"), PROBES) == taken
+            here.setattr(_dispatch, "_ANSWERS", {})
+            here.setitem(PROBES, "native", lambda device: "not built")
+            taken = "reference" if why else "triton"
+            assert resolve_backend("sde_step", "auto", torch.device("cuda"), PROBES) == taken
     assert resolve_backend("sde_step", "auto", torch.device("cpu"), FLOAT64_PROBES) == "reference"
     v, x = normal((2, 9), 0), normal((2, 9), 1)
     auto, named = (sde_step(v, x, 0.8, 0.7, seed=1, backend=b) for b in ("auto", "native"))
     assert torch.equal(auto.prev_sample, named.prev_sample)
-    monkeypatch.setenv("WORLDR1_BACKEND", "native")
     with pytest.raises(RuntimeError, match="backend 'native' is not available: it computes in float32"):
-        sde_step(v.double(), x, 0.8, 0.7, seed=1)
+        sde_step(v.double(), x, 0.8, 0.7, seed=1, backend="native")
+    monkeypatch.setenv("WORLDR1_BACKEND", "native")  # for a whole run: the next, and a line
+    assert sde_step(v.double(), x, 0.8, 0.7, seed=1).prev_sample.dtype == torch.float64
+    assert "sde_step takes reference on cpu (native: it computes in float32" in capsys.readouterr().err

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import roma
 import torch
 from scipy.spatial.transform import Rotation
 
@@ -20,6 +19,8 @@ from worldr1_kernels.se3 import (
 )
 from worldr1_kernels.se3 import ops as se3_ops
 from worldr1_kernels.testing import check_compiles, check_op, generator, noncontiguous, normal
+
+roma = pytest.importorskip("roma")
 
 F64 = torch.float64
 DEPTH = 4.0

@@ -1,11 +1,9 @@
 """The CUDA trajectory kernels against the torch reference in float64. They need a device."""
 
 import pytest
-import roma
 import torch
 
-from worldr1_kernels import _dispatch
-from worldr1_kernels.se3 import geodesic_distance, native_impl, reference, trajectory_error, trajectory_reward
+from worldr1_kernels.se3 import check, geodesic_distance, native_impl, reference, trajectory_error, trajectory_reward
 from worldr1_kernels.testing import check_compiles, noncontiguous, normal
 
 F64 = torch.float64
@@ -14,7 +12,8 @@ pytestmark = pytest.mark.gpu
 
 def trajectories(num: int, frames: int, seed: int, dtype: torch.dtype = F64) -> torch.Tensor:
     out = torch.eye(4, dtype=F64).repeat(num, frames, 1, 1)
-    out[..., :3, :3] = roma.rotvec_to_rotmat(0.5 * normal((num, frames, 3), seed, dtype=F64))
+    skew = 0.5 * normal((num, frames, 3, 3), seed, dtype=F64).tril(-1)
+    out[..., :3, :3] = torch.linalg.matrix_exp(skew - skew.mT)
     out[..., :3, 3] = normal((num, frames, 3), seed + 1, dtype=F64)
     return out.to(device="cuda", dtype=dtype)
 
@@ -72,16 +71,24 @@ def test_geodesic_and_gradients() -> None:
 
 
 def test_auto_takes_the_device_kernel_and_checks_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dispatch, "CUDA_HAS_RUN", True)
+    monkeypatch.setenv("WORLDR1_BACKEND", "fastest")
     pred, target = trajectories(4, 9, 31), trajectories(4, 9, 35)
     auto = trajectory_error(pred, noncontiguous(target))
     native = trajectory_error(pred, target, backend="native")
     assert all(torch.equal(a, b) for a, b in zip(auto, native, strict=True))
+    depth = torch.ones(4, dtype=F64, device="cuda")
     for change, message in ((float("nan"), "must be finite"), (1.5, "must hold rotations")):
         bad = pred.clone()
         bad[2, 7, 1, 1] = change
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            reward = trajectory_reward(bad, target, median_depth=depth)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert reward.isnan().tolist() == [False, False, True, False]
         with pytest.raises(ValueError, match=message):
-            trajectory_reward(bad, target, median_depth=1.0)
+            check()
+        check()
     assert trajectory_reward(pred[:0], target[:0], median_depth=1.0).shape == (0,)
 
 
@@ -97,6 +104,24 @@ def test_two_runs_give_the_same_bits_and_a_side_stream_is_used() -> None:
         second = (native_impl.trajectory_reward(*args), *native_impl.trajectory_reward_backward(ones, *args))
     stream.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.pool
+def test_a_graph_is_captured_and_its_faults_are_found() -> None:
+    pred, target = trajectories(3, 9, 31), trajectories(3, 9, 35)
+    depth = torch.ones(3, dtype=F64, device="cuda")
+    expected = trajectory_reward(pred, target, median_depth=depth, backend="native")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        reward = trajectory_reward(pred, target, median_depth=depth, backend="native")
+    graph.replay()
+    assert torch.equal(reward, expected)
+    check()
+    target[1, 5, 0, 0] = float("nan")
+    graph.replay()
+    with pytest.raises(ValueError, match="viewmats_target must be finite.*item 1"):
+        check()
+    assert reward.isnan().tolist() == [False, True, False]
 
 
 def test_compiles() -> None:

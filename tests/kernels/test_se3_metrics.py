@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
-import roma
 import torch
 from scipy.spatial.transform import Rotation
 
 from worldr1_kernels.se3 import trajectory_error
 from worldr1_kernels.testing import normal
+
+roma = pytest.importorskip("roma")
 
 F64 = torch.float64
 FRAMES = 81

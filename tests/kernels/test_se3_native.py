@@ -4,13 +4,14 @@ import itertools
 import math
 
 import pytest
-import roma
 import torch
 from scipy.spatial.transform import Rotation
 
 from worldr1_kernels import _native
 from worldr1_kernels.se3 import geodesic_distance, native_impl, ops, reference, trajectory_error, trajectory_reward
 from worldr1_kernels.testing import check_op, generator, noncontiguous, normal, poison_empty
+
+roma = pytest.importorskip("roma")
 
 F64 = torch.float64
 CPU = torch.device("cpu")

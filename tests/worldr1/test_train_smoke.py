@@ -494,3 +494,13 @@ def test_two_ranks_then_one_goes_on_as_if_never_stopped(small, tmp_path):
 
     for ours, theirs in zip(moved[1:], straight[1:], strict=True):
         check(ours, theirs)
+
+
+def test_the_ranks_agree_on_their_kernels_before_a_model_is_loaded(small, monkeypatch):
+    def agree(world):
+        raise RuntimeError(f"asked on {world.device}")
+
+    monkeypatch.setattr(train.distributed, "agree_on_kernels", agree)
+    monkeypatch.setattr(train, "build_rewards", None)
+    with pytest.raises(RuntimeError, match="asked on cpu"):
+        train.train(small)

@@ -64,6 +64,20 @@ def init(device: Literal["auto", "cpu", "cuda"]) -> World:
     return World(rank=rank, size=size, local_rank=local_rank, device=where)
 
 
+def agree_on_kernels(world: World) -> dict[str, str]:
+    """Before anything runs: the kernels that all ranks take, verified on their GPUs (docs/kernels.md).
+
+    Returns:
+      Family of worldr1_kernels -> backend; nothing on CPUs, or where WORLDR1_BACKEND decides.
+    Raises:
+      RuntimeError: WORLDR1_BACKEND differs between the ranks.
+      ValueError: it names no backend.
+    """
+    from worldr1_kernels.verify import agree
+
+    return agree(world.device)
+
+
 def shutdown() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():

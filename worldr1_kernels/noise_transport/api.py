@@ -1,14 +1,15 @@
 """Public functions of noise transport: `plan_transport`, `noise_transport`."""
 
+import functools
 from collections.abc import Iterator, Sized
 from typing import Literal
 
 import torch
 
 from worldr1_kernels._checks import check_dtype, check_same_device, check_shape, check_tensor
-from worldr1_kernels._dispatch import resolve_backend
+from worldr1_kernels._dispatch import requested_backend, resolve_backend
 from worldr1_kernels.noise_transport import native_impl
-from worldr1_kernels.noise_transport.ops import PLAN_PROBES, TRANSPORT_PROBES, noise_transport_op
+from worldr1_kernels.noise_transport.ops import FLOAT64_PROBES, PLAN_PROBES, TRANSPORT_PROBES, noise_transport_op
 from worldr1_kernels.noise_transport.plan import Fields, TransportPlan, build_plan
 from worldr1_kernels.noise_transport.plan import dither as dither_offset
 from worldr1_kernels.philox import check_sample_ids, check_seed
@@ -53,18 +54,20 @@ def plan_transport(
       flow: Forward flow (dx, dy), field f from frame f to f + 1, read at the pixel that is left. Shape [F-1, 2, H, W],
         float32 or float64. Unit: pixels. F = 1 (no field) is allowed: nothing moves. A step out of the image, of any
         length, is no error: what it leaves behind is fresh. Or a sequence of F - 1 >= 1 fields [2, H, W] that computes
-        each when it is asked for: no more than one is then in memory.
+        each when it is asked for: no more than one is then in memory. "native" on CUDA may ask for all of them twice.
       capture: Frames that can be asked of the plan: "all", or every `capture`-th from the first. With 4, the plan of 81
         frames at 960x1664 takes a third of the memory.
       dither: Add to each field an offset in (-1/2, 1/2)^2, the same at all pixels, that averages to zero over the
         frames. Every speed is then kept in the mean (0.3 px a frame is no motion otherwise), and whole pixels stay.
       backend: Implementation; only "auto" may pick another.
     Returns:
-      TransportPlan on the flow's device (the native backend makes it on the CPU). `plan.density` [F', H, W] is the
-      density of the noise at the captured frames. Compute the flow in float64 where plans must agree between machines:
-      a value that rounds the other way moves another pixel.
+      TransportPlan on the flow's device. "native" makes that of a CUDA flow there, and the host waits for its length at
+      the end; "triton", and "auto" while it takes no CUDA kernels, make it on the CPU, where `plan.density` [F', H, W],
+      the density of the noise at the captured frames, then stays. Compute the flow in float64 where plans must agree
+      between machines: a value that rounds the other way moves another pixel.
     Raises:
-      ValueError: shapes; an image without pixels, or of more than 2^29; H + W > 2^22; not finite; capture < 1.
+      ValueError: shapes; an image without pixels, or of more than 2^29; H + W > 2^22; not finite; capture < 1; with
+        "native" on CUDA, fields on several devices.
       TypeError: fields that are no float32 or float64 tensors.
       RuntimeError: the backend chosen by name is not available.
     """
@@ -84,9 +87,14 @@ def plan_transport(
         raise ValueError(f"{op}: flow must have 1 to 2^29 pixels and H + W <= 2^22, got {list(first.shape)}")
     stride = _stride(op, capture)
     device = first.device
-    chosen = resolve_backend(op, backend, torch.device("cpu"), PLAN_PROBES)  # where plans are made, for any device
-    make = build_plan if chosen == "reference" else native_impl.build_plan
     shape = (len(flow), height, width)
+    # On a CUDA device where its kernels are asked for, or "auto" takes them there; else on the CPU, for any device.
+    by_kernels = device.type == "cuda" and requested_backend(op, backend) in ("auto", "native")
+    if by_kernels and resolve_backend(op, backend, device, PLAN_PROBES) == "native":
+        fields = functools.partial(_fields, op, flow, sizes, dither)
+        return native_impl.build_plan_cuda(fields, shape, device=device, stride=stride)
+    chosen = resolve_backend(op, backend, torch.device("cpu"), PLAN_PROBES)
+    make = build_plan if chosen == "reference" else native_impl.build_plan
     return make(_fields(op, flow, sizes, dither), shape, device=device, stride=stride)
 
 
@@ -142,7 +150,8 @@ def noise_transport(
     else:
         check_shape(op, "flow", plan_or_flow, ("F-1", 2, "H", "W"), sizes=sizes)
         check_same_device(op, {"noise": noise, "flow": plan_or_flow})
-        plan = plan_transport(plan_or_flow, capture=capture)
+        on_device = noise.device.type == "cuda" and requested_backend(op, backend) == "native"
+        plan = plan_transport(plan_or_flow, capture=capture, backend="native" if on_device else "auto")
     if (plan.height, plan.width) != (sizes["H"], sizes["W"]):
         raise ValueError(
             f"{op}: noise must have the size of the plan, {plan.height} x {plan.width}, got {list(noise.shape)}"
@@ -151,5 +160,6 @@ def noise_transport(
         raise ValueError(f"{op}: plan must be on {noise.device} like noise, got {plan.slots.device}: use plan.to(...)")
     if stride % plan.stride:
         raise ValueError(f"{op}: capture must be a multiple of the plan's, {plan.stride}, got {capture}")
-    chosen = resolve_backend(op, backend, noise.device, TRANSPORT_PROBES)
+    probes = FLOAT64_PROBES if backend == "auto" and noise.dtype == torch.float64 else TRANSPORT_PROBES
+    chosen = resolve_backend(op, backend, noise.device, probes)
     return noise_transport_op(noise, plan.tensors(), ids, plan.num_slots, plan.stride, seed, stride, reduce, chosen)

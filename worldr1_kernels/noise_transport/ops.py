@@ -3,7 +3,7 @@
 import torch
 
 from worldr1_kernels import _native
-from worldr1_kernels._dispatch import Probe, always_available, triton_unavailable
+from worldr1_kernels._dispatch import Probe, always_available, native_unavailable, triton_unavailable
 from worldr1_kernels._library import define_op
 from worldr1_kernels.noise_transport import native_impl, reference
 from worldr1_kernels.noise_transport.plan import TENSORS, TransportPlan
@@ -24,16 +24,16 @@ _IMPLEMENTATIONS = {
 }
 
 
-def _native_plan_unavailable(device: torch.device) -> str | None:
+def _cpp_plan_unavailable(device: torch.device) -> str | None:
     del device
     return _native.cpu_unavailable()
 
 
 # There is no plan in Triton: a transport in Triton takes that of C++.
 PLAN_PROBES: dict[str, Probe] = {
-    "native": _native_plan_unavailable,
+    "native": _native.unavailable,
     "reference": always_available,
-    "triton": _native_plan_unavailable,
+    "triton": _cpp_plan_unavailable,
 }
 
 
@@ -41,6 +41,19 @@ PLAN_PROBES: dict[str, Probe] = {
 TRANSPORT_PROBES: dict[str, Probe] = {
     "native": _native.unavailable,
     "triton": triton_unavailable,
+    "reference": always_available,
+}
+
+
+def _no_float64(device: torch.device) -> str | None:
+    del device
+    return "it takes float32, got float64 noise"
+
+
+# For float64 noise, where no backend is named. By name the launchers refuse it.
+FLOAT64_PROBES: dict[str, Probe] = {
+    "native": native_unavailable,
+    "triton": _no_float64,
     "reference": always_available,
 }
 

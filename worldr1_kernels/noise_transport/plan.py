@@ -42,9 +42,12 @@ class TransportPlan:
     slots: Tensor
     """[F', H W] int32: slot of the value that each pixel holds, at frames 0, stride, 2 stride, ..."""
     density: Tensor
-    """[F', H, W] float64: density of the noise at these frames, mean close to 1; all 1 at the first."""
+    """[F', H, W] float64: density of the noise at these frames, mean close to 1; all 1 at the first. It stays where the
+    plan was made: the transport does not read it."""
     offsets: Tensor
     """[F, 5] int64, always on the CPU: rows up to and with each frame of fresh, groups, members, merges, hits."""
+    device_offsets: Tensor
+    """The same on the plan's device, where the CUDA kernel reads them."""
     fresh_pixel: Tensor
     """[.] int32: targets nobody reaches and that read outside the frame, rising within a frame: a new normal."""
     fresh_slot: Tensor
@@ -90,12 +93,13 @@ class TransportPlan:
         return [getattr(self, name) for name in TENSORS]
 
     def to(self, device: torch.device | str) -> "TransportPlan":
-        """The same plan on another device (`offsets` stays on the CPU)."""
-        moved = {name: getattr(self, name).to(device) for name in TENSORS if name != "offsets"}
-        return TransportPlan(offsets=self.offsets, num_slots=self.num_slots, stride=self.stride, **moved)
+        """The same plan on another device; `density` and `offsets` stay where they are."""
+        moved = {name: getattr(self, name).to(device) for name in ("slots", "device_offsets", *LIST_TENSORS)}
+        return dataclasses.replace(self, **moved)
 
 
 TENSORS = tuple(field.name for field in dataclasses.fields(TransportPlan) if field.type is Tensor)
+LIST_TENSORS = TENSORS[TENSORS.index("fresh_pixel") :]
 _DTYPES = {
     "group_start": torch.int64, "merge_start": torch.int64, "hit_weight": torch.float64, "member_is_target": torch.bool,
 }  # fmt: skip
@@ -300,7 +304,7 @@ def build_plan(
     offsets[len(frames) :] = offsets[len(frames)].clone()
     ends = {"group_start": offsets[-1, 2:3], "merge_start": offsets[-1, 4:5]}
     lists = {}
-    for name in TENSORS[3:]:
+    for name in LIST_TENSORS:
         parts = [f[name] for f in frames] + ([ends[name].to(device)] if name in ends else [])
         nothing = empty_list(name, 0, device)
         lists[name] = torch.cat([nothing, *(part.to(nothing.dtype) for part in parts)])
@@ -308,6 +312,7 @@ def build_plan(
         slots=torch.stack(kept_slots),
         density=torch.stack(densities).view(-1, height, width),
         offsets=offsets,
+        device_offsets=offsets.to(device),
         num_slots=slots.count,
         stride=stride,
         **lists,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from worldr1_kernels._checks import check_choice
-from worldr1_kernels._dispatch import always_available, requested_backend, resolve_backend
+from worldr1_kernels._dispatch import always_available, resolve_backend
 from worldr1_kernels._library import needs_grad
 from worldr1_kernels._native import unavailable as native_unavailable
 from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, Inputs, Settings
@@ -28,11 +28,10 @@ class RasterizeOutput(NamedTuple):
 
 
 def _choose_backend(op: str, backend: str, inputs: Inputs, settings: Settings) -> str:
-    """Native computes in float32; "auto" takes the reference where that is not enough."""
+    """Native computes in float32; without a backend by name, the reference is taken where that is not enough."""
     device, dtype = inputs.means.device, inputs.means.dtype
-    wanted = requested_backend(op, backend)
     no_backward = device.type == "cuda" and needs_grad(inputs) and settings.depth_mode in (MEDIAN_DEPTH, FIRST_DEPTH)
-    if wanted == "native" and native_unavailable(device) is None:
+    if backend == "native" and native_unavailable(device) is None:
         if no_backward:
             raise NotImplementedError(
                 f"{op}: backend 'native' on CUDA has no gradient of the depths MD and FD, got inputs that require "
@@ -42,7 +41,7 @@ def _choose_backend(op: str, backend: str, inputs: Inputs, settings: Settings) -
             raise TypeError(f"{op}: backend 'native' computes in float32, got float64; use backend='reference'")
 
     def native_probe(device: torch.device) -> str | None:
-        if wanted == "auto" and (no_backward or dtype != torch.float32):
+        if backend == "auto" and (no_backward or dtype != torch.float32):
             return "no float64, and on CUDA no gradient of the depths MD and FD"
         return native_unavailable(device)
 
@@ -156,13 +155,14 @@ def rasterize(
         (.999, 0).
       meta: "minimal": width, height, num_invalid [..., C] (Gaussians dropped in each view for NaN, infinity or a zero
         quaternion), num_overflow [..., C] ((tile, splat) pairs that found no room in the buffers of the native CUDA
-        kernels; above 0 the view is NaN, its gradients too; 0 elsewhere). "full" adds n_batches, n_cameras and
+        kernels, which outside a CUDA graph are made to measure; above 0 the view is NaN, its gradients too; 0
+        elsewhere). "full" adds n_batches, n_cameras and
         means2d, conics, depths, radii and opacities, each [..., C, N, ...] and 0 where culled; the gradient of
         the image reaches `means2d` on its way to the inputs. "packed" has those of the Gaussians that are seen alone,
         each [nnz, ...], and says which by batch_ids, camera_ids and gaussian_ids [nnz], which "full" has as None; it
         waits for the device.
-      backend: "auto", "native" (float32; C++ on a CPU, CUDA by name alone until it has run on a device) or "reference"
-        (torch).
+      backend: "auto", "native" (float32; C++ on a CPU, CUDA, which "auto" takes once it is verified on the device) or
+        "reference" (torch).
     Returns:
       RasterizeOutput(render_colors [..., C, H, W, X], render_alphas [..., C, H, W, 1], meta dict). X is D, 3 with
       spherical harmonics, plus 1 with depth. All tensors are differentiable inputs; a Gaussian that is culled or

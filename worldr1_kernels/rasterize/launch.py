@@ -3,6 +3,7 @@
 Names are those that csrc/common/rasterize_bindings.h reads. Only addresses cross: whoever calls holds the tensors.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -47,12 +48,15 @@ def empty_gradients(inputs: Inputs, *, split_means2d: bool) -> tuple[Tensor, ...
 
 
 def backward_arguments(
-    images: BackwardInputs, inputs: Inputs, *, split_means2d: bool
+    images: BackwardInputs, inputs: Inputs, *, split_means2d: bool, written: Collection[str] = ()
 ) -> tuple[dict[str, int], tuple[Tensor, ...], BackwardInputs]:
-    """(what the backward takes beside `call_arguments`, the gradients, zero before the call, tensors to hold)."""
+    """(what the backward takes beside `call_arguments`, the gradients, zero before the call but for those in `written`,
+    of which every element will be stored, tensors to hold)."""
     held = BackwardInputs(*(None if t is None else t.contiguous() for t in images))  # type: ignore[arg-type]
-    gradients = tuple(t.zero_() for t in empty_gradients(inputs, split_means2d=split_means2d))
+    gradients = empty_gradients(inputs, split_means2d=split_means2d)
     arguments = {name: address(t) for name, t in held._asdict().items()}
     for name, gradient in zip((*Inputs._fields, "means2d"), gradients, strict=True):
+        if name not in written:
+            gradient.zero_()
         arguments[f"v_{name}"] = address(gradient)
     return arguments, gradients, held

@@ -5,11 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldr1_kernels import _native
+from worldr1_kernels._dispatch import Probe, always_available
 from worldr1_kernels._library import define_op
 from worldr1_kernels.rasterize import cuda_impl, native_impl
 from worldr1_kernels.rasterize.arguments import EXPECTED_DEPTH, BackwardInputs, Inputs, Settings
 from worldr1_kernels.rasterize.launch import empty_gradients
 from worldr1_kernels.rasterize.reference import rasterize_reference
+
+PROBES: dict[str, Probe] = {"native": _native.unavailable, "reference": always_available}
 
 _INPUTS = (
     "Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities, Tensor? colors, Tensor viewmats, "
@@ -33,7 +37,7 @@ def _forward(*args: Any) -> tuple[Tensor, ...]:
     projected = native_impl.empty_projected(inputs, native_impl.NOT_PROJECTED)
     if backend == "native":
         # Without a look at `overflow`, which would wait for the device.
-        return *cuda_impl.rasterize_cuda(inputs, settings, for_backward=for_backward), *projected
+        return *cuda_impl.rasterize_cuda(inputs, settings, for_backward=for_backward)[:6], *projected
     output = rasterize_reference(inputs, settings)
     none = inputs.means.new_empty(0)
     # Slices of a larger tensor: the fake kernel promises contiguous outputs of their own.
@@ -94,6 +98,12 @@ rasterize_backward_op = define_op(
 )
 
 
+def _keeps_lists(means: Tensor | None) -> bool:
+    """Whether the forward goes past the op, which has no place for the lists that the backward can use again. A
+    compiler sees the op, and the lists are built twice."""
+    return means is not None and means.is_cuda and not torch.compiler.is_compiling()
+
+
 class Rasterize(torch.autograd.Function):
     """The native kernels, differentiable in every tensor. `means2d` [..., C, N, 2] may be None; given, it receives the
     gradient of the projected means, which then does not flow to the other inputs from here. `rendered`: outputs of
@@ -107,21 +117,38 @@ class Rasterize(torch.autograd.Function):
         means2d: Tensor | None,
         *inputs: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if rendered is None:
+        chunks: tuple[cuda_impl.Chunk, ...] = ()
+        if rendered is None and _keeps_lists(inputs[0]):
+            *rendered, chunks = cuda_impl.rasterize_cuda(Inputs(*inputs), settings, for_backward=True)  # type: ignore[assignment, arg-type]
+        elif rendered is None:
             rendered = rasterize_op(*inputs, *settings, "native", True, native_impl.NOT_PROJECTED)
+        assert rendered is not None
         colors, alphas, num_invalid, overflow, transmittance, last = rendered[:6]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(num_invalid, overflow)
         divided = colors if settings.depth_mode == EXPECTED_DEPTH else None
-        ctx.save_for_backward(*inputs, divided, transmittance, last)
+        # Saved, not kept as they are: what is saved is freed when the backward has run.
+        lists = [t for chunk in chunks for t in chunk.kept or ()]
+        ctx.save_for_backward(*inputs, divided, transmittance, last, *lists)
+        ctx.chunks = [(chunk._replace(kept=None), len(chunk.kept or ())) for chunk in chunks]
         ctx.settings, ctx.means2d_shape = settings, None if means2d is None else means2d.shape
         return colors, alphas, num_invalid, overflow
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
+        saved, lists = ctx.saved_tensors[: _NUM_INPUTS + 3], list(ctx.saved_tensors[_NUM_INPUTS + 3 :])
         shape = ctx.means2d_shape
-        *outputs, means2d = rasterize_backward_op(*saved, *grads[:2], *ctx.settings, shape is not None)
+        if ctx.chunks:
+            inputs, images = Inputs(*saved[:_NUM_INPUTS]), BackwardInputs(*saved[_NUM_INPUTS:], *grads[:2])
+            chunks = []
+            for chunk, num in ctx.chunks:
+                chunks.append(chunk._replace(kept=tuple(lists[:num]) or None))
+                del lists[:num]
+            *outputs, means2d = cuda_impl.rasterize_backward_cuda(
+                inputs, ctx.settings, images, chunks=tuple(chunks), split_means2d=shape is not None
+            )
+        else:
+            *outputs, means2d = rasterize_backward_op(*saved, *grads[:2], *ctx.settings, shape is not None)
         gradients = [g if t is not None else None for g, t in zip(outputs, saved[:_NUM_INPUTS], strict=True)]
         return None, None, (None if shape is None else means2d.reshape(shape)), *gradients

@@ -163,7 +163,7 @@ def sde_step(
     else:
         if seed is not None:
             check_seed(op, seed)
-        ids = check_sample_ids(op, sample_ids, velocity.shape[0], velocity.device)
+        ids = None if sample_ids is None else check_sample_ids(op, sample_ids, velocity.shape[0], velocity.device)
         with torch.no_grad():
             prev_sample, mean, log_prob, kl = sde_sample_op(
                 velocity, sample, velocity_uncond, velocity_ref, noise, ids, *scalars, seed or 0, step, chosen

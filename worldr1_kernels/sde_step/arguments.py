@@ -16,7 +16,7 @@ class Draw(NamedTuple):
     velocity_uncond: Tensor | None
     velocity_ref: Tensor | None
     noise: Tensor | None  # None: drawn by Philox
-    sample_ids: Tensor  # int64 [N]
+    sample_ids: Tensor | None  # int64 [N]; None: 0..N-1
     guidance_scale: float
     coef_sample: float
     coef_velocity: float

@@ -4,14 +4,15 @@ from typing import Any
 
 import torch
 
-from worldr1_kernels._dispatch import Probe, always_available, native_unavailable, triton_unavailable
+from worldr1_kernels import _native
+from worldr1_kernels._dispatch import Probe, always_available, triton_unavailable
 from worldr1_kernels._library import define_op
 from worldr1_kernels.sde_step import native_impl, reference
 from worldr1_kernels.sde_step.arguments import Draw, Score
 
-# In the order in which "auto" tries them: native serves CPU tensors, triton CUDA tensors.
+# In the order in which "auto" tries them.
 PROBES: dict[str, Probe] = {
-    "native": native_unavailable,
+    "native": _native.unavailable,
     "triton": triton_unavailable,
     "reference": always_available,
 }
@@ -90,7 +91,7 @@ def _log_prob_backward_fake(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 sde_sample_op = define_op(
     "sde_sample(Tensor velocity, Tensor sample, Tensor? velocity_uncond, Tensor? velocity_ref, Tensor? noise, "
-    "Tensor sample_ids, float guidance_scale, float coef_sample, float coef_velocity, float std, int seed, int step, "
+    "Tensor? sample_ids, float guidance_scale, float coef_sample, float coef_velocity, float std, int seed, int step, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _sample_impl,
     _sample_fake,

@@ -77,7 +77,7 @@ def sample_step(
     velocity_uncond: torch.Tensor | None,
     velocity_ref: torch.Tensor | None,
     noise: torch.Tensor | None,
-    sample_ids: torch.Tensor,
+    sample_ids: torch.Tensor | None,
     guidance_scale: float,
     coef_sample: float,
     coef_velocity: float,
@@ -90,6 +90,8 @@ def sample_step(
     guided = _guided(velocity, velocity_uncond, guidance_scale, dtype)
     mean = _mean(guided, sample, coef_sample, coef_velocity)
     if noise is None:
+        if sample_ids is None:
+            sample_ids = torch.arange(len(sample), device=sample.device)
         noise = step_noise(tuple(sample.shape), sample_ids, seed=seed, step=step, dtype=dtype)
     prev_sample = (noise.to(dtype) * std).add_(mean)
     # The density of the rounded prev_sample, which is what the training form will see, and not of the noise.

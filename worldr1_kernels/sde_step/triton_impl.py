@@ -73,7 +73,7 @@ def sample_step(given: Draw) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with _device(sample):
         kernels.draw_kernel[grid.programs](
             given.velocity.contiguous(), _contiguous(given.velocity_uncond), _contiguous(given.velocity_ref),
-            sample.contiguous(), _contiguous(given.noise), given.sample_ids.contiguous(), prev_sample, mean,
+            sample.contiguous(), _contiguous(given.noise), _contiguous(given.sample_ids), prev_sample, mean,
             grid.residuals, grid.differences, grid.num_elements, grid.num_blocks, given.guidance_scale,
             given.coef_sample, given.coef_velocity, given.std, given.seed, given.step,
             BLOCK=grid.block, num_warps=NUM_WARPS, enable_fp_fusion=False,

@@ -69,7 +69,10 @@ def draw_kernel(
     if noise is not None:
         z = _load(noise, at, keep)
     else:
-        z = _normals(block, step, tl.load(sample_ids + n), seed, BLOCK)
+        sample_id = n.to(tl.int64)
+        if sample_ids is not None:
+            sample_id = tl.load(sample_ids + n)
+        z = _normals(block, step, sample_id, seed, BLOCK)
     p = z * std + m
     tl.store(mean + at, m, mask=keep)
     tl.store(prev_sample + at, p, mask=keep)

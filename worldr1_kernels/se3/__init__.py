@@ -9,10 +9,12 @@ from worldr1_kernels.se3.api import (
     trajectory_error,
     trajectory_reward,
 )
+from worldr1_kernels.se3.faults import check
 
 __all__ = [
     "TrajectoryError",
     "align_scale",
+    "check",
     "geodesic_distance",
     "path_length",
     "relative_poses",

@@ -1,10 +1,13 @@
-"""Public functions on camera trajectories: distances, alignment, errors and the trajectory reward."""
+"""Public functions on camera trajectories: distances, alignment, errors and the trajectory reward.
+
+Data are checked at once, but for the native backend on a CUDA device: its kernels look at their inputs themselves, give
+NaN for an item that is at fault, and the ValueError comes from the next call on that device or from `check`.
+"""
 
 from typing import Literal, NamedTuple
 
 import torch
 
-from worldr1_kernels import _native
 from worldr1_kernels._checks import (
     check_choice,
     check_dtype,
@@ -14,12 +17,12 @@ from worldr1_kernels._checks import (
     check_shape,
 )
 from worldr1_kernels._dispatch import resolve_backend
-from worldr1_kernels.se3 import native_impl, reference
+from worldr1_kernels.se3 import faults, native_impl, reference
 from worldr1_kernels.se3.ops import PROBES, run_error, run_geodesic, run_reward
 
 Backend = Literal["auto", "reference", "triton", "native"]
 _FLOATS = (torch.float32, torch.float64)
-_ORTHOGONAL = 1e-3
+_ORTHOGONAL = faults.ORTHOGONAL
 _SCALES = ("least_squares", "max_norm", "none", "sim3")
 
 
@@ -44,16 +47,26 @@ class TrajectoryError(NamedTuple):
     """[N] length of the requested path, its own units."""
 
 
-def _known_rigid(matrices: torch.Tensor) -> bool:
-    """True when the compiled module has looked at every matrix and found no fault; it does not say which."""
-    if _native.unavailable(matrices.device) is not None:
+def _on_device(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def _known_rigid(op: str, matrices: torch.Tensor, backend: str) -> bool:
+    """True when the compiled module, where it is the choice, has looked at every matrix and found no fault (it does not
+    say which), or on a device will look: then the call does not wait, and faults.py says late what was found."""
+    if resolve_backend(op, backend, matrices.device, PROBES) != "native":
         return False
-    return native_impl.all_rigid(matrices, tolerance=_ORTHOGONAL)
+    if not _on_device(matrices):
+        return native_impl.all_rigid(matrices, tolerance=_ORTHOGONAL)
+    faults.raise_found(matrices.device)
+    if op in ("relative_poses", "path_length"):  # the kernels of the others look themselves
+        native_impl.watch_rigid(op, matrices)
+    return True
 
 
-def _check_rotations(op: str, name: str, rotation: torch.Tensor) -> None:
+def _check_rotations(op: str, name: str, rotation: torch.Tensor, backend: str) -> None:
     """Finite, orthonormal to 1e-3, determinant +1. Reads the data: skipped under torch.compile."""
-    if torch.compiler.is_compiling() or rotation.numel() == 0 or _known_rigid(rotation):
+    if torch.compiler.is_compiling() or rotation.numel() == 0 or _known_rigid(op, rotation, backend):
         return
     check_finite(op, name, rotation)
     wide = rotation.detach().double()
@@ -65,34 +78,39 @@ def _check_rotations(op: str, name: str, rotation: torch.Tensor) -> None:
         raise ValueError(f"{op}: {name} must hold rotations with determinant +1, got a reflection")
 
 
-def _check_viewmats(op: str, name: str, viewmats: torch.Tensor, sizes: dict[str, int] | None = None) -> dict[str, int]:
+def _check_viewmats(
+    op: str, name: str, viewmats: torch.Tensor, sizes: dict[str, int] | None = None, backend: str = "auto"
+) -> dict[str, int]:
     bound = check_shape(op, name, viewmats, ("N", "F", 4, 4), sizes=sizes)
     check_dtype(op, name, viewmats, _FLOATS)
     if bound["F"] < 2:
         raise ValueError(f"{op}: {name} must have at least 2 frames, got {bound['F']}")
-    if torch.compiler.is_compiling() or viewmats.numel() == 0 or _known_rigid(viewmats):
+    if torch.compiler.is_compiling() or viewmats.numel() == 0 or _known_rigid(op, viewmats, backend):
         return bound
     check_finite(op, name, viewmats)
-    _check_rotations(op, name, viewmats[..., :3, :3])
+    _check_rotations(op, name, viewmats[..., :3, :3], "reference")
     error = float((viewmats.detach()[..., 3, :] - viewmats.new_tensor([0.0, 0.0, 0.0, 1.0])).abs().max())
     if error > _ORTHOGONAL:
         raise ValueError(f"{op}: {name} must have the last row [0, 0, 0, 1], got an error of {error:.3g}")
     return bound
 
 
-def _check_pair(op: str, viewmats_pred: torch.Tensor, viewmats_target: torch.Tensor) -> None:
-    sizes = _check_viewmats(op, "viewmats_pred", viewmats_pred)
-    _check_viewmats(op, "viewmats_target", viewmats_target, sizes)
+def _check_pair(op: str, viewmats_pred: torch.Tensor, viewmats_target: torch.Tensor, backend: str) -> None:
+    sizes = _check_viewmats(op, "viewmats_pred", viewmats_pred, backend=backend)
+    _check_viewmats(op, "viewmats_target", viewmats_target, sizes, backend)
     check_same_device(op, {"viewmats_pred": viewmats_pred, "viewmats_target": viewmats_target})
 
 
-def _depth_tensor(op: str, median_depth: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """[N] in the dtype and on the device of `like`, constant."""
+def _depth_tensor(
+    op: str, median_depth: float | torch.Tensor, like: torch.Tensor, backend: str = "reference"
+) -> torch.Tensor:
+    """[N] in the dtype and on the device of `like`, constant. A device's native kernel looks at the values itself."""
     if not isinstance(median_depth, torch.Tensor):
         check_positive(op, "median_depth", median_depth)
         return like.new_full((like.shape[0],), float(median_depth))
     check_shape(op, "median_depth", median_depth, ("N",), sizes={"N": like.shape[0]})
-    if not torch.compiler.is_compiling() and median_depth.numel() > 0:
+    is_looked_at = backend == "native" and _on_device(like)
+    if not torch.compiler.is_compiling() and median_depth.numel() > 0 and not is_looked_at:
         check_finite(op, "median_depth", median_depth)
         if float(median_depth.min()) <= 0:
             raise ValueError(f"{op}: median_depth must be > 0, got {float(median_depth.min())}")
@@ -126,8 +144,8 @@ def geodesic_distance(R_a: torch.Tensor, R_b: torch.Tensor, *, backend: Backend 
             f"got {list(R_b.shape)} {R_b.dtype}"
         )
     device = check_same_device(op, {"R_a": R_a, "R_b": R_b})
-    _check_rotations(op, "R_a", R_a)
-    _check_rotations(op, "R_b", R_b)
+    _check_rotations(op, "R_a", R_a, backend)
+    _check_rotations(op, "R_b", R_b, backend)
     chosen = resolve_backend(op, backend, device, PROBES)
     return run_geodesic(R_a, R_b, chosen)
 
@@ -228,11 +246,11 @@ def trajectory_error(
     op = "trajectory_error"
     check_choice(op, "relative_to", relative_to, ("first", "world"))
     check_choice(op, "scale", scale, _SCALES)
-    _check_pair(op, viewmats_pred, viewmats_target)
+    _check_pair(op, viewmats_pred, viewmats_target, backend)
     if median_depth is not None and scale != "least_squares":
         raise ValueError(f"{op}: median_depth must be left out unless scale is 'least_squares', got scale {scale!r}")
-    depth = None if median_depth is None else _depth_tensor(op, median_depth, viewmats_pred)
     chosen = resolve_backend(op, backend, viewmats_pred.device, PROBES)
+    depth = None if median_depth is None else _depth_tensor(op, median_depth, viewmats_pred, chosen)
     return TrajectoryError(*run_error(viewmats_pred, viewmats_target, depth, relative_to, scale, chosen))
 
 
@@ -274,10 +292,10 @@ def trajectory_reward(
       RuntimeError: the backend chosen by name is not available.
     """
     op = "trajectory_reward"
-    _check_pair(op, viewmats_pred, viewmats_target)
+    _check_pair(op, viewmats_pred, viewmats_target, backend)
     for name, weight in (("k_t", k_t), ("k_r", k_r)):
         if not 0.0 <= weight < float("inf"):
             raise ValueError(f"{op}: {name} must be finite and >= 0, got {weight}")
-    depth = _depth_tensor(op, median_depth, viewmats_pred)
     chosen = resolve_backend(op, backend, viewmats_pred.device, PROBES)
+    depth = _depth_tensor(op, median_depth, viewmats_pred, chosen)
     return run_reward(viewmats_pred, viewmats_target, depth, float(k_t), float(k_r), metric, chosen)

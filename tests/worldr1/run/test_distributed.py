@@ -32,7 +32,7 @@ def _worker(rank: int, size: int, port: int, folder: str) -> None:
     assert (world.rank, world.size, world.is_main) == (rank, size, rank == 0)
     jobs = (
         collectives, three_iterations, three_forward_iterations, one_prompt_of_eight, different_adapters,
-        one_rank_masked, a_fault_on_one_rank, invalid_rewards,
+        one_rank_masked, a_fault_on_one_rank, invalid_rewards, kernels,
     )  # fmt: skip
     torch.save({job.__name__: job() for job in jobs}, Path(folder) / f"{rank}.pt")
     distributed.shutdown()
@@ -68,6 +68,23 @@ def collectives() -> dict:
         "params": [p.detach() for p in params],
         "world_size": distributed.world_size(),
     }
+
+
+def kernels() -> list:
+    """What is agreed on for CPUs, and for two kinds of device of which the second rank's has wrong kernels."""
+    from worldr1_kernels.verify import gate
+
+    world = distributed.World(distributed.rank(), 2, 0, torch.device("cpu"))
+    agreed = [distributed.agree_on_kernels(world)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate._dispatch, "VERIFIED_DEVICES", ("cpu",))
+        patch.setattr(gate, "load", lambda spec, device: gate.Target(device))
+        patch.setattr(gate.Target, "kind", lambda self: {"device": f"Fake {world.rank}"})
+        patch.setattr(gate.Target, "identity", lambda self: self.kind())
+        patch.setattr(gate.Target, "backends", lambda self, family: {"native": None})
+        patch.setattr(gate, "_ask", lambda target, family, _: "wrong" if world.rank and family == "se3" else "")
+        agreed.append(distributed.agree_on_kernels(world))
+    return agreed
 
 
 def three_forward_iterations() -> dict:
@@ -175,6 +192,11 @@ def test_collectives(two_ranks):
         assert got["any"] == [True, False] and got["objects"] == [{"rank": 0}, {"rank": 1}]
         assert got["grads"][0].unique().tolist() == [1.5] and got["grads"][1].unique().tolist() == [4.0]
         assert got["params"][0].unique().tolist() == [0.0] and got["world_size"] == 2
+
+
+def test_the_ranks_take_the_same_kernels(two_ranks):
+    agreed = dict.fromkeys(("noise_transport", "sde_step", "se3", "rasterize"), "native") | {"se3": "reference"}
+    assert [r["kernels"] for r in two_ranks] == [[{}, agreed]] * 2
 
 
 @pytest.mark.parametrize("job", [three_iterations, one_prompt_of_eight], ids=["groups", "half-groups"])
