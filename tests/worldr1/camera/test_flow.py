@@ -132,9 +132,8 @@ CENTRE = {
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_fields_are_the_same_bits_on_every_device(device: str) -> None:
-    camera = CameraConfig()
-    viewmats = build_trajectory([MotionToken("orbit_left", 1.0)], num_frames=9, camera=camera).viewmats
-    here = CameraFlow(viewmats, intrinsics(30, 52, camera), depth=camera.depth, height=30, width=52)
+    viewmats = build_trajectory([MotionToken("orbit_left")], 9, CAMERA)
+    here = CameraFlow(viewmats, intrinsics(30, 52, CAMERA), depth=1000.0, height=30, width=52)
     there = here.to(device)
     assert len(there) == 8 and there[0].device.type == device and here[0].device.type == "cpu"
     for index in range(8):
