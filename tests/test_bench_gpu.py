@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from bench import gpu, page, plan, probes, report
+from bench import gpu, page, plan, probes, rehearse_verify, report
 from bench.gpu import Options, Runner, outcome
 from bench.page import Result
 from bench.plan import Part
@@ -161,7 +162,8 @@ def test_the_real_plan(on_gpu):
     assert ("bench/test_rasterize_gpu.py" in speed) is on_gpu and ("bench/test_rasterize.py" in speed) is not on_gpu
     assert names.index("gsplat") < names.index("test rasterize") and parts[names.index("gsplat")].background
     assert ("--smoke" in parts[names.index("loop")].command) is not on_gpu
-    for name in ("verify", "memcheck", "racecheck", "initcheck", "ncu", "gsplat"):
+    assert ("bench.rehearse_verify" in parts[names.index("verify")].command) is not on_gpu
+    for name in ("memcheck", "racecheck", "initcheck", "ncu", "gsplat"):
         assert "gpu" in parts[names.index(name)].requires
     families = ("rasterize", "noise_transport", "sde_step", "se3")
     order = ["build", "verify", *(f"{kind} {family}" for kind in ("test", "bench") for family in families), "loop"]
@@ -266,3 +268,16 @@ print("imported")
         [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and done.stdout.startswith("imported"), done.stderr[-2000:]
+
+
+def test_the_verifier_is_rehearsed_with_the_cpu_in_the_devices_place(capsys, monkeypatch):
+    from worldr1_kernels.verify import gate, target
+    from worldr1_kernels.verify.checks import se3
+
+    monkeypatch.setattr(gate, "TARGET", gate.TARGET)
+    monkeypatch.setenv("WORLDR1_CACHE", "")
+    monkeypatch.setattr(rehearse_verify, "command", SimpleNamespace(main=lambda asked: found.append(asked) or 0))
+    found = []
+    assert rehearse_verify.main() == 0 and found == [["--device", "cpu", "--again"]]
+    made = target.load(gate.TARGET, "cpu")
+    assert made.backends("se3") == {"native": None} and made.checks("se3") is se3.CHECKS

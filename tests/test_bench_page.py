@@ -33,8 +33,8 @@ def out(tmp_path, monkeypatch):
         case("copy", 0.1, family="ceilings", num_bytes=400_000),  # 4 GB/s
         case("matmul", 1.0, family="ceilings", num_flops=10**12),
         case("slow", 2.0, num_bytes=2_000_000),
-        case("wan draw", 2.0, peers={"copy": 1.8, "torch reference": 14.0}),
-        case("wan score", 2.0, peers={"copy": 1.6, "torch reference": 18.0}),
+        case("wan draw", 2.0, peers={"copy": 1.8, "torch reference": 14.0}, shape="8xS"),
+        case("wan score", 2.0, peers={"copy": 1.6, "torch reference": 18.0}, shape="8xS"),
         case("slow", 2.2, num_bytes=2_000_000),  # measured again: this one counts
     ]
     (tmp_path / "cases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -44,7 +44,7 @@ def out(tmp_path, monkeypatch):
         case("slow", 1.0) | {"device": "NVIDIA H200", "commit": "older"},
         case("slow", 2.0) | {"device": "NVIDIA H200", "commit": "old"},
         case("slow", 0.1) | {"device": "other", "commit": "old"},
-        case("wan draw", 2.0) | {"device": "NVIDIA H200", "commit": "old"},
+        case("wan draw", 2.0, shape="8xS") | {"device": "NVIDIA H200", "commit": "old"},
     ]
     (history / "sde_step.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old) + '{"name": "cut')
     monkeypatch.setattr(report, "COMMITTED", history)
@@ -63,8 +63,8 @@ def test_the_page(out):
     assert "| slow S float32 | triton | 1.000 / 2.200 / 3.000 | 0.500 | 23 % |  | 1.10x of old **slower** | n |" in text
     assert text.count("| slow S float32 |") == 1 and "- sde_step slow S" in text
     # Worst of the forward rows: 80 % of a copy. 7 x against eager torch. se3 was not run.
-    assert "| sde_step | forward, per cent of a copy | >= 85 | 80 (wan score S) | **missed** |" in text
-    assert "| sde_step | against eager torch | >= 8 | 7 (wan draw S) | **missed** |" in text
+    assert "| sde_step | forward of 8 samples, per cent of a copy | >= 85 | 80 (wan score 8xS) | **missed** |" in text
+    assert "| sde_step | against eager torch | >= 8 | 7 (wan draw 8xS) | **missed** |" in text
     assert "against roma + torch | >= 10 | | not measured |" in text
     assert "- ncu: skipped, no ncu" in text
     page.write(out, [])

@@ -193,19 +193,22 @@ __global__ void __launch_bounds__(kThreads, 4) replay_kernel(const Chunk c, cons
 
 // Sums of a splat over its tiles, into its row. With more than one pass, moments add up and each pass has its own colours.
 __global__ void __launch_bounds__(kThreads) sum_partials_kernel(const Chunk c, const ChunkGradients d, const Pass pass) {
-  const int64_t t = (int64_t)blockIdx.x * kThreads + threadIdx.x, slot = t / kSums;
-  const int k = (int)(t - slot * kSums);
+  // kSums blocks see to kThreads splats.
+  const uint32_t t = blockIdx.x % kSums * kThreads + threadIdx.x;
+  const int64_t slot = (int64_t)(blockIdx.x / kSums) * kThreads + t / kSums;
+  const int k = (int)(t % kSums);
   if (slot >= c.counters->splats) return;
   if (k >= kMoments + pass.count) return;
   float sum = not_a_number();  // the lists are incomplete
   if (c.counters->pairs <= c.pair_capacity) {
     const TileSpan tiles = c.tiles[slot];
-    size_t p = c.first_pair[slot];
+    uint32_t pair = c.first_pair[slot];
+    const float* partial = d.partials + (size_t)pair * kSums + k;
     sum = 0.0f;
-    for (uint32_t y = 0; y < rows_of(tiles); ++y) {
-      for (uint32_t x = 0; x < columns_of(tiles); ++x, ++p) {
+    for (uint32_t y = 0, tile = tiles.first; y < rows_of(tiles); ++y, tile += c.tiles_x) {
+      for (uint32_t x = 0; x < columns_of(tiles); ++x, ++pair, partial += kSums) {
         // Pairs of a tile ascend from front to back; behind the last that a pixel was given nothing has been written.
-        if (p < d.ends[tiles.first + y * c.tiles_x + x]) sum += d.partials[p * kSums + k];
+        if (pair < d.ends[tile + x]) sum += *partial;
       }
     }
   }
@@ -387,7 +390,7 @@ int replay(const Chunk& c, const ChunkGradients& d, const Pass& pass, void* stre
 }
 
 int sum_partials(const Chunk& c, const ChunkGradients& d, const Pass& pass, void* stream) {
-  return launch(sum_partials_kernel, blocks_of((int64_t)c.splat_capacity * kSums), 1, kThreads, stream, c, d, pass);
+  return launch(sum_partials_kernel, blocks_of(c.splat_capacity) * kSums, 1, kThreads, stream, c, d, pass);
 }
 
 int project_gradients(const Chunk& c, const ChunkGradients& d, void* stream) {

@@ -6,6 +6,7 @@ environment, which both processes see.
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 import worldr1_kernels
+from worldr1_kernels.noise_transport import TransportPlan
 from worldr1_kernels.verify.target import Check, Target
 
 QUICK = {
@@ -55,6 +57,8 @@ class Right(Target):
         """What `function` returns for what is right; the first tensor is `self.change`d."""
         if isinstance(out, Tensor):
             return self.change(out)
+        if isinstance(out, TransportPlan):
+            return out
         return out._replace(**{out._fields[0]: self.change(out[0])})
 
     def change(self, out: Tensor) -> Tensor:
@@ -86,6 +90,17 @@ class NanBeyondABlock(Right):
     def change(self, out: Tensor) -> Tensor:
         beyond = torch.arange(out.numel()).reshape(out.shape) >= 1024
         return torch.where(beyond, float("nan"), out)
+
+
+class WrongPlan(Right):
+    """The last pixel of the last frame points at another value."""
+
+    def spoil(self, out: Any, args: Sequence[Any]) -> Any:
+        if not isinstance(out, TransportPlan):
+            return out
+        slots = out.slots.clone()
+        slots.view(-1)[-1] -= 1
+        return dataclasses.replace(out, slots=slots)
 
 
 class WrongGradient(Right):
@@ -136,6 +151,16 @@ class WritesItsInput(Right):
         if given.numel():
             given.view(-1)[-1] += 1e-3
         return out
+
+
+class NeedsContiguous(Right):
+    """Reads its first input as if it were contiguous."""
+
+    def function(self, op: str, backend: str) -> Callable[..., Any]:
+        call = super().function(op, backend)
+        return lambda first, *args, **settings: call(
+            first.as_strided(first.shape, torch.empty(first.shape, device="meta").stride()), *args, **settings
+        )
 
 
 class WrongType(Right):

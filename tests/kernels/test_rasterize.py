@@ -344,6 +344,7 @@ class TestErrors:
             (dict(compat="gsplat-1.4"), "rasterize: compat must be one of"),
             (dict(near_plane=2.0, far_plane=1.0), "rasterize: 0 <= near_plane < far_plane must hold"),
             (dict(eps2d=float("nan")), "rasterize: eps2d must be finite and >= 0, got nan"),
+            (dict(pairs_per_gaussian=-1.0), "rasterize: pairs_per_gaussian must be finite and >= 0, got -1.0"),
             (dict(backend="cuda"), "rasterize: backend must be one of"),
             (dict(sh_degree=5, colors=torch.zeros(4, 36, 3)), "rasterize: sh_degree must be None or 0 to 4, got 5"),
             (dict(sh_degree=2, colors=torch.zeros(4, 4, 3)), "colors must have K >= 9 for sh_degree 2, got 4"),

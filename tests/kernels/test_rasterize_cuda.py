@@ -274,7 +274,7 @@ def test_nothing_overflows_outside_a_graph() -> None:
     """40 tiles a splat, ten times the room in a graph."""
     scene = gaussian_scene(60, 240, 240, sigma_px=(30.0, 60.0))
     inputs, settings = inputs_of(scene)._replace(colors=None), settings_of(240, 240, depth_mode=WEIGHTED_DEPTH)
-    output = rasterize_emulated(inputs, settings, pairs_per_gaussian=0.0, memory_budget=1)
+    output = rasterize_emulated(inputs, settings._replace(pairs_per_gaussian=0.0), memory_budget=1)
     assert output.chunks[0].pairs > 40 * 60 and bool(output.render_alphas.isfinite().all())
 
 
@@ -318,7 +318,7 @@ def test_more_than_2_to_the_32_pairs_are_counted() -> None:
     cameras = scene.viewmats[None], scene.Ks[None]
     inputs = Inputs(*many[:3], None, many[3], None, *cameras, None)
     settings = settings_of(size, size, depth_mode=WEIGHTED_DEPTH)
-    output = rasterize_emulated(inputs, settings, may_wait=False, pairs_per_gaussian=0.0)
+    output = rasterize_emulated(inputs, settings._replace(pairs_per_gaussian=0.0), may_wait=False)
     assert output.overflow.tolist() == [[num * 16_384 - (1 << 20)]]
     assert bool(output.render_colors.isnan().all()) and bool(output.render_alphas.isnan().all())
 

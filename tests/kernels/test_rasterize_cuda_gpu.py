@@ -133,11 +133,11 @@ def test_gradients_match_the_cpu_and_are_bit_equal_twice(num: int, views: int, d
 def test_overflow_in_a_graph_is_nan_and_counted() -> None:
     inputs = on_gpu(scene_inputs(300_000, 640, 480, 1, sigma_px=(20.0, 40.0)))  # about 20 tiles a splat; room for 3.5
     settings = settings_of(640, 480)
-    whole = rasterize_cuda(inputs, settings, pairs_per_gaussian=0.0)  # counts, and has room
+    whole = rasterize_cuda(inputs, settings._replace(pairs_per_gaussian=0.0))  # counts, and has room
     assert int(whole.overflow.max()) == 0 and bool(whole.render_colors.isfinite().all())
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        output = rasterize_cuda(inputs, settings, pairs_per_gaussian=0.0)
+        output = rasterize_cuda(inputs, settings._replace(pairs_per_gaussian=0.0))
     graph.replay()
     torch.cuda.synchronize()
     assert output.overflow.tolist() == [[whole.chunks[0].pairs - (1 << 20)]]

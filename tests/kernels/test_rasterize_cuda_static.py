@@ -26,7 +26,7 @@ LIMITS = {
     "blend_kernel<4, 2>": (40, 34, 552),
     "fill_colors_kernel": (32, 0, 497),
     "replay_kernel": (64, 111, 1077),
-    "sum_partials_kernel": (40, 0, 486),
+    "sum_partials_kernel": (32, 0, 401),
     "project_gradients_kernel<0>": (104, 0, 2875),
     "project_gradients_kernel<1>": (168, 0, 3819),
     "project_gradients_kernel<2>": (128, 0, 4295),

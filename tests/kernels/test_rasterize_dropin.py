@@ -21,7 +21,7 @@ def test_signature_is_gsplats() -> None:
             assert ours[name].default is None and parameter.default.name == "GLOBAL"
         else:
             assert ours[name].default == parameter.default, name
-    assert list(ours)[len(theirs) :] == ["compat", "meta", "backend"]
+    assert list(ours)[len(theirs) :] == ["compat", "meta", "pairs_per_gaussian", "backend"]
 
 
 def test_defaults_are_those_of_rasterize() -> None:

@@ -49,6 +49,7 @@ WRONG = {
     "WritesBehind": ("guard bands: 1 bytes were written behind a tensor float", ("se3", "sde_step")),
     "ReadsUnwritten": ("of a second run: ", ("se3",)),
     "WritesItsInput": ("input 0 after the call: ", ("sde_step", "se3")),
+    "NeedsContiguous": ("of a second run: ", ("sde_step", "noise_transport")),
     "WrongType": ("must be torch.float", ("sde_step", "se3")),
     "Raises": ("raised RuntimeError: CUDA error: an illegal memory access", ("se3",)),
 }
@@ -74,6 +75,15 @@ def test_a_wrong_gradient_of_each_family_that_has_one(monkeypatch: pytest.Monkey
         found = failures(fake_targets.WrongGradient("cpu"), family)
         assert found and all("gradient" in failure for failure in found)
         monkeypatch.undo()
+
+
+def test_a_plan_made_on_the_device_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    from worldr1_kernels.verify.checks import noise_transport
+
+    monkeypatch.setattr(Right, "checks", lambda self, _: [Check("plans", noise_transport.plans)])
+    assert failures(Right("cpu"), "noise_transport") == []
+    found = failures(fake_targets.WrongPlan("cpu"), "noise_transport")
+    assert len(found) == 12 and all(": slots: 1 of " in failure for failure in found)
 
 
 class TestNothingPassesSilently:

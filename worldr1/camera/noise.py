@@ -132,11 +132,12 @@ def _plan(viewmats: Tensor, camera: CameraConfig, height: int, width: int, captu
     if key in _plans:
         _plans.move_to_end(key)
         return _plans[key]
-    # float64 on the CPU: in lower precision a few per cent of the pixels would round to another target.
+    # float64: in lower precision a few per cent of the pixels would round to another target. Its matrices from the CPU,
+    # its fields on the device, where a plan takes milliseconds if the kernels are taken there.
     flow = CameraFlow(
         viewmats.detach().cpu(), intrinsics(height, width, camera), depth=camera.depth, height=height, width=width
     )
-    plan = plan_transport(flow, capture=capture, dither=dither).to(viewmats.device)
+    plan = plan_transport(flow.to(viewmats.device), capture=capture, dither=dither).to(viewmats.device)
     pixels = (len(viewmats) - 1) * height * width
     if pixels <= _CACHED_PIXELS:
         _plans[key] = plan

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -60,7 +61,9 @@ def init(device: Literal["auto", "cpu", "cuda"]) -> World:
     if on_cuda:
         torch.cuda.set_device(where)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if on_cuda else "gloo", rank=rank, world_size=size)
+        # Long: one rank may verify kernels or wait for a judge, for minutes, while the others stand at a collective.
+        wait = timedelta(minutes=30)
+        dist.init_process_group("nccl" if on_cuda else "gloo", rank=rank, world_size=size, timeout=wait)
     return World(rank=rank, size=size, local_rank=local_rank, device=where)
 
 

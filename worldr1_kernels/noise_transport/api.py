@@ -89,7 +89,7 @@ def plan_transport(
     device = first.device
     shape = (len(flow), height, width)
     # On a CUDA device where its kernels are asked for, or "auto" takes them there; else on the CPU, for any device.
-    by_kernels = device.type == "cuda" and requested_backend(op, backend) in ("auto", "native")
+    by_kernels = device.type == "cuda" and requested_backend(op, backend) not in ("reference", "triton")
     if by_kernels and resolve_backend(op, backend, device, PLAN_PROBES) == "native":
         fields = functools.partial(_fields, op, flow, sizes, dither)
         return native_impl.build_plan_cuda(fields, shape, device=device, stride=stride)

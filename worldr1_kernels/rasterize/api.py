@@ -116,6 +116,7 @@ def rasterize(
     rasterize_mode: str = "classic",
     compat: str = "gsplat-1.6",
     meta: str = "minimal",
+    pairs_per_gaussian: float = 4.0,
     backend: str = "auto",
 ) -> RasterizeOutput:
     """Renders 3D Gaussians into pinhole cameras by EWA splatting and front-to-back blending.
@@ -161,6 +162,8 @@ def rasterize(
         the image reaches `means2d` on its way to the inputs. "packed" has those of the Gaussians that are seen alone,
         each [nnz, ...], and says which by batch_ids, camera_ids and gaussian_ids [nnz], which "full" has as None; it
         waits for the device.
+      pairs_per_gaussian: While a CUDA graph is captured, the native kernels have room for 2^20 (tile, splat) pairs a
+        view, or this many for each Gaussian; `num_overflow` says where that was too few. Outside of a graph they count.
       backend: "auto", "native" (float32; C++ on a CPU, CUDA, which "auto" takes once it is verified on the device) or
         "reference" (torch).
     Returns:
@@ -189,6 +192,7 @@ def rasterize(
         render_mode=render_mode,
         rasterize_mode=rasterize_mode,
         compat=compat,
+        pairs_per_gaussian=pairs_per_gaussian,
     )
     if not render_mode.startswith("RGB"):
         colors, backgrounds = None, None

@@ -38,6 +38,7 @@ class Settings(NamedTuple):
     antialiased: bool
     max_alpha: float
     compensation_floor: float
+    pairs_per_gaussian: float = 4.0  # room for (tile, splat) pairs in a CUDA graph, where they cannot be counted first
 
     def channels(self, colors: Tensor | None) -> int:
         """X: number of rendered channels."""

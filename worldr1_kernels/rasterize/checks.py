@@ -31,6 +31,7 @@ def check_settings(
     render_mode: str,
     rasterize_mode: str,
     compat: str,
+    pairs_per_gaussian: float,
 ) -> Settings:
     """Returns the settings.
 
@@ -45,7 +46,8 @@ def check_settings(
             raise ValueError(f"{op}: {name} must be an integer from 1 to {MAX_SIZE} pixels, got {size}")
     if not 0.0 <= near_plane < far_plane:
         raise ValueError(f"{op}: 0 <= near_plane < far_plane must hold, got {near_plane} and {far_plane}")
-    for name, value in (("radius_clip", radius_clip), ("eps2d", eps2d)):
+    finite = {"radius_clip": radius_clip, "eps2d": eps2d, "pairs_per_gaussian": pairs_per_gaussian}
+    for name, value in finite.items():
         if not 0.0 <= value < math.inf:
             raise ValueError(f"{op}: {name} must be finite and >= 0, got {value}")
     if sh_degree is not None and sh_degree not in range(5):
@@ -65,6 +67,7 @@ def check_settings(
         antialiased=rasterize_mode == "antialiased",
         max_alpha=max_alpha,
         compensation_floor=compensation_floor,
+        pairs_per_gaussian=pairs_per_gaussian,
     )
 
 

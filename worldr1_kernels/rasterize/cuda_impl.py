@@ -18,7 +18,6 @@ from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, Backw
 from worldr1_kernels.rasterize.launch import backward_arguments, call_arguments, colors_per_view, contiguous
 
 MEMORY_BUDGET = 1 << 30  # bytes of workspace; more views of a scene are rendered in chunks
-PAIRS_PER_GAUSSIAN = 4.0  # room for (tile, splat) pairs a view and Gaussian; 2^20 a view at least
 MAX_GAUSSIANS = (1 << 31) - 2  # a scene; indices of one view are 32 bits wide
 MAX_TILES = (1 << 31) - 1
 MAX_PAIRS = (1 << 31) - 2  # a chunk
@@ -55,7 +54,6 @@ class _Target(NamedTuple):
     module: Any
     stream: int
     memory_budget: int
-    pairs_per_gaussian: float
     may_wait: bool
 
 
@@ -115,7 +113,7 @@ class _Call:
             target.module,
             self.device,
             self.num_views,
-            target.pairs_per_gaussian,
+            settings.pairs_per_gaussian,
             target.memory_budget,
             tuple(one_view.items()),
         )
@@ -217,10 +215,10 @@ def _backward(
     return *others, torch.einsum("bchw,bchwx->bcx", images.transmittance, images.grad_colors), means2d
 
 
-def _target(inputs: Inputs, memory_budget: int, pairs_per_gaussian: float) -> _Target:
+def _target(inputs: Inputs, memory_budget: int) -> _Target:
     stream = torch.cuda.current_stream(inputs.means.device).cuda_stream
     may_wait = not torch.cuda.is_current_stream_capturing()
-    return _Target(_native.cuda(), stream, memory_budget, pairs_per_gaussian, may_wait)
+    return _Target(_native.cuda(), stream, memory_budget, may_wait)
 
 
 def rasterize_cuda(
@@ -229,15 +227,14 @@ def rasterize_cuda(
     *,
     for_backward: bool = False,
     memory_budget: int = MEMORY_BUDGET,
-    pairs_per_gaussian: float = PAIRS_PER_GAUSSIAN,
 ) -> TiledOutput:
     """Renders float32 CUDA tensors on the current stream; deterministic, bit for bit.
 
     For each chunk of views the host waits once for two numbers, splats and (tile, splat) pairs, and allocates what they
     take: only a chunk of one view with more than 2^31 - 2 pairs overflows. While a CUDA graph is captured (after a
     first call outside of one, which asks CUB for sizes) it cannot wait. Then buffers have a capacity: where N times the
-    number of tiles is at most 2^20, every case fits; beyond, `pairs_per_gaussian` N. A chunk of views whose pairs do
-    not fit is filled with NaN, its gradients too, and `overflow` says how many were missing.
+    number of tiles is at most 2^20, every case fits; beyond, `settings.pairs_per_gaussian` N. A chunk of views whose
+    pairs do not fit is filled with NaN, its gradients too, and `overflow` says how many were missing.
 
     Args:
       inputs: Float32 tensors on one CUDA device, any strides.
@@ -245,7 +242,6 @@ def rasterize_cuda(
       for_backward: Keep what `rasterize_backward_cuda` reads. Not with the depths MD and FD.
       memory_budget: Bytes. Views are rendered in chunks whose memory fits, one view at least whatever it takes; and as
         many bytes of lists are kept for the backward, which builds the others again.
-      pairs_per_gaussian: Room for pairs in a graph, per view and Gaussian; outside a first guess at the views a chunk.
     Returns:
       TiledOutput.
     Raises:
@@ -254,7 +250,7 @@ def rasterize_cuda(
     """
     _native.cuda()
     with torch.cuda.device(inputs.means.device):
-        return _forward(_target(inputs, memory_budget, pairs_per_gaussian), inputs, settings, for_backward)
+        return _forward(_target(inputs, memory_budget), inputs, settings, for_backward)
 
 
 def rasterize_backward_cuda(
@@ -265,7 +261,6 @@ def rasterize_backward_cuda(
     chunks: tuple[Chunk, ...] = (),
     split_means2d: bool = False,
     memory_budget: int = MEMORY_BUDGET,
-    pairs_per_gaussian: float = PAIRS_PER_GAUSSIAN,
 ) -> tuple[Tensor, ...]:
     """Gradients of `rasterize_cuda`, the same bits every time: no float is added atomically.
 
@@ -277,7 +272,6 @@ def rasterize_backward_cuda(
         all are; in a CUDA graph from the same sizes as in the forward, so that what fitted there fits here.
       split_means2d: Return the gradient of the projected means apart, and leave it out of the others.
       memory_budget: As in the forward, the same.
-      pairs_per_gaussian: As in the forward, the same.
     Returns:
       The gradients of `inputs`, empty where one is None, and of the projected means [B, C, N, 2] or empty. NaN where
       the lists of a chunk did not fit.
@@ -286,7 +280,7 @@ def rasterize_backward_cuda(
     """
     _native.cuda()
     with torch.cuda.device(inputs.means.device):
-        target = _target(inputs, memory_budget, pairs_per_gaussian)
+        target = _target(inputs, memory_budget)
         return _backward(target, inputs, settings, images, split_means2d, chunks)
 
 
@@ -298,7 +292,6 @@ def rasterize_emulated(
     seed: int = 0,
     may_wait: bool = True,
     memory_budget: int = MEMORY_BUDGET,
-    pairs_per_gaussian: float = PAIRS_PER_GAUSSIAN,
 ) -> TiledOutput:
     """The kernels of `rasterize_cuda` run by an interpreter on the CPU, thread by thread: for tests, very slow.
 
@@ -309,14 +302,13 @@ def rasterize_emulated(
       seed: Order of threads, warps and blocks, and when asynchronous copies land. The result must not depend on it.
       may_wait: False: as while a CUDA graph is captured.
       memory_budget: As in `rasterize_cuda`.
-      pairs_per_gaussian: As in `rasterize_cuda`.
     Returns:
       TiledOutput.
     Raises:
       RuntimeError: the C++ module is not built; a thread missed a collective of its warp or block; a kernel wrote past
       an array.
     """
-    target = _Target(_native.cpu(), seed, memory_budget, pairs_per_gaussian, may_wait)
+    target = _Target(_native.cpu(), seed, memory_budget, may_wait)
     return _forward(target, inputs, settings, for_backward)
 
 
@@ -331,10 +323,9 @@ def rasterize_backward_emulated(
     seed: int = 0,
     may_wait: bool = True,
     memory_budget: int = MEMORY_BUDGET,
-    pairs_per_gaussian: float = PAIRS_PER_GAUSSIAN,
 ) -> tuple[Tensor, ...]:
     """The kernels of `rasterize_backward_cuda` run by the interpreter, with the chunks of `output`; see there and
     `rasterize_emulated`."""
-    target = _Target(_native.cpu(), seed, memory_budget, pairs_per_gaussian, may_wait)
+    target = _Target(_native.cpu(), seed, memory_budget, may_wait)
     images = BackwardInputs(output.render_colors, output.transmittance, output.last, grad_colors, grad_alphas)
     return _backward(target, inputs, settings, images, split_means2d, output.chunks)

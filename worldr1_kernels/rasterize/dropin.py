@@ -45,6 +45,7 @@ def rasterization(
     *,
     compat: str = "gsplat-1.6",
     meta: str = "full",
+    pairs_per_gaussian: float = 4.0,
     backend: str = "auto",
 ) -> RasterizeOutput:
     """`rasterize` under gsplat's name and positional order, so that code written for gsplat runs unchanged.
@@ -100,5 +101,6 @@ def rasterization(
         rasterize_mode=rasterize_mode,
         compat=compat,
         meta="packed" if packed and meta == "full" else meta,
+        pairs_per_gaussian=pairs_per_gaussian,
         backend=backend,
     )

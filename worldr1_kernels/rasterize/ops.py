@@ -21,7 +21,7 @@ _INPUTS = (
 )
 _SETTINGS = (
     "int width, int height, float near_plane, float far_plane, float radius_clip, float eps2d, int sh_degree, "
-    "int depth_mode, bool antialiased, float max_alpha, float compensation_floor"
+    "int depth_mode, bool antialiased, float max_alpha, float compensation_floor, float pairs_per_gaussian"
 )
 _NUM_INPUTS, _NUM_SETTINGS = len(Inputs._fields), len(Settings._fields)
 

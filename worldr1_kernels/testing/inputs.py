@@ -68,7 +68,8 @@ class GuardBands:
         self._held: list[tuple[torch.Tensor, int, str]] = []
 
     def around(self, tensor: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
-        """A tensor of the geometry of `tensor` with guard bands; bytes are `fill`, or what `values` holds."""
+        """A tensor of the geometry of `tensor`, which is not expanded, with guard bands; bytes are `fill`, or what
+        `values` holds."""
         extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         num_bytes = extent * tensor.element_size()
         whole = -(-num_bytes // 16) * 16 + 2 * self.MARGIN

@@ -93,8 +93,9 @@ class Trial:
         rules: Sequence[Rule],
         in_float64: bool = True,
     ) -> None:
-        """Runs `body` on the target twice, the second time on a stream of its own and with other unwritten memory: the
-        same bits, no byte outside an allocation, no input changed. And on the CPU: the values that it must have.
+        """Runs `body` on the target twice, the second time on a stream of its own, with inputs that are not contiguous
+        and with other unwritten memory: the same bits, no byte outside an allocation, no input changed. And on the CPU:
+        the values that it must have.
 
         Args:
           label: Sizes and kind of the case, for the report.
@@ -141,7 +142,13 @@ class Trial:
         aside: bool,
     ) -> list[Tensor]:
         with guard_bands(fill) as bands:
-            given = [None if t is None else bands.around(t.to(self.target.device), t) for t in tensors]
+            places = [None if t is None else t.to(self.target.device).contiguous() for t in tensors]
+            if aside:  # every second element of something larger
+                places = [None if t is None else torch.stack([t, t], -1)[..., 0] for t in places]
+            given = [
+                None if t is None or place is None else bands.around(place, t)
+                for t, place in zip(tensors, places, strict=True)
+            ]
             before = [None if t is None else t.clone() for t in given]
             with self.target.stream(aside=aside):
                 out = [t.detach() for t in body(function, *given)]

@@ -130,6 +130,16 @@ CENTRE = {
 }
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_fields_are_the_same_bits_on_every_device(device: str) -> None:
+    viewmats = build_trajectory([MotionToken("orbit_left")], 9, CAMERA)
+    here = CameraFlow(viewmats, intrinsics(30, 52, CAMERA), depth=1000.0, height=30, width=52)
+    there = here.to(device)
+    assert len(there) == 8 and there[0].device.type == device and here[0].device.type == "cpu"
+    for index in range(8):
+        assert torch.equal(there[index].cpu(), here[index])
+
+
 @pytest.mark.parametrize("kind", sorted(CENTRE))
 def test_centre_flow_has_the_size_and_sign_of_the_taxonomy(kind: str) -> None:
     viewmats = build_trajectory([MotionToken(kind)], 81, CAMERA)

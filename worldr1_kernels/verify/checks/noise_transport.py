@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from worldr1_kernels.noise_transport import TransportPlan, plan_transport
+from worldr1_kernels.noise_transport.plan import TENSORS
 from worldr1_kernels.testing import normal
 from worldr1_kernels.verify.target import Check
 from worldr1_kernels.verify.trial import Body, Trial, same_bits, two_errors
@@ -12,11 +13,14 @@ SEED = 2**62 + 5  # both halves of the key
 NAMES = ("noise",)
 
 
-def plan_of(frames: int, height: int, width: int, amount: float, shift: float, capture: int) -> TransportPlan:
+def flow_of(frames: int, height: int, width: int, amount: float, shift: float) -> Tensor:
     """A zoom by `amount` a frame beside a shift: copies, expansions, merges and fresh pixels."""
     y, x = torch.meshgrid(torch.arange(height) - height / 2, torch.arange(width) - width / 2, indexing="ij")
-    flow = (amount * torch.stack([x, y]).double() + shift).expand(frames - 1, -1, -1, -1)
-    return plan_transport(flow, capture=capture)
+    return (amount * torch.stack([x, y]).double() + shift).expand(frames - 1, -1, -1, -1)
+
+
+def plan_of(frames: int, height: int, width: int, amount: float, shift: float, capture: int) -> TransportPlan:
+    return plan_transport(flow_of(frames, height, width, amount, shift), capture=capture)
 
 
 def transport(plan: TransportPlan, capture: int, reduce: int) -> Body:
@@ -31,6 +35,24 @@ def transport(plan: TransportPlan, capture: int, reduce: int) -> Body:
 
 def ids(batch: int) -> Tensor:
     return torch.arange(2**32 - batch, 2**32)
+
+
+def plans(trial: Trial) -> None:
+    """Where a plan is made on the device: that of the CPU, bit for bit."""
+    for frames, height, width, amount, shift in (
+        (1, 3, 4, 0.0, 0.0), (3, 1, 1, 0.0, 2.0), (5, 7, 9, 0.2, 0.6), (4, 33, 65, 0.0, 0.0), (4, 241, 417, -0.25, 0.6),
+        (4, 241, 417, 0.2, 3.0),
+    ):  # fmt: skip
+        for dtype, dither in ((torch.float64, False), (torch.float32, True)):
+
+            def body(function, flow: Tensor) -> list[Tensor]:  # type: ignore[no-untyped-def]
+                plan = function(flow, capture=2, dither=dither)  # noqa: B023
+                return [*plan.tensors(), torch.tensor([plan.num_slots, plan.stride])]
+
+            flow = flow_of(frames, height, width, amount, shift).to(dtype)
+            label = f"F{frames}-H{height}-W{width} {dtype}, zoom {amount}, shift {shift}"
+            names = [*TENSORS, "num_slots and stride"]
+            trial.compare(label, "plan_transport", body, flow, names=names, rules=[same_bits], in_float64=False)
 
 
 def moves(trial: Trial) -> None:
@@ -83,6 +105,7 @@ def empty(trial: Trial) -> None:
 
 
 CHECKS = (
+    Check("plans", plans),
     Check("moves", moves),
     Check("many blocks", many_blocks),
     Check("copies", copies),
