@@ -52,8 +52,8 @@ H200 = Device("H200", 132, 1.9e9, 4.3e12, 0.7, 6.0, 1.2e-6, 1.3e-6, 20e-6)
 class Kernel:
     """The work of a kernel in one call of an op.
 
-    Fields: name, as in the sources; warps of all its launches; instructions that a warp executes, on average; bytes
-    read and written beyond the caches; launches; wait, seconds that it stands still beside all this.
+    Fields: name, as in the sources; warps; instructions that a warp executes, on average, in all launches; bytes read
+    and written beyond the caches; launches; wait, seconds that it stands still beside all this.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Kernel:
         return {
             "bytes": self.num_bytes / device.copy,
             "issue": self.warps * self.instructions / issued,
-            "chain": self.launches * self.instructions * device.cycles / device.hertz,
+            "chain": self.instructions * device.cycles / device.hertz,
         }
 
     def standing(self, device: Device) -> float:
@@ -171,6 +171,7 @@ WARP = 32
 _KEY, _MOVE, _CULLING = 25, 20, 8
 # And the paths that a thread takes through kernels whose listings hold many cases.
 _PROJECT, _PROJECT_GRADIENTS, _SUM_PARTIALS = 1000, 1400, 45
+_PLAN = {"order_kernel": 100, "merge_kernel": 25}  # most pixels have one reader and one hit, and leave at once
 
 
 def forward(work: Work, static: Static, device: Device) -> list[Kernel]:
@@ -227,7 +228,23 @@ def noise(batch: int, device: Device) -> tuple[Kernel, float]:
     return Kernel("transport_kernel", warps, instructions, moved, wait=steps), 16.0 * tasks * values + lists
 
 
-def sde(static: Static, samples: int) -> dict[str, Kernel]:
+def noise_plan(static: Static) -> list[Kernel]:
+    """The plan of 80 float64 fields at 480x832, a field after the other; merges and groups are few beside pixels."""
+    fields, pixels = 80, 480 * 832
+    steps = {  # pixels of a warp, bytes of a pixel
+        "round_kernel<double>": (WARP, 32), "readers_kernel": (WARP, 16), "count_kernel": (256, 16),
+        "sum_kernel": (65536, 0.2), "place_kernel": (256, 44), "gather_kernel": (WARP, 20), "order_kernel": (WARP, 20),
+        "merge_kernel": (WARP, 4), "tree_kernel": (32 * WARP, 8.3), "normalize_kernel": (WARP, 27),
+    }  # fmt: skip
+    out = []
+    for name, (covered, num_bytes) in steps.items():
+        launches = fields * (2 if name == "tree_kernel" else 1)
+        warps, moved = fields * pixels / covered, fields * pixels * num_bytes
+        out.append(Kernel(name, warps, _PLAN.get(name, static[name].instructions), moved, launches))
+    return out
+
+
+def sde(static: Static, samples: int) -> dict[str, list[Kernel]]:
     """The SDE step on latents [16, 21, 60, 104], velocities in bfloat16, by form. A warp takes 32 groups of 8 elements;
     around the loop it runs 43, 38 and 28 instructions a group."""
     elements = samples * 16 * 21 * 60 * 104
@@ -236,10 +253,11 @@ def sde(static: Static, samples: int) -> dict[str, Kernel]:
         static[f"{kernel}<unsigned short, {options}>"].loop
         for kernel, options in (("forward_kernel", "0, 0"), ("forward_kernel", "2, 0"), ("backward_kernel", "0"))
     )
+    fill = Kernel("memset", 1, _MOVE, 0)  # of the standard deviations, a number as a tensor
     return {
-        "draw": Kernel("forward_kernel", groups, draw + 43, elements * 14, launches=2),
-        "score": Kernel("forward_kernel", groups, score + 38, elements * 14, launches=2),
-        "backward": Kernel("backward_kernel", groups, back + 28, elements * 12),
+        "draw": [fill, Kernel("forward_kernel", groups, draw + 43, elements * 14)],
+        "score": [fill, Kernel("forward_kernel", groups, score + 38, elements * 14)],
+        "backward": [Kernel("backward_kernel", groups, back + 28, elements * 12)],
     }
 
 
@@ -256,10 +274,10 @@ def ops(work: Work, static: Static, device: Device) -> list[Op]:
     ]
     for samples in (8, 1):
         for name, step in sde(static, samples).items():
-            copy = Kernel("copy", 0, 0, step.num_bytes).seconds(device)
+            copy = Kernel("copy", 0, 0, step[-1].num_bytes).seconds(device)
             why = "launches are what is left: judged apart" if samples == 1 else "less than .45 instructions a cycle"
             wanted = 0.8 if name == "backward" else 0.85
-            out.append(Op(f"sde_step {name}, N = {samples}", [step], copy, "a copy", wanted, why))
+            out.append(Op(f"sde_step {name}, N = {samples}", step, copy, "a copy", wanted, why))
     for batch in (8, 1):
         transport, floor = noise(batch, device)
         why = (
@@ -269,10 +287,12 @@ def ops(work: Work, static: Static, device: Device) -> list[Op]:
         )
         name = f"noise_transport, 480p, B = {batch}"
         out.append(Op(name, [transport], floor / device.copy, "a copy of what must move", 0.6, why))
+    why = "a host that takes above 5 us a launch"
+    out.append(Op("noise plan, 480p, 80 fields", noise_plan(static), 5e-3, "the time wanted", 1.0, why))
     frames = 81 / WARP
     reward = static["reward_forward_kernel<float>"].instructions * (0.5 + 0.5 * frames)  # half of it a frame
-    step = Kernel("reward_forward_kernel", 384, reward, 4e6, launches=2)
-    out.append(Op("se3 reward, 384 x 81", [step], roma, "roma + torch", 10.0, "fp64 chains above 6 cycles a link"))
+    steps = [Kernel("memset", 1, _MOVE, 0), Kernel("reward_forward_kernel", 384, reward, 4e6)]
+    out.append(Op("se3 reward, 384 x 81", steps, roma, "roma + torch", 10.0, "fp64 chains above 6 cycles a link"))
     return out
 
 
@@ -319,8 +339,8 @@ Assumed: {assumed}
 (hertz, bytes a second, cycles, seconds). A kernel takes the longest of bytes / copy, instructions / issue, and the
 chain of one warp's instructions; a launch costs a gap; what has to be waited for is added. Caches, bank conflicts and
 divergence are not modelled. Loops and short kernels are counted by the compiler; the paths through project_kernel,
-project_gradients_kernel, sum_partials_kernel, the noise and CUB's sorts are read from listings by hand (constants in
-the script).
+project_gradients_kernel, sum_partials_kernel, the noise, order and merge of its plan, and CUB's sorts are read from
+listings by hand (constants in the script).
 
 The rasterizer's work, counted in the benchmark's scene: {work.gaussians:,} Gaussians, {work.seen:,} seen,
 {work.pairs:,} pairs with tiles of 16x16; {work.share:.0%} of a list is looked at before its pixels are done, which
