@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from worldr1_kernels.testing import gaussian_scene, normal
+from worldr1_kernels.testing.compare import BORDERLINE, TIGHT
 from worldr1_kernels.verify.target import Check
 from worldr1_kernels.verify.trial import Rule, Trial, same_bits, two_errors
 
-TIGHT = 1e-5
-BORDERLINE = 1 / 255 + 1e-3  # what one splat at the threshold can change, per unit of its feature
 IMAGE = ("render_colors", "render_alphas", "num_invalid")
 INPUTS = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks", "backgrounds")
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from worldr1_kernels.rasterize.reference import rotation_matrices
 from worldr1_kernels.se3 import TrajectoryError, check
 from worldr1_kernels.testing import normal
 from worldr1_kernels.verify.target import Check
@@ -24,13 +25,7 @@ def rule(dtype: torch.dtype) -> Rule:
 
 def rotations(shape: Sequence[int], seed: int) -> Tensor:
     """Random rotations, float64 [..., 3, 3]."""
-    w, x, y, z = torch.nn.functional.normalize(normal((*shape, 4), seed, dtype=torch.float64), dim=-1).unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+    return rotation_matrices(normal((*shape, 4), seed, dtype=torch.float64))
 
 
 def trajectories(num: int, frames: int, seed: int) -> Tensor:
