@@ -14,6 +14,7 @@ from worldr1.datatypes import GaussianScene, Reconstruction
 from worldr1.evaluation.camera_metrics import camera_control
 from worldr1.evaluation.labels import Labels
 from worldr1_kernels import rasterize, trajectory_error, trajectory_reward
+from worldr1_kernels.se3 import check
 
 CLIPS_PER_CALL = 32
 SPLAT_PX = 0.25
@@ -147,6 +148,7 @@ def _geometry(video: Tensor, requested: Tensor, evaluator: Evaluator) -> dict[st
         "frame_change": (video[:, 1:] - video[:, :-1]).abs().flatten(1).mean(dim=1),
         "viewmats": scene.viewmats,
     }
+    check(requested.device)  # what the kernels found wrong with these poses, before they are believed
     return {name: value.cpu() for name, value in out.items()}
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worldr1.datatypes import Reconstruction
 from worldr1_kernels import trajectory_error, trajectory_reward
+from worldr1_kernels.se3 import check
 
 
 class TrajectoryParts(NamedTuple):
@@ -43,10 +44,15 @@ def trajectory_term(reconstruction: Reconstruction, requested: Tensor, *, metric
         requested, so that a timid motion scores less than a whole one.
     Returns:
       [N] in [0, 1].
+    Raises:
+      ValueError: poses that are not finite or rigid, or a median depth that is not positive.
     """
     requested = requested.to(reconstruction.viewmats)
     depth = median_depth(reconstruction)
-    return trajectory_reward(reconstruction.viewmats, requested, median_depth=depth, metric=metric)
+    reward = trajectory_reward(reconstruction.viewmats, requested, median_depth=depth, metric=metric)
+    # A device says faults late: here, or they would be taken for those of the clip that is judged next.
+    check(reward.device)
+    return reward
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Launcher of the C++ plan, and of the transport in C++ and CUDA. Only addresses cross; the tensors are held here."""
+"""Launcher of the plan and of the transport, in C++ and in CUDA. Only addresses cross; the tensors are held here."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

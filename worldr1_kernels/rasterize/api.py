@@ -10,7 +10,7 @@ from worldr1_kernels._checks import check_choice
 from worldr1_kernels._dispatch import always_available, resolve_backend
 from worldr1_kernels._library import needs_grad
 from worldr1_kernels._native import unavailable as native_unavailable
-from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, Inputs, Settings
+from worldr1_kernels.rasterize.arguments import FIRST_DEPTH, MEDIAN_DEPTH, PAIRS_PER_GAUSSIAN, Inputs, Settings
 from worldr1_kernels.rasterize.checks import META_LEVELS, check_inputs, check_settings
 from worldr1_kernels.rasterize.native_impl import NOT_PROJECTED, PACKED, PROJECTED
 from worldr1_kernels.rasterize.ops import Rasterize, rasterize_op
@@ -116,7 +116,7 @@ def rasterize(
     rasterize_mode: str = "classic",
     compat: str = "gsplat-1.6",
     meta: str = "minimal",
-    pairs_per_gaussian: float = 4.0,
+    pairs_per_gaussian: float = PAIRS_PER_GAUSSIAN,
     backend: str = "auto",
 ) -> RasterizeOutput:
     """Renders 3D Gaussians into pinhole cameras by EWA splatting and front-to-back blending.

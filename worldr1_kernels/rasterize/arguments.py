@@ -10,6 +10,10 @@ NO_DEPTH, WEIGHTED_DEPTH, EXPECTED_DEPTH, MEDIAN_DEPTH, FIRST_DEPTH = range(5)
 DEPTH_MODES = {"D": WEIGHTED_DEPTH, "ED": EXPECTED_DEPTH, "MD": MEDIAN_DEPTH, "FD": FIRST_DEPTH}
 
 
+PAIRS_PER_GAUSSIAN = 4.0
+"""Default room for (tile, splat) pairs in a CUDA graph, where they cannot be counted first."""
+
+
 class Inputs(NamedTuple):
     """Checked tensors, all of one floating dtype and on one device. Either quats and scales or covars are given."""
 
@@ -38,7 +42,7 @@ class Settings(NamedTuple):
     antialiased: bool
     max_alpha: float
     compensation_floor: float
-    pairs_per_gaussian: float = 4.0  # room for (tile, splat) pairs in a CUDA graph, where they cannot be counted first
+    pairs_per_gaussian: float = PAIRS_PER_GAUSSIAN
 
     def channels(self, colors: Tensor | None) -> int:
         """X: number of rendered channels."""

@@ -1,7 +1,7 @@
 """Launcher of the CUDA rasterizer, forward and backward: float32 device tensors in.
 
-Compiled for sm_90a, and checked on the CPU by `rasterize_emulated`, which runs the same kernels. It has not yet run on
-a device.
+Checked on the CPU by `rasterize_emulated`, which runs the same kernels, and by `worldr1_kernels.verify` on the user's
+own device; not yet run on one by us.
 """
 
 import functools

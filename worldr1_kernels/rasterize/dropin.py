@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from worldr1_kernels.rasterize.api import RasterizeOutput, rasterize
+from worldr1_kernels.rasterize.arguments import PAIRS_PER_GAUSSIAN
 
 
 def rasterization(
@@ -45,7 +46,7 @@ def rasterization(
     *,
     compat: str = "gsplat-1.6",
     meta: str = "full",
-    pairs_per_gaussian: float = 4.0,
+    pairs_per_gaussian: float = PAIRS_PER_GAUSSIAN,
     backend: str = "auto",
 ) -> RasterizeOutput:
     """`rasterize` under gsplat's name and positional order, so that code written for gsplat runs unchanged.

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from worldr1.camera.motion import parse_motion
 from worldr1.camera.trajectory import MOTIONS, build_trajectory
 from worldr1.config import MICRO_CAMERA, CameraConfig
 from worldr1.datatypes import GaussianScene, MotionToken, Reconstruction
+from worldr1.rewards import trajectory
+from worldr1.rewards.base import score_rows
 from worldr1.rewards.trajectory import median_depth, trajectory_parts, trajectory_term
 
 CAMERA = CameraConfig()
@@ -152,3 +156,33 @@ def test_a_scene_that_cannot_be_scored_is_marked_alone() -> None:
     assert parts.valid.tolist() == [True] + [False] * 5
     assert float(parts.score[0]) == pytest.approx(1.0, abs=1e-9)
     assert all(bool(part[1:].isnan().all()) and bool(part[0].isfinite()) for part in parts[:-1])
+
+
+def test_a_fault_that_a_device_says_late_is_that_of_its_own_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips are judged one by one at full size; a device says what was wrong with one at its next call, or if asked."""
+    pending: list[str] = []
+
+    def check(device: torch.device) -> None:
+        if pending:
+            raise ValueError(pending.pop())
+
+    def on_a_device(pred: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Tensor:
+        check(pred.device)
+        bad = ~pred.isfinite().flatten(1).all(1)
+        pending.extend(["viewmats_pred must be finite"] * bool(bad.any()))
+        return torch.where(bad, torch.nan, 0.5)
+
+    monkeypatch.setattr(trajectory, "trajectory_reward", on_a_device)
+    monkeypatch.setattr(trajectory, "check", check)
+    viewmats = torch.eye(4).repeat(3, 5, 1, 1)
+    viewmats[1, 2, 0, 3] = torch.nan
+
+    def term(rows: list[int]) -> dict[str, torch.Tensor]:
+        scene = SimpleNamespace(viewmats=viewmats[rows], depth=torch.ones(len(rows), 5, 4, 4))
+        return {"traj": trajectory.trajectory_term(scene, torch.eye(4).repeat(len(rows), 5, 1, 1))}
+
+    values, reasons = {"traj": torch.zeros(3)}, {}
+    for row in range(3):
+        score_rows(term, [row], values=values, reasons=reasons)
+    assert reasons == {1: "ValueError: viewmats_pred must be finite"} and not pending
+    assert values["traj"].tolist() == [0.5, 0.0, 0.5]
