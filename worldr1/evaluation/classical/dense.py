@@ -77,7 +77,9 @@ def _matching_cost(video: Tensor, scene: Scene, K: np.ndarray, frame: int, plane
         place = there[None] + planes.double()[:, None, None] * shift[None, :, None]  # [P, 3, hw]
         z = place[:, 2].clamp_min(1e-6)
         xy = torch.stack([place[:, 0] / z * 2 / w - 1, place[:, 1] / z * 2 / h - 1], dim=-1).float().view(-1, h, w, 2)
-        seen = F.grid_sample(video[s][None].expand(len(planes), -1, -1, -1), xy, padding_mode="border", align_corners=False)
+        seen = F.grid_sample(
+            video[s][None].expand(len(planes), -1, -1, -1), xy, padding_mode="border", align_corners=False
+        )
         difference = (seen - video[frame]).abs().mean(1)  # [P, h, w]
         outside = (xy.abs() > 1.0).any(-1) | (place[:, 2].view(-1, h, w) < 1e-6)
         costs.append(difference.masked_fill(outside, 0.25))
@@ -117,8 +119,12 @@ def _median(x: Tensor) -> Tensor:
 
 def _spread(points: np.ndarray, values: np.ndarray, h: int, w: int) -> Tensor:
     """Values at scattered points [n, 2], pixels, over the whole frame: means weighted by distance, [h, w]."""
-    v, u = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
-    place = torch.stack([u, v], -1).view(-1, 2).double()
-    distance = torch.cdist(place, torch.from_numpy(points))
+    rows, columns = max(2, h // 3), max(2, w // 3)  # it is smooth
+    v, u = torch.meshgrid(
+        (torch.arange(rows) + 0.5) * h / rows, (torch.arange(columns) + 0.5) * w / columns, indexing="ij"
+    )
+    place = torch.stack([u, v], -1).view(-1, 2)
+    distance = torch.cdist(place, torch.from_numpy(points).float())
     weight = 1.0 / (distance / (0.03 * w)).square().add(0.05).square()
-    return (weight @ torch.from_numpy(values) / weight.sum(1)).view(h, w).float()
+    coarse = (weight @ torch.from_numpy(values).float() / weight.sum(1)).view(1, 1, rows, columns)
+    return F.interpolate(coarse, size=(h, w), mode="bilinear", align_corners=False)[0, 0]

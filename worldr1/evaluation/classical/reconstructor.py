@@ -19,7 +19,7 @@ from worldr1.rewards.judges.micro_geo import pixel_gaussians
 NOISE = 0.0025
 """Scale of the error of a track, in widths of the frame: a sixth of a pixel at 64."""
 _STILL = 0.004  # of the width: the median point moves less in every frame
-_PARALLAX = 2.0  # turning alone must explain the tracks this many times worse than a path does, in median error
+_EVIDENCE = 2.7  # nats that a path must gain for each parameter that it has more than turning alone
 _CUT = 0.2  # of the points survive from one frame to the next
 _LOOSE = 0.012  # of the width: largest median error of a rigid scene
 _RIGID = 0.5  # of the points must lie within three times the noise, in the median frame
@@ -59,9 +59,7 @@ class Classical:
           ValueError: another shape.
         """
         if video.ndim != 5 or video.shape[1] < 3 or video.shape[2] != 3:
-            raise ValueError(
-                f"Classical.recover: video must have shape [N, F >= 3, 3, H, W], got {list(video.shape)}"
-            )
+            raise ValueError(f"Classical.recover: video must have shape [N, F >= 3, 3, H, W], got {list(video.shape)}")
         num, frames, _, height, width = video.shape
         focal = self.focal_ratio * width
         K = np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
@@ -127,15 +125,14 @@ def solve(tracks: Tracks, K: np.ndarray, *, width: int) -> tuple[Solved | None, 
         rest = Scene(np.tile(np.eye(3), (frames, 1, 1)), np.zeros((frames, 3)), np.zeros(len(tracks.anchor)))
         return Solved(rest, tracks), STILL, "the camera is at rest: no depth can be seen"
     turned, _ = turning(tracks, K, width=noise)
-    spread = _median_error(turned, tracks, K)
-    best = _with_path(tracks, K, turned, noise=noise) if spread > noise else None
-    if best is None or spread < _PARALLAX * _median_error(best, tracks, K) + 0.5 * noise:
-        if spread > _LOOSE * width:
-            return None, FAILED, f"no rigid scene explains the tracks: they are off by {spread:.1f} pixels"
-        return Solved(turned, tracks), TURNING, "the camera only turns: no depth can be seen"
-    error = _median_error(best, tracks, K)
+    best = _with_path(tracks, K, turned, noise=noise)
+    moves = best is not None and _evidence(turned, best, tracks, K, noise=noise) > _EVIDENCE
+    chosen = best if moves and best is not None else turned
+    error = float(np.median(_errors(chosen, tracks, K)))
     if error > _LOOSE * width:
         return None, FAILED, f"no rigid scene explains the tracks: they are off by {error:.1f} pixels"
+    if not moves or best is None:
+        return Solved(turned, tracks), TURNING, "the camera only turns: no depth can be seen"
     share = _rigid_share(best, tracks, K, limit=6.0 * noise)
     if share < _RIGID:
         return None, FAILED, f"{1 - share:.0%} of the points do not move with one rigid scene"
@@ -149,7 +146,9 @@ def _unusable(tracks: Tracks) -> str:
     survived = tracks.survived
     if survived.min() < _CUT:
         where = int(survived.argmin())
-        return f"the clip is cut or torn between frames {where} and {where + 1}: {survived.min():.0%} of the points go on"
+        return (
+            f"the clip is cut or torn between frames {where} and {where + 1}: {survived.min():.0%} of the points go on"
+        )
     seen = tracks.seen.sum(0)
     if seen.min() < MIN_POINTS:
         return f"frame {int(seen.argmin())} shows {int(seen.min())} of the points, {MIN_POINTS} are needed"
@@ -170,9 +169,12 @@ def _errors(scene: Scene, tracks: Tracks, K: np.ndarray) -> np.ndarray:
     return np.linalg.norm(residuals(scene, tracks, K), axis=-1)[seen]
 
 
-def _median_error(scene: Scene, tracks: Tracks, K: np.ndarray) -> float:
-    errors = _errors(scene, tracks, K)
-    return float(np.median(errors)) if errors.size else float("inf")
+def _evidence(turned: Scene, moved: Scene, tracks: Tracks, K: np.ndarray, *, noise: float) -> float:
+    """Log-likelihood that a path gains, for each of its parameters: a depth a point and three numbers a frame."""
+    gain = 0.0
+    for scene, sign in ((turned, 1.0), (moved, -1.0)):
+        gain += sign * float(np.log1p((_errors(scene, tracks, K) / noise) ** 2).sum())
+    return gain / (len(tracks.anchor) + 3 * tracks.seen.shape[1])
 
 
 def _rigid_share(scene: Scene, tracks: Tracks, K: np.ndarray, *, limit: float) -> float:

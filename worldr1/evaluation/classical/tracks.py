@@ -8,7 +8,7 @@ import numpy as np
 
 MIN_SIDE = 256
 """Frames are enlarged to this at least: windows of a tracker are made for such sizes."""
-_CORNERS, _QUALITY, _APART = 300, 0.003, 0.016  # of a key frame; share of the best corner; of the width
+_CORNERS, _QUALITY, _APART = 200, 0.003, 0.016  # of a key frame; share of the best corner; of the width
 _WINDOW, _LEVELS = 21, 4
 _RETURN = 0.004  # of the width: how far a point may miss itself on its way back
 
