@@ -1,4 +1,4 @@
-"""Structure from motion without a network: tracks, two views, bundle adjustment, plane sweep. Shares nothing with a reward."""
+"""Structure from motion without a network: tracks, two views, bundle adjustment, plane sweep."""
 
 from worldr1.evaluation.classical.reconstructor import Classical
 

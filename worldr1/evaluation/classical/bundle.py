@@ -74,7 +74,7 @@ def directions(scene: Scene, rays: np.ndarray, anchor: np.ndarray, frame: int) -
 
 
 def residuals(scene: Scene, tracks: Tracks, K: np.ndarray) -> np.ndarray:
-    """Predicted minus observed image points, pixels, [T, F, 2]; 0 where a point is not seen, far off where it is behind."""
+    """Predicted minus observed image points, pixels, [T, F, 2]; 0 where a point is not seen."""
     rays, out = anchor_rays(tracks, K), np.zeros(tracks.at.shape)
     for f in range(tracks.at.shape[1]):
         out[:, f] = _project(directions(scene, rays, tracks.anchor, f), K) - tracks.at[:, f]
