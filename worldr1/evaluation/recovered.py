@@ -35,8 +35,8 @@ def recover(reconstructor: Any, video: Tensor) -> Recovered:
     """Cameras and depth of clips by any reconstructor.
 
     Args:
-      reconstructor: With `recover(video) -> Recovered`, or with `infer(video) -> Reconstruction` alone, as the judges of
-        the rewards have it: those never say that they do not know, so every finite clip counts as moving.
+      reconstructor: With `recover(video) -> Recovered`, or with `infer(video) -> Reconstruction` alone, as the rewards'
+        judges have it: those never say that they do not know, so every finite clip counts as moving.
       video: Shape [N, F, 3, H, W] in [0, 1].
     Returns:
       Recovered. A clip that is not finite has failed.

@@ -20,8 +20,8 @@ _PRIOR = 0.02
 def sweep(video: Tensor, scene: Scene, tracks: Tracks, K: np.ndarray) -> tuple[Tensor, Tensor]:
     """z-depth and confidence of every frame.
 
-    Each pixel takes the inverse depth at which a window around it looks most alike in other frames (Collins 1996), those
-    of the nearest in time whose camera is elsewhere; where nothing is told apart, that of the tracked points around it.
+    Each pixel takes the inverse depth at which a window around it looks most alike in other frames (Collins 1996): the
+    nearest in time whose camera is elsewhere. Where nothing is told apart, it is that of the tracked points around it.
 
     Args:
       video: Shape [F, 3, H, W] in [0, 1].

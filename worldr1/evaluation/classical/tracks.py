@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def follow(frames: np.ndarray) -> Tracks:
       frames: Shape [F, H, W, 3], uint8.
     Returns:
       Tracks; none in a clip without corners.
-    Source: Shi and Tomasi 1994 (corners); Bouguet 2001 (pyramidal tracker); Kalal et al. 2010 (the way back), by OpenCV.
+    Source: Shi and Tomasi 1994 (corners); Bouguet 2001 (pyramidal tracker); Kalal et al. 2010 (the way back); OpenCV.
     """
     import cv2
 
@@ -90,8 +91,8 @@ def _step(before: np.ndarray, after: np.ndarray, points: np.ndarray) -> np.ndarr
     """Points [n, 2] of one frame in the next; NaN where one is lost, leaves the frame or does not come back."""
     import cv2
 
-    options = {"winSize": (_WINDOW, _WINDOW), "maxLevel": _LEVELS, "minEigThreshold": 1e-4}
-    start = points.astype(np.float32)[:, None]
+    options: Any = {"winSize": (_WINDOW, _WINDOW), "maxLevel": _LEVELS, "minEigThreshold": 1e-4}
+    start: Any = points.astype(np.float32)[:, None]
     there, ok_there, _ = cv2.calcOpticalFlowPyrLK(before, after, start, None, **options)
     back, ok_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, None, **options)
     height, width = after.shape
