@@ -93,8 +93,8 @@ def _step(before: np.ndarray, after: np.ndarray, points: np.ndarray) -> np.ndarr
 
     options: Any = {"winSize": (_WINDOW, _WINDOW), "maxLevel": _LEVELS, "minEigThreshold": 1e-4}
     start: Any = points.astype(np.float32)[:, None]
-    there, ok_there, _ = cv2.calcOpticalFlowPyrLK(before, after, start, None, **options)
-    back, ok_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, None, **options)
+    there, ok_there, _ = cv2.calcOpticalFlowPyrLK(before, after, start, start.copy(), **options)
+    back, ok_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, there.copy(), **options)
     height, width = after.shape
     edge = 0.5 * _WINDOW / 4
     place = there[:, 0]
