@@ -268,8 +268,11 @@ def _solve(
 
 
 def normalise(scene: Scene, tracks: Tracks) -> None:
-    """Fix the scale in place: the median inverse depth over all points is 1."""
+    """Fix the scale in place: the median inverse depth over all points is 1.
+
+    The image does not tell a scene from the one behind the cameras with the path reversed: the sign is fixed here, too.
+    """
     scale = float(np.median(scene.inverse_depth)) if len(scene.inverse_depth) else 1.0
-    if scale > 1e-9:
+    if abs(scale) > 1e-9:
         scene.translation *= scale
         scene.inverse_depth /= scale

@@ -19,7 +19,8 @@ from worldr1.rewards.judges.micro_geo import pixel_gaussians
 NOISE = 0.0025
 """Scale of the error of a track, in widths of the frame: a sixth of a pixel at 64."""
 _STILL = 0.004  # of the width: the median point moves less in every frame
-_EVIDENCE = 2.7  # nats that a path must gain for each parameter that it has more than turning alone
+_EVIDENCE = 2.2  # nats that a path must gain for each parameter that it has more than turning alone
+_UNTOLD = 2.2  # times: with less evidence, a path that fits so much better in the median is no turn either
 _CUT = 0.2  # of the points survive from one frame to the next
 _LOOSE = 0.012  # of the width: largest median error of a rigid scene
 _RIGID = 0.5  # of the points must lie within three times the noise, in the median frame
@@ -132,6 +133,8 @@ def solve(tracks: Tracks, K: np.ndarray, *, width: int) -> tuple[Solved | None, 
     if error > _LOOSE * width:
         return None, FAILED, f"no rigid scene explains the tracks: they are off by {error:.1f} pixels"
     if not moves or best is None:
+        if best is not None and error > _UNTOLD * float(np.median(_errors(best, tracks, K))):
+            return None, FAILED, "the points are seen too briefly to tell a path from a turn"
         return Solved(turned, tracks), TURNING, "the camera only turns: no depth can be seen"
     share = _rigid_share(best, tracks, K, limit=6.0 * noise)
     if share < _RIGID:
@@ -197,7 +200,8 @@ def _with_path(tracks: Tracks, K: np.ndarray, turned: Scene, *, noise: float) ->
             best, lowest = scene, cost
     if best is None:
         return None
-    adjust(best, sparse, K, width=noise, num_steps=20)
+    adjust(best, sparse, K, width=noise, num_steps=15)
+    adjust(best, sparse, K, width=noise / 3.0, num_steps=15)  # the best tracks decide: a third less error of rotation
     if chosen.all():
         return best
     # The frames between: from their neighbours' cameras, to the points that are known by now.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-MIN_SIDE = 256
+MIN_SIDE = 384
 """Frames are enlarged to this at least: windows of a tracker are made for such sizes."""
 _CORNERS, _QUALITY, _APART = 200, 0.003, 0.016  # of a key frame; share of the best corner; of the width
 _WINDOW, _LEVELS = 21, 4
