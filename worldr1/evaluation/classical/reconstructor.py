@@ -201,7 +201,7 @@ def _with_path(tracks: Tracks, K: np.ndarray, turned: Scene, *, noise: float) ->
     if best is None:
         return None
     adjust(best, sparse, K, width=noise, num_steps=15)
-    adjust(best, sparse, K, width=noise / 3.0, num_steps=15)  # the best tracks decide: a third less error of rotation
+    adjust(best, sparse, K, width=noise / 6.0, num_steps=20)  # the best tracks decide: a third less error of rotation
     if chosen.all():
         return best
     # The frames between: from their neighbours' cameras, to the points that are known by now.
