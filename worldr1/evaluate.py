@@ -61,7 +61,7 @@ class EvaluateConfig:
     reconstructor: str = "classical"
     """Who recovers cameras and depth: `classical`, a folder, or `module:name`; not one that the reward has asked."""
     focal_ratio: Annotated[float, Real("[0, 100]")] = 0.0
-    """For `classical`: focal length over image width, where known; 0: its own default."""
+    """For `classical`: focal length over image width; 0: that of the camera settings of the run or preset."""
     perceptual: str = ""
     """A folder of LPIPS; default: weights/lpips-alex where it is there, else its columns stay empty."""
     side: Annotated[int, Whole("[0, 8192]")] = 256
@@ -119,7 +119,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
             say.stays(f"{config.reconstructor} also gave the rewards of this run: it flatters what was trained on it")
         source = files or _generated(config, settings, prompts, device=world.device)
         measurer = ClipMeasurer(
-            load_reconstructor(config.reconstructor, device=world.device, focal_ratio=config.focal_ratio or None),
+            load_reconstructor(config.reconstructor, device=world.device, focal_ratio=described["focal_ratio"]),
             perceptual=perceptual and load_judge(perceptual, role="perceptual", device=world.device),
             device=world.device,
             side=config.side,
@@ -214,7 +214,8 @@ def _described(
 
     camera = CameraConfig() if settings is None else settings.camera
     own: dict[str, Any] = {
-        "prompts": [p._asdict() for p in prompts], "focal_ratio": config.focal_ratio, "side": config.side,
+        "prompts": [p._asdict() for p in prompts], "focal_ratio": config.focal_ratio or camera.focal_ratio,
+        "side": config.side,
     }  # fmt: skip
     if config.videos is not None:
         clips = FileClips(config.videos, prompts, camera=camera, cameras=config.cameras, fps=config.fps)

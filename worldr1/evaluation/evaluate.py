@@ -59,21 +59,19 @@ def load_evaluator(source: str | Path, *, device: torch.device, labels: bool = T
     return MicroEvaluator.from_pretrained(Path(source), device=device)
 
 
-def load_reconstructor(source: str, *, device: torch.device, focal_ratio: float | None = None) -> Any:
+def load_reconstructor(source: str, *, device: torch.device, focal_ratio: float) -> Any:
     """Open the reconstructor of an evaluation.
 
     Args:
       source: "classical", which no reward shares, or as `load_evaluator` without labels.
-      focal_ratio: Focal length over image width, for the classical one; None: its own default.
+      focal_ratio: Focal length over image width, which the classical one must be told; the others find their own.
     Raises:
-      ValueError: as `load_evaluator`; a focal_ratio for another than the classical one.
+      ValueError: as `load_evaluator`.
     """
     from worldr1.rewards.judges.registry import by_name
 
     if source == "classical":
         return by_name(CLASSICAL)(device=device, focal_ratio=focal_ratio)
-    if focal_ratio is not None:
-        raise ValueError(f"evaluate: focal_ratio is for the classical reconstructor, got {source}")
     return load_evaluator(source, device=device, labels=False)
 
 
