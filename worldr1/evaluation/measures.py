@@ -150,7 +150,7 @@ class ClipMeasurer:
         state, reason = recovered.state[0], recovered.reasons[0]
         if fault or state == "failed":
             return Measured("failed", fault or reason or "the reconstructor gave no reason", out)
-        out |= self._geometry(small[None], recovered, request)
+        out |= self._geometry(small, recovered, request)
         scene = recovered.reconstruction
         cameras = {
             "recovered_cam_c2w": torch.linalg.inv(scene.viewmats[0].double()).cpu(),
@@ -175,13 +175,11 @@ class ClipMeasurer:
         out: dict[str, float] = {}
         if request is not None:
             out |= camera_measures(viewmats[0], request, depth=float(depth.median()), state=state)
-        if (
-            state == "turning"
-        ):  # on a plane at any distance it would score, 4 dB above the same clip with its true depth
-            return out
         if state == "moving":
             out["mvcs"] = mvcs(depth[0], viewmats[0], Ks[0])
-        return out | reconstruction_measures(video, depth, viewmats, Ks, perceptual=self.perceptual)
+        else:  # without parallax the views do not depend on depth
+            depth = torch.ones_like(depth)
+        return out | reconstruction_measures(video, depth[0], viewmats[0], Ks[0], perceptual=self.perceptual)
 
 
 def unusable(scene: Reconstruction) -> str:
@@ -229,15 +227,14 @@ def reconstruction_measures(
     """PSNR, SSIM and LPIPS of one clip, held out and of itself: each a mean over frames.
 
     Args:
-      video: Shape [1, F, 3, H, W] in [0, 1], F >= 3; the rest as for `views`.
+      video: Shape [F, 3, H, W] in [0, 1], F >= 3; the rest as for `views`.
       perceptual: `distance(a, b)` of images [n, 3, H, W]; None: NaN.
     """
-    frames = range(video.shape[1])
+    frames = range(len(video))
     even, odd, every = (_spread(frames[start::step]) for start, step in ((0, 2), (1, 2), (0, 1)))
     out: dict[str, float] = {}
     for suffix, sources, targets in (("", even, odd), ("_self", every, every)):
-        render = views(video, depth, viewmats, Ks, sources=sources, targets=targets)[0]
-        truth = video[0, targets]
+        render, truth = views(video, depth, viewmats, Ks, sources=sources, targets=targets), video[targets]
         distance = math.nan if perceptual is None else float(perceptual.distance(render, truth).mean())
         figures = {"psnr": psnr(render, truth), "ssim": ssim(render, truth)}
         out |= {name + suffix: float(values.mean()) for name, values in figures.items()}

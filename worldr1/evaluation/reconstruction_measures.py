@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,78 +13,92 @@ from torch.nn import functional
 from worldr1.datatypes import GaussianScene
 from worldr1_kernels import rasterize
 
-SPLAT_PX = 0.25
-"""Standard deviation of a Gaussian of the scene, in pixels of the frame that it comes from."""
-SCREEN_BLUR_PX2 = 0.1
-"""Variance added to it on the screen. The evaluation's own: what a run sets for its rewards does not move it."""
 MAX_PSNR_DB = 60.0
 PIXELS_PER_CALL = 1 << 20
 """Pixels that are rendered at a time."""
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 
+class _Splat(NamedTuple):
+    """How wide a lifted pixel is, and what shows through it."""
+
+    px: float  # standard deviation in pixels of the frame that it comes from
+    blur_px2: float  # variance added on the screen; the evaluation's own: what a run sets for its rewards is another
+    opacity: float = 0.95
+
+
+_TOGETHER = _Splat(0.25, 0.1)  # the study's, unchanged since its figures were published
+_LAYER = _Splat(0.3, 0.03)
+_BEHIND = 0.1  # of the depth: a layer that lies so far behind the first counts 1/e
+_SEEN = 0.5  # alpha from which a layer is there
+
+
 def views(
     video: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor, *, sources: Sequence[int], targets: Sequence[int]
 ) -> Tensor:
-    """What some frames, lifted to 3D, show from the places of others.
+    """What some frames of a clip, lifted to 3D, show from the places of others.
+
+        view = sum_s w_s c_s / sum_s w_s,   w_s = alpha_s exp(-((z_s - min_s z_s) / (.1 min_s z_s))^2)
+
+    Each frame s is a layer of Gaussians of its own, rendered alone to colour c_s, depth z_s and alpha_s; the layers are
+    then merged, those behind the nearest fading out. Splatted together instead, frames that disagree in depth score up
+    to 3 dB above the truth: the nearest hides the rest, where true layers blur each other.
 
     Args:
-      video: Shape [N, F, 3, H, W] in [0, 1].
-      depth: z-depth, shape [N, F, H, W], scene units.
-      viewmats: World-to-camera, shape [N, F, 4, 4]: where the frames are placed, and where the render looks from.
-      Ks: Shape [N, F, 3, 3], pixels.
+      video: Shape [F, 3, H, W] in [0, 1].
+      depth: z-depth, shape [F, H, W], scene units, > 0.
+      viewmats: World-to-camera, shape [F, 4, 4]: where the frames are placed, and where the render looks from.
+      Ks: Shape [F, 3, 3], pixels.
       sources: Indices of the S frames that are lifted.
       targets: Indices of the C frames in whose places the render stands.
     Returns:
-      [N, C, 3, H, W] in [0, 1]. Where there is no Gaussian, the mean colour of the sources.
+      [C, 3, H, W] in [0, 1]. Where no layer is, the mean colour of the sources.
     Raises:
       RuntimeError: the rasterizer had no room for all Gaussians of a view, which is NaN then.
     """
-    num, _, _, height, width = video.shape
+    height, width = video.shape[-2:]
     sources = list(sources)
-    scene = _lift(video[:, sources], depth[:, sources], viewmats[:, sources], Ks[:, sources])
-    backdrop = video[:, sources].mean(dim=(1, 3, 4))[:, None, None, None]  # [N, 1, 1, 1, 3]
-    few = max(1, PIXELS_PER_CALL // (num * height * width))
+    layers = [x[sources][:, None] for x in (video, depth, viewmats, Ks)]  # S scenes of one frame
+    scene = _lift(*layers, _LAYER)
+    backdrop = video[sources].mean(dim=(0, 2, 3))  # [3]
+    few = max(1, PIXELS_PER_CALL // (len(sources) * height * width))
     parts = []
     for start in range(0, len(targets), few):
         rows = list(targets[start : start + few])
-        colors, alphas, meta = rasterize(
-            scene.means,
-            scene.quats,
-            scene.scales,
-            scene.opacities,
-            scene.colors,
-            viewmats[:, rows],
-            Ks[:, rows],
-            width,
-            height,
-            eps2d=SCREEN_BLUR_PX2,
-        )  # [N, c, H, W, 3], [N, c, H, W, 1]
-        if bool((meta["num_overflow"] > 0).any()):  # a NaN would be taken for a figure that the prompt does not define
-            raise RuntimeError(
-                "views: the rasterizer must have room for the (tile, Gaussian) pairs of every view, had none for "
-                "some; judge fewer or smaller frames"
-            )
-        parts.append((colors + (1.0 - alphas) * backdrop).movedim(-1, 2).clamp(0.0, 1.0))  # [N, c, 3, H, W]
-    return torch.cat(parts, dim=1)
+        cameras = (x[rows].expand(len(sources), *x[rows].shape) for x in (viewmats, Ks))
+        rendered, alpha = _render(scene, *cameras, height=height, width=width, splat=_LAYER, mode="RGB+ED")
+        color, z = rendered[..., :3] / alpha.clamp_min(1e-6), rendered[..., 3:]  # [S, c, H, W, 3 or 1]
+        seen = alpha > _SEEN
+        first = torch.where(seen, z, torch.inf).amin(0)  # [c, H, W, 1]
+        behind = ((z - first) / (_BEHIND * first)).clamp_min(0.0)
+        weight = torch.where(seen, alpha * torch.exp(-behind.square()), 0.0)
+        merged = (weight * color).sum(0) / weight.sum(0).clamp_min(1e-6)
+        parts.append(torch.where(seen.any(0), merged, backdrop).movedim(-1, 1).clamp(0.0, 1.0))  # [c, 3, H, W]
+    return torch.cat(parts)
 
 
 def held_out_psnr(video: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor) -> Tensor:
-    """How well the even frames, lifted to 3D at given poses, predict the odd frames.
+    """How well the even frames, lifted to 3D at given poses and splatted together, predict the odd frames: the study's.
 
     The depth may come from a network that has seen all frames; the colours of the odd frames are only compared with.
 
     Args:
       video: Shape [N, F, 3, H, W] in [0, 1], F >= 3.
-      depth, viewmats, Ks: As for `views`.
+      depth: z-depth, shape [N, F, H, W], scene units.
+      viewmats: World-to-camera, shape [N, F, 4, 4].
+      Ks: Shape [N, F, 3, 3], pixels.
     Returns:
-      [N] dB: PSNR of each odd frame over all its pixels, averaged over frames, at most MAX_PSNR_DB.
+      [N] dB: PSNR of each odd frame over all its pixels, averaged over frames, at most MAX_PSNR_DB. Where there is no
+      Gaussian, the render shows the mean colour of the even frames.
     Raises:
       RuntimeError: as `views`.
     """
-    frames = range(video.shape[1])
-    render = views(video, depth, viewmats, Ks, sources=frames[::2], targets=frames[1::2])
-    return psnr(render, video[:, 1::2]).mean(dim=1)
+    height, width = video.shape[-2:]
+    scene = _lift(video[:, ::2], depth[:, ::2], viewmats[:, ::2], Ks[:, ::2], _TOGETHER)
+    colors, alphas = _render(scene, viewmats[:, 1::2], Ks[:, 1::2], height=height, width=width, splat=_TOGETHER)
+    backdrop = video[:, ::2].mean(dim=(1, 3, 4))[:, None, None, None]  # [N, 1, 1, 1, 3]
+    render = (colors + (1.0 - alphas) * backdrop).movedim(-1, 2)  # [N, C, 3, H, W]
+    return psnr(render.clamp(0.0, 1.0), video[:, 1::2]).mean(dim=1)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -164,8 +179,33 @@ def mvcs(depth: Tensor, viewmats: Tensor, Ks: Tensor) -> float:
     return sum(scores) / len(scores) if scores else math.nan
 
 
-def _lift(video: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor) -> GaussianScene:
-    """One round Gaussian a pixel, SPLAT_PX wide as seen from its own camera. Arguments as in `views`."""
+def _render(
+    scene: GaussianScene, viewmats: Tensor, Ks: Tensor, *, height: int, width: int, splat: _Splat, mode: str = "RGB"
+) -> tuple[Tensor, Tensor]:
+    """Colours [N, C, H, W, X] and alphas [N, C, H, W, 1]; RuntimeError where a view had no room."""
+    colors, alphas, meta = rasterize(
+        scene.means,
+        scene.quats,
+        scene.scales,
+        scene.opacities,
+        scene.colors,
+        viewmats,
+        Ks,
+        width,
+        height,
+        eps2d=splat.blur_px2,
+        render_mode=mode,
+    )
+    if bool((meta["num_overflow"] > 0).any()):  # a NaN would be taken for a figure that the prompt does not define
+        raise RuntimeError(
+            "evaluation: the rasterizer must have room for the (tile, Gaussian) pairs of every view, had none for "
+            "some; judge fewer or smaller frames"
+        )
+    return colors, alphas
+
+
+def _lift(video: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor, splat: _Splat) -> GaussianScene:
+    """One round Gaussian a pixel, splat.px wide as seen from its own camera. Arguments as in `held_out_psnr`."""
     num, frames, _, height, width = video.shape
     v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     pixel = torch.stack([u, v, torch.ones_like(u)]).flatten(1).to(video)  # [3, P]
@@ -173,7 +213,7 @@ def _lift(video: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor) -> Gaussia
     points = torch.linalg.inv(Ks) @ pixel * z  # [N, F, 3, P]
     to_world = torch.linalg.inv(viewmats)
     points = to_world[..., :3, :3] @ points + to_world[..., :3, 3:]
-    scale = SPLAT_PX * z.movedim(2, 3) / Ks[..., 0, 0][..., None, None]  # [N, F, P, 1]
+    scale = splat.px * z.movedim(2, 3) / Ks[..., 0, 0][..., None, None]  # [N, F, P, 1]
     total = frames * height * width
     means = points.movedim(2, 3).reshape(num, total, 3)
     quats = torch.zeros(num, total, 4).to(means)
@@ -182,6 +222,6 @@ def _lift(video: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor) -> Gaussia
         means=means,
         quats=quats,
         scales=scale.reshape(num, total, 1).expand(num, total, 3).contiguous(),
-        opacities=torch.full_like(means[..., 0], 0.95),
+        opacities=torch.full_like(means[..., 0], splat.opacity),
         colors=video.flatten(3).movedim(2, 3).reshape(num, total, 3),
     )

@@ -71,7 +71,7 @@ def test_held_out_psnr_of_a_view_without_room_is_no_figure(monkeypatch):
 
     monkeypatch.setattr(reconstruction_measures, "rasterize", short)
     K = torch.tensor([[20.0, 0, 8], [0, 20, 8], [0, 0, 1]]).expand(1, 5, 3, 3)
-    with pytest.raises(RuntimeError, match="views: the rasterizer must have room"):
+    with pytest.raises(RuntimeError, match="evaluation: the rasterizer must have room"):
         held_out_psnr(torch.rand(1, 5, 3, 16, 16), torch.ones(1, 5, 16, 16), torch.eye(4).expand(1, 5, 4, 4), K)
 
 

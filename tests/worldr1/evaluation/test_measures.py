@@ -131,7 +131,7 @@ def test_what_turning_still_and_failed_leave_out(scenes) -> None:
     turning = measured(scenes, 0, state="turning", reason="no parallax")
     assert turning.reason == "no parallax"
     all_but = set(MEASURES) - {"return_score"}
-    assert given(turning) == {"rot_err", "rotation_deg", "motion_magnitude", "dynamic_degree", "contrast"}
+    assert given(turning) == all_but - {"trans_err", "cam_mc", "camera_error", "path_ratio", "mvcs"}
     still = measured(scenes, 0, state="still", viewmats=torch.eye(4).repeat(9, 1, 1))
     assert given(still) == all_but - {"mvcs"}
     failed = measured(scenes, 0, state="failed", reason="too few tracks")
@@ -141,13 +141,12 @@ def test_what_turning_still_and_failed_leave_out(scenes) -> None:
     assert given(unasked) == all_but - set(CAMERA_COLUMNS)
 
 
-def test_the_pictures_of_a_camera_at_rest_do_not_depend_on_depth(scenes) -> None:
-    rest = torch.eye(4).repeat(9, 1, 1)
-    near, far = (
-        measured(scenes, 2, state="still", viewmats=rest, depth=torch.full_like(scenes.depth[2], z)) for z in (1.0, 7.0)
-    )
-    for name in PICTURES:
-        assert near.measures[name] == pytest.approx(far.measures[name], rel=1e-3), name
+def test_the_pictures_of_a_turning_camera_do_not_depend_on_depth(scenes) -> None:
+    """A plane shows what the true depth shows, within 1 dB: neither state pays."""
+    plane = torch.full_like(scenes.depth[1], 7.0)
+    truth, turning = measured(scenes, 1), measured(scenes, 1, state="turning", depth=plane)
+    for name, tolerance in (("psnr", 1.0), ("psnr_self", 1.0), ("ssim", 0.005), ("ssim_self", 0.005)):
+        assert turning.measures[name] == pytest.approx(truth.measures[name], abs=tolerance), name
 
 
 def test_reconstructors_that_fail_or_talk_nonsense(scenes) -> None:
@@ -187,8 +186,9 @@ def test_freezing_is_exposed_by_the_columns_of_motion(scenes) -> None:
     frozen = measured(
         scenes, 0, video=scenes.video[0, :1].repeat(9, 1, 1, 1), state="still", viewmats=torch.eye(4).repeat(9, 1, 1)
     )
-    for name in ("psnr", "psnr_self", "ssim_self"):
-        assert frozen.measures[name] > truth.measures[name] + (2.0 if name.startswith("psnr") else 0.02), name
+    for name in ("psnr", "psnr_self"):
+        assert frozen.measures[name] > truth.measures[name] + 10.0, name
+    assert frozen.measures["ssim_self"] > truth.measures["ssim_self"]
     assert frozen.measures["motion_magnitude"] == frozen.measures["dynamic_degree"] == 0.0
     assert frozen.measures["path_ratio"] == 0.0 and truth.measures["path_ratio"] > 0.3
     assert frozen.measures["trans_err"] > 4.0 > 0.01 > truth.measures["trans_err"]
@@ -211,21 +211,15 @@ def test_each_measure_falls_with_graded_corruption(scenes) -> None:
         for name in PICTURES:
             scores = [better[name] * level[name] for level in levels]
             assert scores == sorted(scores, reverse=True), (fault, name, scores)
-    # Poses off by a quarter of a pixel (a level of .3) are not told from the truth, which the splats blur by more.
-    shake = [jittered(scenes.viewmats[:1], angle=0.02 * s, shift=0.1 * s, seed=1)[0] for s in (0.0, 1.0, 2.0, 4.0)]
+    shake = [jittered(scenes.viewmats[:1], angle=0.02 * s, shift=0.1 * s, seed=1)[0] for s in (0.0, 0.3, 1.0, 3.0)]
     levels = [measured(scenes, 0, viewmats=path).measures for path in shake]
     names = ("psnr", "ssim", "lpips", "mvcs", "rot_err", "trans_err", "cam_mc", "rotation_deg", "camera_error")
     for name in names:
         scores = [better[name] * level[name] for level in levels]
         assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1], (name, scores)
-    # Depth that differs from frame to frame is what MVCS sees. The pictures see it from a fifth on: below, the nearest
-    # frame hides the others, which is sharper than all of them together (docs/evaluation.md).
     ripple = torch.sin(torch.arange(9.0) * 2)[:, None, None]
-    for name, steps in {
-        "mvcs": (0.0, 0.05, 0.2, 0.6),
-        **dict.fromkeys(("psnr", "ssim", "lpips"), (0.0, 0.3, 0.6)),
-    }.items():
-        levels = [measured(scenes, 0, depth=scenes.depth[0] * (1 + s * ripple)).measures for s in steps]
+    levels = [measured(scenes, 0, depth=scenes.depth[0] * (1 + s * ripple)).measures for s in (0.0, 0.2, 0.4)]
+    for name in ("psnr", "ssim", "lpips", "mvcs"):
         scores = [better[name] * level[name] for level in levels]
         assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1], (name, scores)
     blurred = [measured(scenes, 0, video=blur(scenes.video[0], s)).measures["contrast"] for s in (0.3, 1.0, 3.0)]

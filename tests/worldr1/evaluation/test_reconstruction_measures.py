@@ -9,7 +9,7 @@ import torch
 from oracle_world import KNOWN_MOTIONS
 
 from worldr1.evaluation import reconstruction_measures
-from worldr1.evaluation.reconstruction_measures import held_out_psnr, mvcs, psnr, ssim, views
+from worldr1.evaluation.reconstruction_measures import mvcs, psnr, ssim, views
 
 metrics = pytest.importorskip("torchmetrics.functional.image", reason='pip install -e ".[dev]"')
 K = torch.tensor([[40.0, 0, 20], [0, 40, 16], [0, 0, 1]])
@@ -87,12 +87,52 @@ def test_mvcs_of_the_renderers_depth_is_one_but_for_what_is_hidden(known_clips) 
     assert min(found.values()) > 0.98 and min(v for k, v in found.items() if k.startswith("pan")) > 0.995
 
 
+def walls(depths: list[float], colours: list[tuple[float, float, float]]) -> tuple[torch.Tensor, ...]:
+    """Frames [F, 3, 32, 40] of one colour each, all from the same place, each with a wall at its depth."""
+    video = torch.tensor(colours)[:, :, None, None].expand(-1, 3, 32, 40)
+    return video, plane(depths), torch.eye(4).repeat(len(depths), 1, 1), K.expand(len(depths), 3, 3)
+
+
+def test_layers_at_one_depth_are_averaged_and_those_behind_are_hidden() -> None:
+    red, green, blue = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+    middle = (0, slice(None), 16, 20)
+    seen = views(*walls([4, 4, 9], [red, green, blue]), sources=[0, 1], targets=[2])[middle]
+    torch.testing.assert_close(seen, torch.tensor([0.5, 0.5, 0.0]), atol=1e-3, rtol=0)
+    for order in ([0, 1], [1, 0]):
+        seen = views(*walls([8, 4, 9], [red, green, blue]), sources=order, targets=[2])[middle]
+        torch.testing.assert_close(seen, torch.tensor(green), atol=1e-3, rtol=0)
+    # A tenth of the depth behind: the weight of a layer is 1/e of the first one's.
+    seen = views(*walls([4.4, 4, 9], [red, green, blue]), sources=[0, 1], targets=[2])[middle]
+    torch.testing.assert_close(seen[0] / seen[1], torch.tensor(math.exp(-1)), atol=2e-3, rtol=0)
+
+
+def test_where_no_layer_is_the_mean_colour_of_the_sources_shows() -> None:
+    video, depth, viewmats, Ks = walls([4, 4, 4], [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
+    viewmats[2, 0, 3] = 100.0  # looks past both
+    seen = views(video, depth, viewmats, Ks, sources=[0, 1], targets=[2])
+    torch.testing.assert_close(seen, torch.tensor([0.5, 0.5, 0.0])[None, :, None, None].expand_as(seen))
+
+
+def test_the_truth_is_best_and_depth_that_differs_between_frames_costs(known_clips) -> None:
+    """Never is it worth a quarter of a dB; splatted together, 5 % gain up to 3 dB."""
+    truth = known_clips[0]
+    ripple = torch.sin(torch.arange(9.0) * 2)[:, None, None]
+    Ks = truth.K.expand(9, 3, 3)
+    for i, name in enumerate(KNOWN_MOTIONS[:9]):
+        scores = []
+        for size in (0.0, 0.02, 0.05, 0.1, 0.2):
+            depth = truth.depth[i] * (1 + size * ripple)
+            render = views(truth.video[i], depth, truth.viewmats[i], Ks, sources=range(0, 9, 2), targets=range(1, 9, 2))
+            scores.append(float(psnr(render, truth.video[i, 1::2]).mean()))
+        assert scores[0] > 31.0, name
+        if name != "fixed":
+            assert all(a > b - 0.25 for a, b in zip(scores, scores[1:], strict=False)), (name, scores)
+            assert scores[0] > scores[-1] + (0.3 if name.startswith("pan") else 1.5), (name, scores)
+
+
 def test_views_in_pieces_are_the_same_views(known_clips, monkeypatch) -> None:
-    truth = known_clips[0].select(torch.tensor([1, 4]))
-    Ks = truth.K.expand(2, 9, 3, 3)
-    args = (truth.video, truth.depth, truth.viewmats, Ks)
+    truth = known_clips[0]
+    args = (truth.video[1], truth.depth[1], truth.viewmats[1], truth.K.expand(9, 3, 3))
     whole = views(*args, sources=[0, 4, 8], targets=range(1, 9, 2))
-    monkeypatch.setattr(reconstruction_measures, "PIXELS_PER_CALL", 2 * 32 * 32)
+    monkeypatch.setattr(reconstruction_measures, "PIXELS_PER_CALL", 2 * 3 * 32 * 32)
     torch.testing.assert_close(views(*args, sources=[0, 4, 8], targets=range(1, 9, 2)), whole, rtol=0, atol=0)
-    expected = psnr(views(*args, sources=range(0, 9, 2), targets=range(1, 9, 2)), truth.video[:, 1::2]).mean(1)
-    torch.testing.assert_close(held_out_psnr(*args), expected)
