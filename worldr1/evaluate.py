@@ -18,6 +18,7 @@ import typing
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -99,10 +100,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     prompts = read_prompt_file(_prompts_of(config, settings))
 
     # Heavy imports after everything that can be wrong without them.
-    from worldr1.evaluation.evaluate import load_reconstructor
     from worldr1.evaluation.folder import EvaluationFolder
     from worldr1.evaluation.measures import ClipMeasurer
     from worldr1.evaluation.protocol import evaluate_clips
+    from worldr1.evaluation.reconstructors import load_reconstructor
     from worldr1.rewards.judges.registry import load_judge
     from worldr1.run import distributed
     from worldr1.run.runtime import environment, set_threads
@@ -274,11 +275,11 @@ def _print(summary: dict[str, Any], folder: Path) -> None:
 
 
 def _write_page(folder: Path) -> None:
-    """The page of an evaluation's folder, where worldr1.report can write one."""
-    from worldr1 import report
+    """The page of an evaluation's folder, where worldr1.report has one for it."""
+    from worldr1.report import write_report
 
-    if hasattr(report, "write_evaluation"):
-        print(report.write_evaluation(folder))
+    if find_spec("worldr1.report.evaluation_page") is not None:
+        print(write_report(folder))
 
 
 class _Speaker:

@@ -18,7 +18,6 @@ from worldr1_kernels import trajectory_error, trajectory_reward
 from worldr1_kernels.se3 import check
 
 CLIPS_PER_CALL = 32
-CLASSICAL = "worldr1.evaluation.classical:Classical"
 
 
 class Evaluator(Protocol):
@@ -57,22 +56,6 @@ def load_evaluator(source: str | Path, *, device: torch.device, labels: bool = T
     if dotted:
         raise ValueError(f"load_evaluator: {source} cannot name motion and content; use --evaluation.no-labels")
     return MicroEvaluator.from_pretrained(Path(source), device=device)
-
-
-def load_reconstructor(source: str, *, device: torch.device, focal_ratio: float) -> Any:
-    """Open the reconstructor of an evaluation.
-
-    Args:
-      source: "classical", which no reward shares, or as `load_evaluator` without labels.
-      focal_ratio: Focal length over image width, which the classical one must be told; the others find their own.
-    Raises:
-      ValueError: as `load_evaluator`.
-    """
-    from worldr1.rewards.judges.registry import by_name
-
-    if source == "classical":
-        return by_name(CLASSICAL)(device=device, focal_ratio=focal_ratio)
-    return load_evaluator(source, device=device, labels=False)
 
 
 @dataclass(frozen=True)
