@@ -11,6 +11,7 @@ to N ranks. docs/evaluation.md says what is measured.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import sys
 import time
@@ -102,6 +103,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     # Heavy imports after everything that can be wrong without them.
     from worldr1.evaluation.folder import EvaluationFolder
     from worldr1.evaluation.measures import ClipMeasurer
+    from worldr1.evaluation.motion_measures import opencv_version
     from worldr1.evaluation.protocol import evaluate_clips
     from worldr1.evaluation.reconstructors import load_reconstructor
     from worldr1.rewards.judges.registry import load_judge
@@ -126,7 +128,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
             side=config.side,
         )
         description = {
-            "settings": described, "environment": environment(world), "reconstructor": config.reconstructor,
+            "settings": described, "environment": environment(world) | {"opencv": opencv_version()},
+            "reconstructor": config.reconstructor,
         }  # fmt: skip
         summary = evaluate_clips(source, measurer, folder, description=description, world=world, say=say)
         if summary is not None:
@@ -215,7 +218,8 @@ def _described(
 
     camera = CameraConfig() if settings is None else settings.camera
     own: dict[str, Any] = {
-        "prompts": [p._asdict() for p in prompts], "focal_ratio": config.focal_ratio or camera.focal_ratio,
+        "num_prompts": len(prompts), "prompts_sha256": hashlib.sha256(repr(prompts).encode()).hexdigest(),
+        "focal_ratio": config.focal_ratio or camera.focal_ratio,
         "side": config.side,
     }  # fmt: skip
     if config.videos is not None:
@@ -267,11 +271,11 @@ def _take_folder(folder: Any, settings: dict[str, Any], world: Any, held: ExitSt
 
 
 def _print(summary: dict[str, Any], folder: Path) -> None:
-    from worldr1.evaluation.summary import motion_table, table
+    from worldr1.evaluation.summary import group_table, table
 
-    print(table(summary))
-    print(motion_table(summary, ("psnr", "mvcs", "rotation_deg", "camera_error", "path_ratio", "motion_magnitude")))
-    print(f"written to {folder}")
+    names = ("psnr", "mvcs", "rotation_deg", "camera_error", "path_ratio", "motion_magnitude")
+    tables = [table(summary), *(group_table(summary, key, names) for key in ("by_motion", "by_theme"))]
+    print("\n".join([*filter(None, tables), f"written to {folder}"]))
 
 
 def _write_page(folder: Path) -> None:

@@ -79,7 +79,8 @@ def test_the_folder_holds_what_is_promised(clips: Path, tmp_path: Path, capsys: 
     out = tmp_path / "out"
     assert command.main(arguments(clips, out)) == 0
     said = capsys.readouterr()
-    assert "psnr dB" in said.out and f"written to {out}" in said.out and "push_in videos" in said.out
+    assert "psnr dB" in said.out and f"written to {out}" in said.out
+    assert "push_in videos" in said.out and "city videos" in said.out
     assert "clip 1 of 7" in said.err
     assert {p.name for p in out.iterdir()} - {"report.html"} == {
         "evaluation.json", "clips.jsonl", "summary.json", "cameras",
@@ -173,12 +174,24 @@ def test_lines_that_are_not_the_beginning_are_measured_again(clips: Path, tmp_pa
         assert the_files(tmp_path / "out") == expected
 
 
+def test_wrong_settings_are_told_by_one_rank(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("worldr1.cli.SECONDS_FOR_RANK_0", 0.0)
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert command.main(["--output-dir", str(tmp_path / "out")]) == 2
+        assert ("give --videos" in capsys.readouterr().err) == (rank == "0")
+
+
 def test_other_settings_are_refused_by_name(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert command.main(arguments(clips, out)) == 0
     before = the_files(out)
     assert command.main(arguments(clips, out)) == 0 and the_files(out) == before
     capsys.readouterr()
+    other = tmp_path / "other.jsonl"
+    other.write_text((clips / "prompts.jsonl").read_text().replace("city", "town"))
+    assert command.main([*arguments(clips, out), "--prompts", str(other)]) == 2
+    assert "with prompts_sha256 = " in capsys.readouterr().err
     assert command.main(arguments(clips, out, "--side", "16")) == 2
     assert "with side = 256, and this one has 16" in capsys.readouterr().err
     assert command.main(arguments(clips, out, "--perceptual", str(EMBEDDED / "microperceptual"))) == 2
@@ -186,12 +199,12 @@ def test_other_settings_are_refused_by_name(clips: Path, tmp_path: Path, capsys:
     with hold(out):
         assert command.main(arguments(clips, out)) == 2
     assert "is in use by process" in capsys.readouterr().err
-    other = tmp_path / "run"
-    other.mkdir()
-    (other / "report.html").write_text("theirs")
-    assert command.main(arguments(clips, other)) == 2
+    theirs = tmp_path / "run"
+    theirs.mkdir()
+    (theirs / "report.html").write_text("theirs")
+    assert command.main(arguments(clips, theirs)) == 2
     assert "got report.html and no evaluation.json" in capsys.readouterr().err
-    assert the_files(out) == before and (other / "report.html").read_text() == "theirs"
+    assert the_files(out) == before and (theirs / "report.html").read_text() == "theirs"
 
 
 def test_clips_that_cannot_be_judged_are_counted_and_do_not_stop(clips: Path, tmp_path: Path) -> None:
@@ -216,6 +229,7 @@ def test_clips_that_cannot_be_judged_are_counted_and_do_not_stop(clips: Path, tm
     about, summary = read(out, "evaluation.json"), read(out, "summary.json")
     assert about["frames"] is None and about["height"] is None
     assert summary["states"] == {"videos": {"moving": 1, "failed": 4}}
+    assert len(summary["reasons"]["videos"]) == 4 and set(summary["reasons"]["videos"].values()) == {1}
     assert summary["arms"]["videos"]["psnr"]["count"] == 1 and summary["arms"]["videos"]["contrast"]["count"] == 3
     with np.load(out / "cameras" / "videos" / "0003.npz") as cameras:
         assert cameras.files == ["requested_cam_c2w"]
@@ -353,8 +367,8 @@ def test_wrong_settings_are_refused_before_anything_loads(flags, why, tmp_path, 
 def test_summary_pairs_clips_and_leaves_out_what_one_arm_lacks() -> None:
     def row(clip: str, arm: str, value: float | None) -> dict:
         measures = dict.fromkeys(MEASURES) | {"psnr": value}
-        return {"clip": clip, "arm": arm, "prompt": clip, "motion": "none", "theme": None, "state": "moving",
-                "measures": measures}  # fmt: skip
+        fixed = {"motion": "none", "theme": None, "state": "moving", "reason": ""}
+        return {"clip": clip, "arm": arm, "prompt": clip, "measures": measures, **fixed}
 
     rows = [row("0", "base", 20.0), row("0", "tuned", 23.0), row("1", "base", None), row("1", "tuned", 30.0),
             row("2", "base", 10.0), row("2", "tuned", 11.0)]  # fmt: skip

@@ -40,6 +40,15 @@ def has_flow() -> bool:
     return importlib.util.find_spec("cv2") is not None
 
 
+def opencv_version() -> str | None:
+    """Of the package that computes the flow; None where it is missing."""
+    if not has_flow():
+        return None
+    import cv2
+
+    return cv2.__version__
+
+
 def motion(video: Tensor, *, fps: float) -> Motion:
     """Optical flow of a clip, by OpenCV's DIS (Kroeger et al., 2016, arXiv:1603.03590), preset medium.
 

@@ -11,6 +11,8 @@ from worldr1.evaluation.folder import Row, measure_of
 from worldr1.evaluation.intervals import clustered_mean
 from worldr1.evaluation.measures import MEASURES
 
+_NUM_REASONS = 5
+
 
 def summarise(rows: Sequence[Row], arms: Sequence[str]) -> dict[str, Any]:
     """The content of summary.json.
@@ -20,7 +22,8 @@ def summarise(rows: Sequence[Row], arms: Sequence[str]) -> dict[str, Any]:
       arms: "videos", or "base" and "tuned".
     Returns:
       measures (unit, better, definition), arms, differences with two arms (the second minus the first, of the clips
-      that have both), by_motion, by_theme, states (arm -> state -> clips).
+      that have both), by_motion, by_theme, states (arm -> state -> clips), reasons (arm -> the most frequent reasons
+      why something could not be judged -> clips).
     """
     out: dict[str, Any] = {"measures": {name: measure._asdict() for name, measure in MEASURES.items()}}
     out["arms"] = _by_arm(rows, arms)
@@ -30,6 +33,8 @@ def summarise(rows: Sequence[Row], arms: Sequence[str]) -> dict[str, Any]:
         names = sorted({row[column] for row in rows if row[column] is not None})
         out[key] = {name: _by_arm([row for row in rows if row[column] == name], arms) for name in names}
     out["states"] = {arm: dict(Counter(row["state"] for row in rows if row["arm"] == arm)) for arm in arms}
+    told = {arm: Counter(row["reason"] for row in rows if row["arm"] == arm and row["reason"]) for arm in arms}
+    out["reasons"] = {arm: dict(counts.most_common(_NUM_REASONS)) for arm, counts in told.items()}
     return out
 
 
@@ -65,17 +70,20 @@ def table(summary: dict[str, Any]) -> str:
     for arm in arms:
         counts = ", ".join(f"{count} {state}" for state, count in sorted(summary["states"][arm].items()))
         lines.append(f"{arm}: {counts}")
+        lines += [f"  {count}: {reason}" for reason, count in summary["reasons"][arm].items()]
     return "\n".join(lines)
 
 
-def motion_table(summary: dict[str, Any], names: Sequence[str]) -> str:
-    """Means of some measures, a line a motion and arm."""
-    lines = [f"{'by motion':26}" + "".join(f"{name:>18}" for name in names) + f"{'clips':>8}"]
-    for motion, arms in summary["by_motion"].items():
+def group_table(summary: dict[str, Any], key: str, names: Sequence[str]) -> str:
+    """Means of some measures, a line a group and arm; key is "by_motion" or "by_theme". "" where there is no group."""
+    if not summary[key]:
+        return ""
+    lines = [f"{key.replace('_', ' '):26}" + "".join(f"{name:>18}" for name in names) + f"{'clips':>8}"]
+    for group, arms in summary[key].items():
         for arm, found in arms.items():
             num = max(found[name]["count"] for name in found)
             cells = "".join(f"{_number(found[name]['mean']):>18}" for name in names)
-            lines.append(f"{motion + ' ' + arm:26}{cells}{num:8d}")
+            lines.append(f"{group + ' ' + arm:26}{cells}{num:8d}")
     return "\n".join(lines)
 
 
