@@ -1,30 +1,28 @@
-"""What a setting names -> a reconstructor of the evaluation: the classical one, or any that the rewards can open."""
+"""Who recovers cameras and depth in an evaluation, by the name of a setting."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from worldr1.evaluation.classical import Classical
+from worldr1.evaluation.evaluate import load_evaluator
+
 CLASSICAL = "classical"
+"""The reconstructor that no reward shares."""
 
 
-def load_reconstructor(source: str | Path, *, device: torch.device, focal_ratio: float | None = None) -> Any:
-    """Open a reconstructor that `recovered.recover` takes.
+def load_reconstructor(source: str, *, device: torch.device, focal_ratio: float | None = None) -> Any:
+    """Open a reconstructor, ready for `evaluation.recovered.recover`.
 
     Args:
-      source: "classical"; a folder, or `module:name`, as `rewards.judges.registry.load_judge` opens them.
+      source: "classical", or as `load_evaluator` without labels: a folder, or `module:name`.
       device: Where its results go.
-      focal_ratio: Focal length in widths of the frame, for the classical one; None: that of the micro world's lens.
+      focal_ratio: Focal length over image width, which the classical one must be told; the others find their own.
     Raises:
-      ValueError: nothing there, no OpenCV for the classical one, or a judge of another role.
+      ValueError: as `load_evaluator`; a package that the classical one needs is missing.
     """
-    if str(source) == CLASSICAL:
-        from worldr1.config import MICRO_CAMERA
-        from worldr1.evaluation.classical import Classical
-
-        return Classical(device=device, focal_ratio=focal_ratio or MICRO_CAMERA.focal_ratio)
-    from worldr1.rewards.judges.registry import load_judge
-
-    return load_judge(source, role="reconstructor", device=device)
+    if source == CLASSICAL:
+        return Classical(device=device, focal_ratio=focal_ratio)
+    return load_evaluator(source, device=device, labels=False)
