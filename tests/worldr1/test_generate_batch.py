@@ -211,6 +211,11 @@ def test_a_batch_goes_on_where_it_stopped(moving_run: Path, tmp_path: Path, caps
     assert (folder / "0000.mp4").stat().st_mtime_ns == times["0000.mp4"]
     assert [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()] == lines
     assert command.main(args) == 0 and "all 4 videos are there" in capsys.readouterr().out
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": PROMPTS[2], "sample_id": 7}) + "\n")
+    assert command.main(args) == 0 and "video 2 of 2" in capsys.readouterr().out
+    more = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    assert more[:4] == lines and [line["sample_id"] for line in more[4:]] == [7, 8]
 
 
 def test_changed_settings_are_refused_by_name(moving_run: Path, tmp_path: Path, capsys) -> None:
