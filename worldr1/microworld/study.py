@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-
 PRESETS = {"score": "micro", "forward": "micro-forward"}
 """Estimator -> the preset that it is run by."""
 
