@@ -26,10 +26,6 @@ _NAMES = {
     "lpips_self": "LPIPS, all frames", "mvcs": "MVCS", "rot_err": "RotErr", "trans_err": "TransErr", "cam_mc": "CamMC",
     "rotation_deg": "rotation error",
 }  # fmt: skip
-_PUBLISHED_AS = {  # the article reconstructs from all frames and scores the same ones
-    "PSNR": "psnr_self", "SSIM": "ssim_self", "LPIPS": "lpips_self", "MVCS": "mvcs", "RotErr": "rot_err",
-    "TransErr": "trans_err", "CamMC": "cam_mc",
-}  # fmt: skip
 _COLOURS = ("before", "after")
 
 
@@ -53,9 +49,9 @@ def render(files: EvaluationFiles) -> str:
         rows=shown,
         num_clips=len(files.rows),
         measures=part(missing, "the measures are", lambda: _measures(files, names), []),
-        empty=[n for n in dictionary(summary.get("measures")) if n not in names],
+        empty=[_label(n) for n in dictionary(summary.get("measures")) if n not in names],
         groups=part(missing, "the tables by motion and theme are", lambda: _groups(files, names), []),
-        published=part(missing, "the published figures are", lambda: _published(files), None),
+        published=part(missing, "the published figures are", lambda: _published(files), []),
         not_run=part(missing, "what was not run is", lambda: _not_run(files), []),
         clips=part(missing, "the list of clips is", lambda: _clips(files, names), {"rows": [], "columns": []}),
         facts=part(missing, "the settings are", lambda: _facts(files), []),
@@ -196,28 +192,40 @@ def _facts(files: EvaluationFiles) -> list[tuple[str, str]]:
     return facts
 
 
-def _published(files: EvaluationFiles) -> dict[str, Any] | None:
-    """Tables of published figures, with this evaluation's own as last rows; None where there is no file of them.
-
-    The file: tables, each title, note, source, columns (names), rows (name, values: a number or null a column).
-    """
-    tables = files.published.get("tables")
+def _published(files: EvaluationFiles) -> list[dict[str, Any]]:
+    """Tables of published figures (assets/published.json), this evaluation's own as last rows of one of them: the first
+    of as many frames, or else the first; none where there is no file."""
+    told, tables = dictionary(files.published.get("measures")), files.published.get("tables")
+    found = [dictionary(table) for table in tables] if isinstance(tables, list) else []
+    frames = _count(files.about.get("frames"))
+    ours = next((k for k, table in enumerate(found) if table.get("frames") == frames), 0)
     out = []
-    for table in map(dictionary, tables if isinstance(tables, list) else []):
-        columns = [str(column) for column in table.get("columns") or []]
-        rows = [
-            {"name": str(row.get("name")), "own": False, "cells": [_or_none(v) for v in row.get("values") or []]}
-            for row in map(dictionary, table.get("rows") or [])
+    for k, table in enumerate(found):
+        rows = [row for row in table.get("rows") or [] if isinstance(row, dict)]
+        columns = [name for name in told if any(name in row for row in rows)]
+        lines = [
+            {"name": str(row.get("name")), "own": False, "cells": [_as_published(row.get(name)) for name in columns]}
+            for row in rows
         ]
-        own = [_PUBLISHED_AS.get(column, "") for column in columns]
-        for arm in files.arms:
-            found = dictionary(dictionary(files.summary.get("arms")).get(arm))
-            cells = [_cell(found.get(name))["mean"] for name in own]
-            if any(cell is not None for cell in cells):
-                rows.append({"name": f"this evaluation, {arm}", "own": True, "cells": cells})
-        told = {key: str(table.get(key) or "") for key in ("title", "note", "source")}
-        out.append({**told, "columns": columns, "rows": rows})
-    return {"tables": out} if out else None
+        for arm in files.arms if k == ours else ():
+            means = dictionary(dictionary(files.summary.get("arms")).get(arm))
+            names = [str(dictionary(told[name]).get("measure")) for name in columns]
+            name = f"this evaluation, {arm}, {frames} frames, by {files.about.get('reconstructor')}"
+            lines.append({"name": name, "own": True, "cells": [_cell(means.get(n))["mean"] for n in names]})
+        heads = [dictionary(told[name]) for name in columns]
+        out.append({
+            **{key: str(table.get(key) or "") for key in ("title", "note", "source")},
+            "columns": [(str(head.get("label") or name), str(head.get("unit") or "")) for head, name in
+                        zip(heads, columns, strict=True)],
+            "rows": lines,
+        })  # fmt: skip
+    return out
+
+
+def _as_published(value: Any) -> str:
+    """With the digits of the file, but for zeros at the end."""
+    found = _or_none(value)
+    return "" if found is None else f"{found:.12g}"
 
 
 def choose_clips(files: EvaluationFiles) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from synthetic_evaluation import SIDE, make_evaluation, write_about
 
+from worldr1.report import load_evaluation as load_module
 from worldr1.report import write_report
 from worldr1.report.evaluation_page import MAX_SHOWN, choose_clips, outcome, verdict
 from worldr1.report.load_evaluation import load_evaluation
@@ -75,10 +76,10 @@ def test_all_parts_are_there(html: str) -> None:
         assert f'<h2 id="{name}"' in html, name
     assert html.count('<canvas class="film') == 12 and html.count('class="strip') == 12
     assert "its weights are not there" in html and "<code>make lpips</code>" in html
-    assert "Without a figure: lpips." in html
+    assert "Without a figure: LPIPS." in html
     table = html[html.index('<h2 id="measures"') : html.index('<h2 id="not-run"')]
     assert table.count("✓ better") == 1 and table.count("✗ worse") == 1 and table.count("changed") == 1
-    assert "[1.500, 2.500]" in table and "LPIPS" not in table
+    assert "[1.500, 2.500]" in table and "what lpips is" not in table
     assert html.count("too few tracks") == 2  # beside the clip and in the table
     ids = re.findall(r'\sid="([^"]*)"', html)
     assert len(ids) == len(set(ids))
@@ -227,6 +228,44 @@ def test_hostile_words_stay_words(small: Path, tmp_path: Path) -> None:
     html = write_report(copy).read_text(encoding="utf-8")
     assert html.count("<script>") == 1 and html.count("</script>") == 2
     assert "<img src=x" not in html and "onerror=alert(2)>" not in html
+
+
+PUBLISHED = {
+    "measures": {
+        "psnr": {"label": "PSNR", "unit": "dB", "measure": "psnr"},
+        "vbench": {"label": "VBench", "unit": "%", "measure": "vbench"},
+        "rot_err": {"label": "RotErr", "unit": "rad", "measure": "rot_err"},
+    },
+    "tables": [
+        {
+            "title": "Of 81",
+            "source": "an article",
+            "frames": 81,
+            "rows": [{"name": "A <b>", "psnr": 27.63, "vbench": 85.2}],
+        },
+        {"title": "Of nine", "note": "a note", "frames": 9, "rows": [{"name": "B", "rot_err": 1.21, "psnr": None}, 3]},
+    ],
+}
+
+
+def test_published_figures_stand_beside_ours_with_a_warning(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_module, "PUBLISHED", tmp_path / "published.json")
+    assert 'id="published"' not in write_report(small).read_text(encoding="utf-8")
+    (tmp_path / "published.json").write_text(json.dumps(PUBLISHED))
+    html = write_report(small).read_text(encoding="utf-8")
+    part = html[html.index('<h2 id="published"') : html.index('<h2 id="sheet"')]
+    assert "by another reconstructor" in part and "are not comparable" in part and "Source: an article" in part
+    first, second = part[part.index("Of 81") : part.index("Of nine")], part[part.index("<h3>Of nine") :]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", first) == ["A &lt;b&gt;", "27.63", "85.2"]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", second) == [
+        "B", "", "1.21",
+        "this evaluation, base, 9 frames, by classical", "22.5", "1.500",
+        "this evaluation, tuned, 9 frames, by classical", "22.5", "1.500",
+    ]  # fmt: skip
+    (tmp_path / "published.json").write_text('{"tables": [3, {"rows": 7}], "measures": []}')
+    assert "<h1>" in write_report(small).read_text(encoding="utf-8")
 
 
 def test_the_users_own_arrays_are_shown(small: Path, tmp_path: Path) -> None:
