@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +17,10 @@ from worldr1.report.load_evaluation import EvaluationFiles
 from worldr1.run.files import read_arrays
 
 MAX_SHOWN = 12
-"""Clips with pictures: the first of each motion, then the rest."""
+"""Clips with pictures."""
 _MAX_SPLATS = 4  # clips with a reconstruction to turn
 _MAX_LINES = 600  # of the table of all clips
+_LONGEST = 400  # characters of a setting: the prompts are one of them
 _HEADLINE = ("psnr", "rot_err", "motion_magnitude")
 _GROUP_COLUMNS = ("psnr", "lpips", "mvcs", "rot_err", "trans_err", "path_ratio", "motion_magnitude", "dynamic_degree")
 _NAMES = {
@@ -188,7 +190,7 @@ def _facts(files: EvaluationFiles) -> list[tuple[str, str]]:
     facts = [("reconstructor", str(about.get("reconstructor", "")))]
     facts += [(name, str(about[name])) for name in ("frames", "height", "width") if name in about]
     for group in ("environment", "settings"):
-        facts += [(str(name), str(value)) for name, value in dictionary(about.get(group)).items()]
+        facts += [(str(name), _shortened(str(value))) for name, value in dictionary(about.get(group)).items()]
     return facts
 
 
@@ -229,12 +231,14 @@ def _as_published(value: Any) -> str:
 
 
 def choose_clips(files: EvaluationFiles) -> list[str]:
-    """Which clips have pictures: the first of each motion, then the rest. Outcomes play no part."""
-    first: dict[str, str] = {}
+    """Which clips have pictures: the first of each motion, then the second of each, ... Outcomes play no part."""
+    seen: Counter[str] = Counter()
+    turns = []
     for clip, arms in files.rows.items():
-        first.setdefault(str(next(iter(arms.values())).get("motion")), clip)
-    taken = set(first.values())
-    return [*first.values(), *(clip for clip in files.rows if clip not in taken)][:MAX_SHOWN]
+        motion = str(next(iter(arms.values())).get("motion"))
+        turns.append((seen[motion], clip))
+        seen[motion] += 1
+    return [clip for _, clip in sorted(turns, key=lambda turn: turn[0])][:MAX_SHOWN]
 
 
 def _shown(files: EvaluationFiles) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -307,7 +311,7 @@ def _film(files: EvaluationFiles, line: dict[str, Any]) -> tuple[sheets.Clip | N
         else:
             frames = sheets.read_frames(file, width=_count(files.about.get("width")))
         fps = number(dictionary(files.about.get("settings")).get("fps"))
-        total = _count(files.about.get("frames"))
+        total = _count(line.get("frames") or files.about.get("frames"))
         return sheets.encode_clip(frames, fps=fps if fps > 0 else 8.0, num_frames=total), frames, ""
     except (OSError, ValueError, KeyError) as error:
         return None, None, str(error)
@@ -316,6 +320,10 @@ def _film(files: EvaluationFiles, line: dict[str, Any]) -> tuple[sheets.Clip | N
 def _label(name: str) -> str:
     """A measure's name for the reader."""
     return _NAMES.get(name) or name.replace("_", " ")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text)} characters)"
 
 
 def _or_none(value: Any) -> float | None:

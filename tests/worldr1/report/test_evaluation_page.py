@@ -159,6 +159,13 @@ def test_two_hundred_clips_stay_below_ten_megabytes(tmp_path: Path) -> None:
     assert len(scenes(html)["paths"]) == MAX_SHOWN
 
 
+def test_shown_are_the_first_of_each_motion_then_the_second(tmp_path: Path) -> None:
+    motions = ["b", "b", "b", "a", "b", "a"]
+    lines = [{"clip": str(i), "arm": "videos", "motion": motion} for i, motion in enumerate(motions)]
+    (tmp_path / "clips.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert choose_clips(load_evaluation(tmp_path)) == ["0", "3", "1", "5", "2", "4"]
+
+
 def test_an_evaluation_that_goes_on_has_a_page(tmp_path: Path) -> None:
     on = make_evaluation(tmp_path / "out")
     (on / "summary.json").unlink()

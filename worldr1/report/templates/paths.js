@@ -2,7 +2,9 @@
 (() => {
   const canvas = document.getElementById("paths");
   if (!canvas) return;
-  let scene = SCENES.paths[0];
+  const moves = (s) => s.paths.some((path) => path.centres.some((p) => Math.hypot(...p) > 0.01));
+  const first = Math.max(0, SCENES.paths.findIndex(moves));
+  let scene = SCENES.paths[first];
   const redraw = orbit(canvas, { yaw: -0.5, pitch: 0.45, zoom: 1 }, (state, ratio) => {
     const pen = canvas.getContext("2d"), style = getComputedStyle(canvas);
     const ink = (name) => style.getPropertyValue(`--${name}`);
@@ -54,6 +56,7 @@
   });
   const select = document.getElementById("paths-clip");
   choices(select, SCENES.paths.map((s) => s.name), (i) => { scene = SCENES.paths[i]; redraw(); });
+  select.value = String(first);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   document.getElementById("space").hidden = false;
 })();
