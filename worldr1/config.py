@@ -321,6 +321,8 @@ class EvaluationConfig:
     """Their frames, 4 k + 1."""
     num_validation: Annotated[int, Whole("[1, 1e4]")] = 4
     """Prompts of a validation (validate_every): of the held-out ones the first of each camera motion, then the rest."""
+    num_looks: Annotated[int, Whole("[0, 1e4]")] = 4
+    """Times that obedience is measured while training, evenly over the run, on up to 40 held-out samples; 0: never."""
     num_sheet_rows: Annotated[int, Whole("[0, 1e4]")] = 9
     """Rows of the before/after contact sheet in the report."""
 

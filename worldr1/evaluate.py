@@ -19,7 +19,6 @@ import typing
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,6 +105,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     from worldr1.evaluation.motion_measures import opencv_version
     from worldr1.evaluation.protocol import evaluate_clips
     from worldr1.evaluation.reconstructors import load_reconstructor
+    from worldr1.report import write_report
     from worldr1.rewards.judges.registry import load_judge
     from worldr1.run import distributed
     from worldr1.run.runtime import environment, set_threads
@@ -134,7 +134,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
         summary = evaluate_clips(source, measurer, folder, description=description, world=world, say=say)
         if summary is not None:
             _print(summary, folder.path)
-            _write_page(folder.path)
+            print(write_report(folder.path))
     return summary
 
 
@@ -276,14 +276,6 @@ def _print(summary: dict[str, Any], folder: Path) -> None:
     names = ("psnr", "mvcs", "rotation_deg", "camera_error", "path_ratio", "motion_magnitude")
     tables = [table(summary), *(group_table(summary, key, names) for key in ("by_motion", "by_theme"))]
     print("\n".join([*filter(None, tables), f"written to {folder}"]))
-
-
-def _write_page(folder: Path) -> None:
-    """The page of an evaluation's folder, where worldr1.report has one for it."""
-    from worldr1.report import write_report
-
-    if find_spec("worldr1.report.evaluation_page") is not None:
-        print(write_report(folder))
 
 
 class _Speaker:

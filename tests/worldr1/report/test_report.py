@@ -14,21 +14,24 @@ import torch
 from PIL import Image
 from synthetic_run import make_run, write_study
 
-from worldr1.report import write_report
+from worldr1.report import LivePage, write_report
+from worldr1.report import live as live_module
 from worldr1.report.__main__ import main
+from worldr1.report.document import figure
 from worldr1.report.load import load_run
-from worldr1.report.page import choose_rows, figure, outcome
 from worldr1.report.plots import (
     Curve,
     _angles,
     _relative,
+    obedience_curve,
     path_errors,
     reward_curve,
     top_view,
     validation_curve,
     wilson,
 )
-from worldr1.report.sheets import encode_clip, encode_pairs
+from worldr1.report.run_page import choose_rows, outcome
+from worldr1.report.sheets import encode_clip, encode_rows
 from worldr1.run.video import write_video
 from worldr1_kernels import trajectory_error
 
@@ -52,7 +55,7 @@ def test_first_line_states_gain_error_and_gates(html: str) -> None:
 
 
 def test_every_gate_has_its_verdict(html: str) -> None:
-    table = html[html.index('id="gates"') : html.index('id="sheet"')]
+    table = html[html.index('<h2 id="gates"') : html.index('<h2 id="sheet"')]
     assert table.count("✓ passed") == 8 and table.count("✗ not passed") == 1
     assert "&gt;= 0.20 and &gt; 4 s.e." in table
 
@@ -74,7 +77,8 @@ def test_no_id_is_used_twice(html: str) -> None:
 def test_all_parts_are_there(html: str, run_dir: Path) -> None:
     for part in ("gates", "sheet", "curves", "motions", "measures", "run"):
         assert f'<h2 id="{part}"' in html
-    assert html.count('class="anim') == 18 and html.count('class="strip') == 18
+    assert html.count('<canvas class="film') == 18 and html.count('class="strip') == 18
+    assert html.index('class="film') < html.index('<h2 id="gates"')  # the videos come first
     assert html.count("<svg ") == 5 + 2 * 9 + 1  # total and four terms, path and errors for each sample, the bars
     assert "2.50 s an iteration" in html and "80 of 80" in html
     assert re.search(r'<tr class="changed"><td><code>seed</code></td><td><code>7</code> \(changed\)', html)
@@ -171,32 +175,33 @@ def test_small_clips_are_exact() -> None:
     clip = encode_clip(frames, fps=8)
     strip = np.asarray(_opened(clip.strip))  # [32, 9 * 32, 3]
     np.testing.assert_array_equal(strip, np.concatenate(list(frames.transpose(0, 2, 3, 1)), axis=1))
-    animation = _opened(clip.animation)
-    assert animation.n_frames == 9 and animation.size == (32, 32)
-    animation.seek(4)
-    np.testing.assert_array_equal(np.asarray(animation.convert("RGB")), frames[4].transpose(1, 2, 0))
+    film = np.asarray(_opened(clip.film))  # [2 * 32, 5 * 32, 3]: five in a row
+    assert (clip.columns, clip.num_frames, clip.width, clip.height) == (5, 9, 32, 32) and film.shape == (64, 160, 3)
+    for i in range(9):
+        cell = film[i // 5 * 32 :, i % 5 * 32 :][:32, :32]
+        np.testing.assert_array_equal(cell, frames[i].transpose(1, 2, 0))
 
 
 def test_large_clips_are_thinned_and_keep_their_time() -> None:
-    frames = np.zeros((81, 3, 96, 416), np.uint8)
+    frames = np.zeros((81, 3, 96, 512), np.uint8)
     frames[:, 0] = np.linspace(0, 255, 81).astype(np.uint8)[:, None, None]
-    animation = _opened(encode_clip(frames, fps=16).animation)
-    assert animation.size == (208, 48) and animation.n_frames == 17
-    seconds = 0.0
-    for i in range(animation.n_frames):
-        animation.seek(i)
-        animation.load()
-        seconds += animation.info["duration"] / 1000
-    assert abs(seconds - (81 / 16 + 0.7)) < 0.1
+    clip = encode_clip(frames, fps=16)
+    assert (clip.width, clip.height, clip.num_frames) == (256, 48, 25) and clip.seconds == 81 / 16
+    film = np.asarray(_opened(clip.film)).astype(int)
+    reds = [film[i // 5 * 48 + 24, i % 5 * 256 + 128, 0] for i in range(25)]
+    assert reds[0] < 20 and reds[-1] > 235 and all(b > a for a, b in zip(reds, reds[1:], strict=False))
 
 
 def test_rows_stop_at_the_budget() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (6, 5, 3, 32, 32), dtype=np.uint8)
-    one = sum(len(c.animation) + len(c.strip) for pair in encode_pairs(frames[:1], frames[:1], fps=8) for c in pair)
-    assert len(list(encode_pairs(frames, frames, fps=8, max_bytes=int(3.5 * one)))) == 3
-    assert len(list(encode_pairs(frames, frames, fps=8, max_bytes=1))) == 1
-    with pytest.raises(ValueError, match=r"encode_pairs: before and after must be \[n, F, 3, H, W\], got"):
-        list(encode_pairs(frames, frames[:, :, :1], fps=8))
+    one = len(encode_clip(frames[0], fps=8))
+    assert len(list(encode_rows(([clip] for clip in frames), fps=8, max_bytes=int(3.5 * one)))) == 3
+    assert len(list(encode_rows(([clip, clip] for clip in frames), fps=8, max_bytes=int(3.5 * one)))) == 1
+    assert len(list(encode_rows(([clip] for clip in frames), fps=8, max_bytes=1))) == 1
+    with pytest.raises(
+        ValueError, match=r"encode_clip: frames must be uint8 \[F, 3, H, W\], got uint8 \[5, 1, 32, 32\]"
+    ):
+        encode_clip(frames[0, :, :1], fps=8)
 
 
 def test_wilson_interval_by_hand() -> None:
@@ -388,3 +393,78 @@ def test_the_validation_curve_draws_both_sides_and_the_error_of_the_difference()
     curve = Curve("traj", np.array([10.0, 20.0]), np.array([0.5, 0.8]), np.array([0.1, np.nan]))
     svg = validation_curve(curve, np.array([0.4, 0.4]))
     assert "var(--before)" in svg and "var(--after)" in svg and "iterations done" in svg
+
+
+def watched(run: Path) -> Path:
+    rows = [
+        {"iteration": i - 1, "obedience": {"mean": m, "stderr": 0.07, "num": 48}} for i, m in ((16, 0.5), (32, 0.7))
+    ]
+    (run / "validation").mkdir(exist_ok=True)
+    (run / "validation" / "obedience.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def test_the_curve_of_obedience_stands_among_the_videos(tmp_path: Path) -> None:
+    html = write_report(watched(make_run(tmp_path / "run", num_samples=2))).read_text(encoding="utf-8")
+    assert html.index('class="film') < html.index('id="held-out"') < html.index('<h2 id="gates"')
+    assert "Obedience on held-out prompts by iterations done" in html and "num-looks" not in html
+    without = write_report(make_run(tmp_path / "without", num_samples=2)).read_text(encoding="utf-8")
+    assert "--evaluation.num-looks" in without and 'id="held-out"' not in without
+
+
+def test_the_curve_has_the_study_at_its_ends() -> None:
+    marks = [obedience_curve([(40.0, 0.6, 0.07)], ends).count("<use ") for ends in ([], [(0.0, 0.5), (80.0, 0.9)])]
+    assert marks[1] > marks[0] and "var(--after)" in obedience_curve([(40.0, 0.6, float("nan"))], [])
+
+
+def test_a_run_that_goes_on_says_what_it_saw_last(tmp_path: Path) -> None:
+    run = watched(make_run(tmp_path / "run", num_samples=1))
+    for name in ("evaluation/study.json", "evaluation/samples.npz"):
+        (run / name).unlink()
+    html = write_report(run, live=True).read_text(encoding="utf-8")
+    assert (
+        "After 32 iterations: obedience to the camera 0.700 ± 0.070 on 48 held-out samples; no before/after study yet."
+        in html
+    )
+    assert '<meta http-equiv="refresh" content="30">' in html and "loads itself again every 30 s" in html
+    assert 'http-equiv="refresh"' not in write_report(run).read_text(encoding="utf-8")
+
+
+def test_pages_of_a_live_run_cost_a_bounded_share_of_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, cost, written = [100.0], 2.0, []
+
+    def slow(folder: Path, *, live: bool) -> None:
+        assert live
+        written.append(now[0])
+        now[0] += cost
+
+    monkeypatch.setattr(live_module, "write_report", slow)
+    monkeypatch.setattr(live_module.time, "perf_counter", lambda: now[0])
+    page = LivePage(tmp_path, enabled=True, say=pytest.fail)
+    start = now[0]
+    while now[0] < start + 1000:
+        page.refresh()
+        now[0] += 1.0
+    assert 9 <= len(written) <= 11 and len(written) * cost / (now[0] - start) <= 0.022
+    assert page.refresh(due=True)  # a validation's
+    assert not LivePage(tmp_path, enabled=False, say=pytest.fail).refresh(due=True)  # another rank's
+
+
+def test_a_live_page_that_cannot_be_written_is_told_and_stops_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert LivePage(tmp_path / "nowhere", enabled=True, say=said.append).refresh()
+    assert len(said) == 1 and "report: run_dir must be" in said[0]
+
+
+def test_an_older_page_stays_whole_until_the_new_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", num_samples=1)
+    before = write_report(run).read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    said: list[str] = []
+    LivePage(run, enabled=True, say=said.append).refresh()
+    assert (run / "report.html").read_bytes() == before and "must be writable" in said[0]
+    assert not list(run.glob(".unfinished*"))
