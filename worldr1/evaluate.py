@@ -95,6 +95,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     """
     settings = run_settings(config)
     perceptual = perceptual_of(config)
+    for name, judge in (("reconstructor", config.reconstructor), ("perceptual", perceptual or "")):
+        if judge not in ("", "classical") and ":" not in judge and not Path(judge).is_dir():
+            raise ValueError(f"evaluate: {name} must be a folder or module:name, got {judge} (no such folder)")
     from worldr1.evaluation.clip_files import read_prompt_file
 
     prompts = read_prompt_file(_prompts_of(config, settings))

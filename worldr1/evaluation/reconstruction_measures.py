@@ -58,15 +58,15 @@ def views(
     """
     height, width = video.shape[-2:]
     sources = list(sources)
-    layers = [x[sources][:, None] for x in (video, depth, viewmats, Ks)]  # S scenes of one frame
-    scene = _lift(*layers, _LAYER)
+    frames, z, poses, lenses = (x[sources][:, None] for x in (video, depth, viewmats, Ks))
+    scene = _lift(frames, z, poses, lenses, _LAYER)  # S scenes of one frame
     backdrop = video[sources].mean(dim=(0, 2, 3))  # [3]
     few = max(1, PIXELS_PER_CALL // (len(sources) * height * width))
     parts = []
     for start in range(0, len(targets), few):
         rows = list(targets[start : start + few])
-        cameras = (x[rows].expand(len(sources), *x[rows].shape) for x in (viewmats, Ks))
-        rendered, alpha = _render(scene, *cameras, height=height, width=width, splat=_LAYER, mode="RGB+ED")
+        to_views, to_pixels = (x[rows].expand(len(sources), *x[rows].shape) for x in (viewmats, Ks))
+        rendered, alpha = _render(scene, to_views, to_pixels, height=height, width=width, splat=_LAYER, mode="RGB+ED")
         color, z = rendered[..., :3] / alpha.clamp_min(1e-6), rendered[..., 3:]  # [S, c, H, W, 3 or 1]
         seen = alpha > _SEEN
         first = torch.where(seen, z, torch.inf).amin(0)  # [c, H, W, 1]
