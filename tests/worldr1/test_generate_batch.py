@@ -256,7 +256,7 @@ def test_a_wrong_line_of_a_prompts_file_is_named(tmp_path: Path, line: str, matc
         read_requests(file)
     file.write_text('{"prompt": "a", "camera": "x.txt"}\n{"prompt": " b ", "camera": "words"}')
     first, second = read_requests(file)
-    assert first.camera == tmp_path / "x.txt" and second == ("b", None, None, None, None)
+    assert first.camera == tmp_path / "x.txt" and second == ("b", *[None] * 5)
 
 
 @pytest.mark.slow

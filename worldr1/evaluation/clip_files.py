@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldr1.prompts.sampler import read_prompts
+from worldr1.prompts.requests import read_requests
 from worldr1.run.files import read_arrays, reading
 from worldr1.run.video import MAX_PIXELS, read_video
 
@@ -27,39 +26,8 @@ class Prompt(NamedTuple):
 
 
 def read_prompt_file(path: Path) -> list[Prompt]:
-    """The prompts of a .jsonl file (a line an object: `prompt`, and where known `theme` and `seed`), or of a text file.
-
-    Raises:
-      ValueError: as `prompts.sampler.read_prompts`; a line of a .jsonl that is no such object, by its number.
-    """
-    if Path(path).suffix.lower() != ".jsonl":
-        return [Prompt(text) for text in read_prompts(path)]
-    what = "a .jsonl file of prompts"
-    try:
-        with reading(path, what):
-            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise ValueError(f"prompts: file must be readable, got {path} ({error.strerror or error})") from error
-    out = [_prompt(line, f"{path} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
-    if not out:
-        raise ValueError(f"prompts: {path} must hold at least one prompt, got an empty file")
-    return out
-
-
-def _prompt(line: str, where: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"prompts: {where} must be JSON, got {error}") from error
-    row = row if isinstance(row, dict) else {}
-    text, theme, seed = row.get("prompt"), row.get("theme"), row.get("seed")
-    if not isinstance(text, str) or not text.strip() or not (theme is None or isinstance(theme, str)):
-        raise ValueError(
-            f'prompts: {where} must be {{"prompt": text, "theme": text, "seed": number}}, got {line[:100]}'
-        )
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise ValueError(f"prompts: {where}: seed must be a whole number in [0, 2^63), got {seed!r}")
-    return Prompt(text.strip(), theme, seed)
+    """The prompts of a file, and where it is .jsonl their `theme` and `seed`. Errors as of `requests.read_requests`."""
+    return [Prompt(line.prompt, line.theme, line.seed) for line in read_requests(path)]
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

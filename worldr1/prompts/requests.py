@@ -1,4 +1,4 @@
-"""Files of clips to make: a prompt a line, and in .jsonl what else belongs to it."""
+"""Files of clips to make or to evaluate: a prompt a line, and in .jsonl what else belongs to it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ class ClipRequest(NamedTuple):
     sample_id: int | None = None  # which of the draws of a seed
     negative_prompt: str | None = None
     camera: Path | None = None  # a pose file; None: the words of the prompt, or the command's
+    theme: str | None = None  # that tables of an evaluation are grouped by
 
 
 def read_requests(path: Path) -> list[ClipRequest]:
-    """The clips of a .jsonl file (a line an object of `prompt`, `seed`, `sample_id`, `negative_prompt`, `camera`; all
-    but the first may be left out), or of a text file, one prompt a line.
+    """The clips of a .jsonl file (a line an object of `prompt`, `seed`, `sample_id`, `negative_prompt`, `camera`,
+    `theme`; all but the first may be left out), or of a text file, one prompt a line.
 
     `camera` is a path, from the folder of the file, or "words". Other keys are left to other commands.
 
@@ -55,11 +56,11 @@ def _request(line: str, path: Path, number: int) -> ClipRequest:
         value = row.get(name)
         if value is not None and (type(value) is not int or not 0 <= value < limit):
             raise ValueError(f"{where}: {name} must be a whole number in [0, {limit}), got {value!r}")
-    for name in ("negative_prompt", "camera"):
+    for name in ("negative_prompt", "camera", "theme"):
         if row.get(name) is not None and not isinstance(row[name], str):
             raise ValueError(f"{where}: {name} must be a text, got {row[name]!r}")
     camera = row.get("camera")
     return ClipRequest(
         row["prompt"].strip(), row.get("seed"), row.get("sample_id"), row.get("negative_prompt"),
-        None if camera in (None, "words") else path.parent / camera,
+        None if camera in (None, "words") else path.parent / camera, row.get("theme"),
     )  # fmt: skip
