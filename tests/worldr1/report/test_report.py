@@ -257,7 +257,7 @@ def test_command_prints_the_page_or_one_line_of_error(
     assert main([str(run_dir)]) == 0
     assert capsys.readouterr().out.strip() == str(run_dir / "report.html")
     assert main([str(tmp_path / "nowhere")]) == 2
-    assert "report: run_dir must be the output_dir of a run, got" in capsys.readouterr().err
+    assert "report: the folder must be the output_dir of a run or of an evaluation, got" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 2
     assert "with none of them" in capsys.readouterr().err
 
@@ -453,7 +453,7 @@ def test_pages_of_a_live_run_cost_a_bounded_share_of_its_time(tmp_path: Path, mo
 def test_a_live_page_that_cannot_be_written_is_told_and_stops_nothing(tmp_path: Path) -> None:
     said: list[str] = []
     assert LivePage(tmp_path / "nowhere", enabled=True, say=said.append).refresh()
-    assert len(said) == 1 and "report: run_dir must be" in said[0]
+    assert len(said) == 1 and "report: the folder must be" in said[0]
 
 
 def test_an_older_page_stays_whole_until_the_new_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
