@@ -43,7 +43,9 @@ def load_run(run_dir: Path) -> RunFiles:
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise ValueError(f"report: run_dir must be the output_dir of a run, got {run_dir} (no such folder)")
+        raise ValueError(
+            f"report: the folder must be the output_dir of a run or of an evaluation, got {run_dir} (no such folder)"
+        )
     missing: list[str] = []
     config = load_json(run_dir / "config.json", "settings", missing)
     metrics = load_lines(run_dir / "metrics.jsonl", "reward curves", missing)
@@ -60,7 +62,8 @@ def load_run(run_dir: Path) -> RunFiles:
         held_out = load_lines(validation_folder / "obedience.jsonl", "curve of obedience", missing)
     if not (config or metrics or study or samples):
         raise ValueError(
-            f"report: run_dir must hold config.json, metrics.jsonl or evaluation/, got {run_dir} with none of them"
+            "report: a run's folder must hold config.json, metrics.jsonl or evaluation/, an evaluation's "
+            f"evaluation.json, clips.jsonl or summary.json, got {run_dir} with none of them"
         )
     asked = config.get("max_iterations")
     done = len(metrics)

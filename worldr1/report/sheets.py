@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,8 +110,8 @@ def read_frames(path: Path, *, width: int = 0) -> np.ndarray:
         with open(path, "rb"):  # what the system has to say of it
             pass
         with imageio.get_reader(str(path), format="FFMPEG") as reader:  # type: ignore[arg-type]
-            frame: np.ndarray
-            for k, frame in enumerate(reader):  # type: ignore[arg-type]
+            decoded: Iterable[np.ndarray] = reader  # type: ignore[assignment]
+            for k, frame in enumerate(decoded):
                 if k % stride:
                     continue
                 factor = frame.shape[1] // width if width > 0 and frame.shape[1] % width == 0 else 1

@@ -14,6 +14,7 @@ from synthetic_evaluation import SIDE, make_evaluation, write_about
 
 from worldr1.report import load_evaluation as load_module
 from worldr1.report import write_report
+from worldr1.report.__main__ import main
 from worldr1.report.evaluation_page import MAX_SHOWN, choose_clips, outcome, verdict
 from worldr1.report.load_evaluation import load_evaluation
 from worldr1.report.orbit import path, splats
@@ -109,6 +110,8 @@ def test_a_path_is_relative_to_its_first_camera() -> None:
     np.testing.assert_allclose(found["centres"], [[0, 0, 0], [0, 0, 1], [0, 0, 2]], atol=1e-4)
     np.testing.assert_allclose(found["looks"], [[0, 0, 1]] * 3, atol=1e-3)
     np.testing.assert_allclose(path(poses, unit=True)["centres"][-1], [0, 0, 1], atol=1e-4)
+    poses[2, :3, :3] = turn @ turn  # and turns right
+    np.testing.assert_allclose(path(poses, unit=False)["looks"][-1], [1, 0, 0], atol=1e-3)
     poses[1, 0, 3] = np.nan
     with pytest.raises(ValueError, match="not finite"):
         path(poses, unit=True)
@@ -224,6 +227,22 @@ def test_damaged_videos_and_cameras_cost_themselves(small: Path, tmp_path: Path)
     assert "must be a video file" in html and html.count('<canvas class="film') == 3
     names = {splat["name"] for splat in scenes(html)["splats"]}
     assert "0000, base" not in names and "0001, base" not in names and "0001, tuned" in names
+
+
+def test_a_camera_that_only_turns_has_a_path_and_no_reconstruction(small: Path, tmp_path: Path) -> None:
+    copy = _linked(small, tmp_path / "out")
+    lines = [json.loads(line) for line in _lines(copy)]
+    lines[0]["state"] = "turning"
+    (copy / "clips.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = scenes(write_report(copy).read_text(encoding="utf-8"))
+    assert [splat["name"] for splat in found["splats"]] == ["0000, tuned", "0001, base", "0001, tuned"]
+    assert [len(scene["paths"]) for scene in found["paths"]] == [3, 3]
+
+
+def test_the_command_takes_an_evaluation(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(small)]) == 0
+    assert capsys.readouterr().out.strip() == str(small / "report.html")
+    assert "worldr1 evaluation" in (small / "report.html").read_text(encoding="utf-8")
 
 
 def test_hostile_words_stay_words(small: Path, tmp_path: Path) -> None:
