@@ -362,9 +362,13 @@ def test_a_still_clip_has_poses_and_no_depth(tmp_path: Path) -> None:
     text = (folder / "clips.jsonl").read_text().replace('"state": "moving"', '"state": "still"')
     (folder / "clips.jsonl").write_text(text)
     args = ["--evaluation", str(folder), "--output-dir", str(tmp_path / "o"), "--format", "wbench"]
+    moving = text.replace('"state": "still"', '"state": "moving"')
+    (folder / "clips.jsonl").write_text(moving)
+    assert command.main(args) == 0  # an export that had depth before leaves none of it
+    (folder / "clips.jsonl").write_text(text)
     assert command.main(args) == 0
     model = tmp_path / "o" / "wbench" / "work_dirs" / "frozen"
-    assert (model / "megasam" / "case_0000_combined.npz").is_file() and not (model / "da3_cache").exists()
+    assert (model / "megasam" / "case_0000_combined.npz").is_file() and not list((model / "da3_cache").iterdir())
     reasons = [row["reason"] for row in json.loads((tmp_path / "o" / "export.json").read_text())["left_out"]]
     assert reasons == ["no depth: the clip is still"] * 3
 
@@ -380,11 +384,16 @@ def test_folders_that_are_none(tmp_path: Path, capsys) -> None:
     assert command.main(["--evaluation", str(folder), *out]) == 2 and "schema 1, got 2" in capsys.readouterr().err
     (folder / "evaluation.json").write_text('{"schema": 1}')
     assert command.main(["--evaluation", str(folder), *out]) == 2 and "must hold clips" in capsys.readouterr().err
-    (folder / "clips.jsonl").write_text('{"clip": "../0", "arm": "a", "prompt": "p", "measures": {}}\n')
-    assert command.main(["--evaluation", str(folder), *out]) == 2 and "line 1" in capsys.readouterr().err
+    for name in ("../0", "..", "", "a/b"):
+        (folder / "clips.jsonl").write_text(
+            json.dumps({"clip": name, "arm": "a", "prompt": "p", "measures": {}}) + "\n"
+        )
+        assert command.main(["--evaluation", str(folder), *out]) == 2 and "line 1" in capsys.readouterr().err
     (tmp_path / "o").mkdir(exist_ok=True)
     (tmp_path / "o" / "mine.txt").write_text("")
     assert command.main(["--evaluation", str(folder), *out]) == 2 and "must be empty" in capsys.readouterr().err
+    (tmp_path / "o" / "export.json").write_text('{"evaluation": "/another"}')
+    assert command.main(["--evaluation", str(folder), *out]) == 2 and "one of /another" in capsys.readouterr().err
     more = ["--format", "mvcs", "--run-vbench", "/no/python"]
     assert command.main(["--evaluation", str(folder), *out, *more]) == 2
     assert "needs --format vbench" in capsys.readouterr().err
