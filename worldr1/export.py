@@ -60,8 +60,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
             f"export: --run-vbench must be the python of an environment with vbench, got {config.run_vbench}"
         )
     if config.output_dir.is_dir() and any(config.output_dir.iterdir()):
-        if not (config.output_dir / "export.json").is_file():
-            raise ValueError(f"export: {config.output_dir} must be empty, or an earlier export; choose another")
+        _check_earlier(config)
 
     from worldr1.evaluation.exports import mvcs, vbench, wbench, worldscore
     from worldr1.evaluation.exports.source import EvaluatedClip, put_arrays, put_video, read_evaluation, without_frames
@@ -123,6 +122,18 @@ def run(config: ExportConfig) -> dict[str, Any]:
         for arm in arms:
             print(f"VBench {arm}: average {100 * found['arms'][arm]['average']:.2f} %")
     return report
+
+
+def _check_earlier(config: ExportConfig) -> None:
+    """ValueError unless the folder, which is not empty, is an export of this evaluation."""
+    from worldr1.run.files import read_json
+
+    file = config.output_dir / "export.json"
+    if not file.is_file():
+        raise ValueError(f"export: {config.output_dir} must be empty, or an earlier export; choose another")
+    earlier = read_json(file, "the export.json of an export").get("evaluation")
+    if earlier != str(config.evaluation.resolve()):
+        raise ValueError(f"export: {config.output_dir} must be an export of {config.evaluation}, got one of {earlier}")
 
 
 def score_line(clip: Any, not_run: Mapping[str, str]) -> str:

@@ -92,6 +92,18 @@ def test_a_clip_of_the_study_is_made_again(moving_run: Path) -> None:
         torch.testing.assert_close(got, joined[i], rtol=0, atol=1e-5)
 
 
+def test_a_clip_of_an_evaluation_is_made_again_to_the_bit(moving_run: Path) -> None:
+    from worldr1.evaluation.clip_files import Prompt
+    from worldr1.evaluation.clip_sources import GeneratedClips
+    from worldr1.run.video import to_bytes
+
+    config = evaluation_settings(read_run_config(moving_run / "config.json"))
+    policy = load_adapted_policy(config.model.path, moving_run / "adapter")
+    clips = GeneratedClips(policy, [Prompt(PROMPTS[1], seed=1), Prompt(PROMPTS[0], seed=3)], config=config)
+    shown = clips.show(1, "tuned").video
+    assert shown is not None and torch.equal(shown, to_bytes(made(moving_run, PROMPTS[0], seed=3)))
+
+
 def test_the_noise_of_a_training_sample_is_that_of_its_sample_id(moving_run: Path) -> None:
     """With a group's shared draw, that of its first sample."""
     config = read_run_config(moving_run / "config.json")

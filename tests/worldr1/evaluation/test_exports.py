@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -29,11 +30,30 @@ TURN = {"left": (0, -1, 0), "right": (0, 1, 0), "up": (1, 0, 0), "down": (-1, 0,
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export")
-    evaluation_of_renders(folder / "evaluation", wrong_depth=True)
-    assert command.main(["--evaluation", str(folder / "evaluation"), "--output-dir", str(folder / "out")]) == 0
-    return folder / "out"
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed."""
+    return evaluation_of_renders(tmp_path_factory.mktemp("rendered") / "evaluation", wrong_depth=True)
+
+
+@pytest.fixture(scope="module")
+def exported(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    assert command.main(["--evaluation", str(rendered), "--output-dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture()
+def evaluation(rendered: Path, tmp_path: Path) -> Path:
+    """One to spoil: the three arms of the first prompt, and the second's."""
+    shutil.copytree(rendered, tmp_path / "e")
+    lines = (tmp_path / "e" / "clips.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "e" / "clips.jsonl").write_text("".join(line for line in lines if '"arm": "wrong"' not in line))
+    return tmp_path / "e"
+
+
+def only_first_prompt(evaluation: Path) -> None:
+    lines = (evaluation / "clips.jsonl").read_text().splitlines(keepends=True)
+    (evaluation / "clips.jsonl").write_text("".join(line for line in lines if '"clip": "0000"' in line))
 
 
 def accuracy(poses: np.ndarray, actions: list[str]) -> float:
@@ -273,8 +293,8 @@ def fake_python(folder: Path, *, fail: bool) -> Path:
     return path
 
 
-def test_vbench_is_run_in_its_own_environment(tmp_path: Path, capsys) -> None:
-    evaluation_of_renders(tmp_path / "e", prompts=PROMPTS[:1])
+def test_vbench_is_run_in_its_own_environment(evaluation: Path, tmp_path: Path, capsys) -> None:
+    only_first_prompt(evaluation)
     old = {"measures": {"psnr": {}}, "arms": {"truth": {"psnr": {"mean": 1.0}}, "half": {}, "frozen": {}}}
     (tmp_path / "e" / "summary.json").write_text(json.dumps(old))
     args = ["--evaluation", str(tmp_path / "e"), "--output-dir", str(tmp_path / "o"), "--format", "vbench"]
@@ -329,13 +349,13 @@ def test_the_runner_calls_vbench_with_custom_input(tmp_path: Path) -> None:
     assert given["dimension_list"] == ["motion_smoothness"]
 
 
-def test_what_cannot_be_read_is_left_out_by_name(tmp_path: Path, capsys) -> None:
+def test_what_cannot_be_read_is_left_out_by_name(evaluation: Path, tmp_path: Path, capsys) -> None:
     """Unreadable, of one frame, absent, cameras of another length; black goes through."""
     import torch
 
     from worldr1.run.video import write_video
 
-    folder = evaluation_of_renders(tmp_path / "e")
+    folder = evaluation
     videos = folder / "videos"
     (videos / "truth" / "0000.mp4").write_bytes(b"no video")
     write_video(torch.rand(1, 3, 16, 16), videos / "half" / "0000.mp4", fps=4)
@@ -356,15 +376,20 @@ def test_what_cannot_be_read_is_left_out_by_name(tmp_path: Path, capsys) -> None
     assert command.main(args) == 2 and "must hold a clip" in capsys.readouterr().err
 
 
-def test_a_still_clip_has_poses_and_no_depth(tmp_path: Path) -> None:
+def test_a_still_clip_has_poses_and_no_depth(evaluation: Path, tmp_path: Path) -> None:
     """The evaluation's depth is a placeholder there: a benchmark would find it perfect."""
-    folder = evaluation_of_renders(tmp_path / "e", prompts=PROMPTS[:1])
+    folder = evaluation
+    only_first_prompt(folder)
     text = (folder / "clips.jsonl").read_text().replace('"state": "moving"', '"state": "still"')
     (folder / "clips.jsonl").write_text(text)
     args = ["--evaluation", str(folder), "--output-dir", str(tmp_path / "o"), "--format", "wbench"]
+    moving = text.replace('"state": "still"', '"state": "moving"')
+    (folder / "clips.jsonl").write_text(moving)
+    assert command.main(args) == 0  # an export that had depth before leaves none of it
+    (folder / "clips.jsonl").write_text(text)
     assert command.main(args) == 0
     model = tmp_path / "o" / "wbench" / "work_dirs" / "frozen"
-    assert (model / "megasam" / "case_0000_combined.npz").is_file() and not (model / "da3_cache").exists()
+    assert (model / "megasam" / "case_0000_combined.npz").is_file() and not list((model / "da3_cache").iterdir())
     reasons = [row["reason"] for row in json.loads((tmp_path / "o" / "export.json").read_text())["left_out"]]
     assert reasons == ["no depth: the clip is still"] * 3
 
@@ -380,11 +405,16 @@ def test_folders_that_are_none(tmp_path: Path, capsys) -> None:
     assert command.main(["--evaluation", str(folder), *out]) == 2 and "schema 1, got 2" in capsys.readouterr().err
     (folder / "evaluation.json").write_text('{"schema": 1}')
     assert command.main(["--evaluation", str(folder), *out]) == 2 and "must hold clips" in capsys.readouterr().err
-    (folder / "clips.jsonl").write_text('{"clip": "../0", "arm": "a", "prompt": "p", "measures": {}}\n')
-    assert command.main(["--evaluation", str(folder), *out]) == 2 and "line 1" in capsys.readouterr().err
+    for name in ("../0", "..", "", "a/b"):
+        (folder / "clips.jsonl").write_text(
+            json.dumps({"clip": name, "arm": "a", "prompt": "p", "measures": {}}) + "\n"
+        )
+        assert command.main(["--evaluation", str(folder), *out]) == 2 and "line 1" in capsys.readouterr().err
     (tmp_path / "o").mkdir(exist_ok=True)
     (tmp_path / "o" / "mine.txt").write_text("")
     assert command.main(["--evaluation", str(folder), *out]) == 2 and "must be empty" in capsys.readouterr().err
+    (tmp_path / "o" / "export.json").write_text('{"evaluation": "/another"}')
+    assert command.main(["--evaluation", str(folder), *out]) == 2 and "one of /another" in capsys.readouterr().err
     more = ["--format", "mvcs", "--run-vbench", "/no/python"]
     assert command.main(["--evaluation", str(folder), *out, *more]) == 2
     assert "needs --format vbench" in capsys.readouterr().err

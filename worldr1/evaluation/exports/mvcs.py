@@ -10,6 +10,7 @@ Source: ByteDance-Seed/Depth-Anything-3, src/depth_anything_3/utils/export.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from worldr1.run.files import write_json
 def export(clip: EvaluatedClip, folder: Path) -> list[str]:
     """Write one clip; what of it is not there, in sentences."""
     own = folder / clip.arm / clip.name
+    shutil.rmtree(own, ignore_errors=True)  # of an earlier export
     put_video(clip, own / "video.mp4")
     if not has_scene(clip):
         return [f"no depth: the clip is {clip.state}" + (f" ({clip.reason})" if clip.reason else "")]

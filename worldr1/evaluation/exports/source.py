@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from worldr1.run.video import write_video
 SCHEMA = 1
 DEFAULT_FPS = 16.0
 """Of clips in .npz files, which do not say."""
+
+_NAME = re.compile(r"[\w-][\w.-]*")
 
 
 class LeftOut(ValueError):
@@ -98,7 +101,7 @@ def read_evaluation(path: Path) -> Evaluation:
             good = all(isinstance(row[k], str) for k in ("clip", "arm", "prompt")) and isinstance(row["measures"], dict)
         except (ValueError, KeyError, TypeError, RecursionError):
             good = False
-        if good and Path(row["clip"]).name == row["clip"] and Path(row["arm"]).name == row["arm"]:
+        if good and _NAME.fullmatch(row["clip"]) and _NAME.fullmatch(row["arm"]):  # they become names of folders
             rows.append(row)
         elif line.endswith("\n"):
             raise ValueError(

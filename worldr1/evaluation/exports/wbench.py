@@ -15,6 +15,7 @@ tools/run_megasam.py, tools/run_da3_depth.py, docs/SUBMISSION.md.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,16 @@ def export(clip: EvaluatedClip, folder: Path) -> list[str]:
     write_case(clip, folder / "data" / "cases" / f"case_{clip.name}.json")
     if not actions(clip.kinds)[0]:
         left.append("no motion of the prompt is an action of WBench's: navigation is not judged")
+    poses_file, cache = model / "megasam" / f"case_{clip.name}_combined.npz", model / "da3_cache" / f"case_{clip.name}"
+    poses_file.unlink(missing_ok=True)  # of an earlier export, in which there may have been more
+    shutil.rmtree(cache, ignore_errors=True)
     unit = float(np.median(clip.cameras["depth"])) if has_scene(clip) else 1.0
     if "recovered_cam_c2w" in clip.cameras:
         stride = max(1, int(clip.fps / POSES_A_SECOND))
         poses = clip.cameras["recovered_cam_c2w"][::stride].copy()
         poses[:, :3, 3] /= unit
         put_arrays(
-            model / "megasam" / f"case_{clip.name}_combined.npz",
+            poses_file,
             {
                 "cam_c2w": poses, "camera_centers": poses[:, :3, 3], "intrinsic": clip.cameras.get("K", np.eye(3)),
                 "stride": stride, "original_fps": clip.fps, "effective_fps": clip.fps / stride,
@@ -61,7 +65,6 @@ def export(clip: EvaluatedClip, folder: Path) -> list[str]:
     indices = depth_frames(len(clip.frames), clip.fps)
     if len(indices) < 3:
         left.append(f"WBench takes {len(indices)} frames of it at {DEPTHS_A_SECOND:g} a second, it needs 3")
-    cache = model / "da3_cache" / f"case_{clip.name}"
     arrays = da3_arrays(clip, indices, unit=unit)
     for name, array in arrays.items():
         put_array(cache / f"{name}.npy", array)

@@ -12,6 +12,7 @@ worldscore/benchmark/helpers/evaluator.py, metrics/third_party/camera_error_metr
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,12 +38,13 @@ def export(clip: EvaluatedClip, folder: Path) -> list[str]:
     """Write one clip; what of it WorldScore cannot judge, in sentences."""
     import imageio.v3 as imageio
 
+    own = folder / clip.arm / "worldscore_output" / "static" / "generated" / "text" / "prompts" / clip.name
+    shutil.rmtree(own, ignore_errors=True)  # of an earlier export
     requested = clip.cameras.get("requested_cam_c2w")
     if requested is None or len(clip.kinds) != 1 or clip.kinds[0] not in KINDS:
         return [
             f"not exported: WorldScore takes one of its own motions a clip, got {', '.join(clip.motions) or 'none'}"
         ]
-    own = folder / clip.arm / "worldscore_output" / "static" / "generated" / "text" / "prompts" / clip.name
     put_video(clip, own / "videos" / "output.mp4")
     (own / "frames").mkdir(exist_ok=True)
     for k, frame in enumerate(clip.frames):
