@@ -27,7 +27,7 @@ from worldr1.run.files import write_text
 FIRST_ID = HELD_OUT_IDS + 2**29
 """First sample id: its noise is neither that of training, nor of the study, nor of validation."""
 MAX_SAMPLES = 40
-"""Samples of a look, at most those of the study: a standard error of .08, and 1 s of one core in the micro world."""
+"""Samples of a look, at most those of the study: a standard error of .08; 1.2 to 1.4 s of a core in the micro world."""
 
 
 class Lookout:

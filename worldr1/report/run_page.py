@@ -87,8 +87,8 @@ def _so_far(run: RunFiles) -> str:
         return _seen_last(run)
     spread = f" ± {figure(stderr)}" if math.isfinite(stderr) else ""
     return (
-        f"After {newest['iteration'] + 1} iterations: reward {figure(base)} to {figure(adapter)} ({gain:+.3f}{spread}) "
-        f"on {reward.get('num')} validation prompts; no before/after study yet."
+        f"After {_iterations(newest['iteration'] + 1)}: reward {figure(base)} to {figure(adapter)} "
+        f"({gain:+.3f}{spread}) on {reward.get('num')} validation prompts; no before/after study yet."
     )
 
 
@@ -100,7 +100,7 @@ def _seen_last(run: RunFiles) -> str:
         return ""
     spread = f" ± {figure(stderr)}" if math.isfinite(stderr) else ""
     return (
-        f"After {newest['iteration'] + 1} iterations: obedience to the camera {figure(mean)}{spread} on "
+        f"After {_iterations(newest['iteration'] + 1)}: obedience to the camera {figure(mean)}{spread} on "
         f"{obedience.get('num')} held-out samples; no before/after study yet."
     )
 
@@ -300,3 +300,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in tree.items():
         out += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
     return out
+
+
+def _iterations(num: int) -> str:
+    return f"{num} iteration" + ("" if num == 1 else "s")
