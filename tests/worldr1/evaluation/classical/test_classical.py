@@ -151,6 +151,17 @@ def test_tracks_follow_a_shift_to_a_fiftieth_of_a_pixel() -> None:
     np.testing.assert_allclose(shift, [2.1, -0.9], atol=0.02)
 
 
+def test_pixel_centres_are_at_half_integers() -> None:
+    """The corners of a square around the centre of the frame lie around (32, 32), however the frame was enlarged."""
+    frame = np.full((64, 64, 3), 40, np.uint8)
+    frame[20:44, 20:44] = 220
+    tracks = follow(np.stack([frame] * 3))
+    corners = tracks.at[tracks.anchor == 0, 0]
+    low, high = corners.min(0), corners.max(0)
+    np.testing.assert_allclose((low + high) / 2, 32.0, atol=0.1)
+    np.testing.assert_allclose(high - low, 24.0, atol=3.0)  # a detector favours the outside
+
+
 @pytest.mark.parametrize("shape", [(1, 2, 3, 64, 64), (9, 3, 64, 64), (1, 9, 1, 64, 64)])
 def test_wrong_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must have shape"):
