@@ -146,7 +146,7 @@ def solve(tracks: Tracks, K: np.ndarray, *, width: int) -> tuple[Solved | None, 
     share = _rigid_share(best, tracks, K, limit=6.0 * noise)
     if share < _RIGID:
         return None, FAILED, f"{1 - share:.0%} of the points do not move with one rigid scene"
-    if _relief(best, tracks) < _FLAT:
+    if _ahead(best) and _relief(best, tracks) < _FLAT:
         return None, FAILED, "the lens zooms, or the scene is a flat wall: the images do not tell which"
     normalise(best, tracks)
     return Solved(best, tracks), MOVING, ""
@@ -200,6 +200,13 @@ def _evidence(plain: Scene, rich: Scene, tracks: Tracks, K: np.ndarray, *, noise
     for scene, sign in ((plain, 1.0), (rich, -1.0)):
         gain += sign * float(np.log1p((_errors(scene, tracks, K) / noise) ** 2).sum())
     return gain / (int((tracks.seen.sum(1) > 1).sum()) + more)
+
+
+def _ahead(scene: Scene) -> bool:
+    """Whether the camera's largest way from frame 0 is along its axis rather than across, as a zoom would have it."""
+    centre = -np.einsum("fji,fj->fi", scene.rotation, scene.translation)
+    far = centre[np.linalg.norm(centre, axis=1).argmax()]
+    return bool(abs(far[2]) > np.hypot(far[0], far[1]))
 
 
 def _relief(scene: Scene, tracks: Tracks) -> float:
