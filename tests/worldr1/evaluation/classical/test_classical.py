@@ -208,9 +208,8 @@ def test_the_limits_of_36_clips() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("height", "width", "frames"), [(64, 64, 81), (240, 416, 21)])
-def test_longer_and_larger(height: int, width: int, frames: int) -> None:
-    table = by_motion(MeasureConfig(height=height, width=width, frames=frames, clips=9))
+def test_longer_and_larger() -> None:
+    table = by_motion(MeasureConfig(height=240, width=416, frames=21, clips=9))
     cells = [c.strip() for c in table.splitlines()[-1].split("|")[1:-1]]
     assert cells[:5] == ["all", "9", "9", "0", "0"]
     assert float(cells[5].split()[0]) <= 1.1 and float(cells[6].split()[0]) <= 5.4
