@@ -76,7 +76,7 @@ def directions(scene: Scene, rays: np.ndarray, anchor: np.ndarray, frame: int) -
 def residuals(scene: Scene, tracks: Tracks, K: np.ndarray) -> np.ndarray:
     """Predicted minus observed image points, pixels, [T, F, 2]; 0 where a point is not seen."""
     rays, out = anchor_rays(tracks, K), np.zeros(tracks.at.shape)
-    for f in range(tracks.at.shape[1]):
+    for f in np.nonzero(tracks.seen.any(0))[0].tolist():
         out[:, f] = _project(directions(scene, rays, tracks.anchor, f), K) - tracks.at[:, f]
     return np.where(tracks.seen[..., None], out, 0.0)
 

@@ -72,11 +72,11 @@ def _matching_cost(video: Tensor, scene: Scene, K: np.ndarray, frame: int, plane
     for s in sources:
         turn = scene.rotation[s] @ scene.rotation[frame].T
         move = scene.translation[s] - turn @ scene.translation[frame]
-        there = torch.from_numpy(K @ turn) @ ray  # [3, hw]
-        shift = torch.from_numpy(K @ move)
-        place = there[None] + planes.double()[:, None, None] * shift[None, :, None]  # [P, 3, hw]
+        there = (torch.from_numpy(K @ turn) @ ray).float()  # [3, hw]
+        shift = torch.from_numpy(K @ move).float()
+        place = there[None] + planes[:, None, None] * shift[None, :, None]  # [P, 3, hw]
         z = place[:, 2].clamp_min(1e-6)
-        xy = torch.stack([place[:, 0] / z * 2 / w - 1, place[:, 1] / z * 2 / h - 1], dim=-1).float().view(-1, h, w, 2)
+        xy = torch.stack([place[:, 0] / z * 2 / w - 1, place[:, 1] / z * 2 / h - 1], dim=-1).view(-1, h, w, 2)
         seen = F.grid_sample(
             video[s][None].expand(len(planes), -1, -1, -1), xy, padding_mode="border", align_corners=False
         )

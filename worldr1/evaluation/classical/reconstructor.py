@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from worldr1.config import MICRO_CAMERA
 from worldr1.datatypes import Reconstruction
 from worldr1.evaluation.classical.bundle import Scene, adjust, normalise, residuals
 from worldr1.evaluation.classical.dense import sweep
@@ -20,7 +22,9 @@ NOISE = 0.0025
 """Scale of the error of a track, in widths of the frame: a sixth of a pixel at 64."""
 _STILL = 0.004  # of the width: the median point moves less in every frame
 _EVIDENCE = 2.2  # nats that a path must gain for each parameter that it has more than turning alone
-_UNTOLD = 2.2  # times: with less evidence, a path that fits so much better in the median is no turn either
+_UNTOLD = 1.8  # times: with less evidence, a path that fits so much better in the median is no turn either
+_FLAT = 0.5
+"""Relief (see _relief) below which a path is not told from a zoom: zooms show .17 to .32, rooms 1.5 and more."""
 _CUT = 0.2  # of the points survive from one frame to the next
 _LOOSE = 0.012  # of the width: largest median error of a rigid scene
 _RIGID = 0.5  # of the points must lie within three times the noise, in the median frame
@@ -32,17 +36,18 @@ class Classical:
 
     Args:
       device: Where the results go; the work is done on the CPU.
-      focal_ratio: Focal length in widths of the frame; that of the micro world's lens by default. A wrong one bends the
-        scene but hardly the order of clips.
+      focal_ratio: Focal length in widths of the frame; None: that of the micro world's lens, .8. It is taken as
+        known: a wrong one bends the scene and the path (docs/evaluation_classical.md says by how much).
     """
 
-    def __init__(self, *, device: torch.device | str = "cpu", focal_ratio: float = 0.8) -> None:
+    def __init__(self, *, device: torch.device | str = "cpu", focal_ratio: float | None = None) -> None:
         try:
             import cv2  # noqa: F401
         except ImportError as error:
             raise ValueError("the classical reconstructor needs OpenCV: pip install 'worldr1[evaluate]'") from error
-        if not focal_ratio > 0:
-            raise ValueError(f"Classical: focal_ratio must be > 0, got {focal_ratio}")
+        focal_ratio = MICRO_CAMERA.focal_ratio if focal_ratio is None else focal_ratio
+        if not 0 < focal_ratio < math.inf:
+            raise ValueError(f"Classical: focal_ratio must be a finite number > 0, got {focal_ratio}")
         self.device, self.focal_ratio = torch.device(device), focal_ratio
 
     def infer(self, video: Tensor) -> Reconstruction:
@@ -122,12 +127,12 @@ def solve(tracks: Tracks, K: np.ndarray, *, width: int) -> tuple[Solved | None, 
     if failure:
         return None, FAILED, failure
     if _travel(tracks) < _STILL * width:
-        frames = tracks.seen.shape[1]
-        rest = Scene(np.tile(np.eye(3), (frames, 1, 1)), np.zeros((frames, 3)), np.zeros(len(tracks.anchor)))
-        return Solved(rest, tracks), STILL, "the camera is at rest: no depth can be seen"
+        return _at_rest(tracks)
     turned, _ = turning(tracks, K, width=noise)
     best = _with_path(tracks, K, turned, noise=noise)
-    moves = best is not None and _evidence(turned, best, tracks, K, noise=noise) > _EVIDENCE
+    moves = best is not None and (
+        _evidence(turned, best, tracks, K, noise=noise, more=3 * tracks.seen.shape[1]) > _EVIDENCE
+    )
     chosen = best if moves and best is not None else turned
     error = float(np.median(_errors(chosen, tracks, K)))
     if error > _LOOSE * width:
@@ -135,12 +140,28 @@ def solve(tracks: Tracks, K: np.ndarray, *, width: int) -> tuple[Solved | None, 
     if not moves or best is None:
         if best is not None and error > _UNTOLD * float(np.median(_errors(best, tracks, K))):
             return None, FAILED, "the points are seen too briefly to tell a path from a turn"
+        if _largest_turn(turned) * K[0, 0] < 2.0 * _STILL * width:  # noise has moved the points, not the camera
+            return _at_rest(tracks)
         return Solved(turned, tracks), TURNING, "the camera only turns: no depth can be seen"
     share = _rigid_share(best, tracks, K, limit=6.0 * noise)
     if share < _RIGID:
         return None, FAILED, f"{1 - share:.0%} of the points do not move with one rigid scene"
+    if _ahead(best) and _relief(best, tracks) < _FLAT:
+        return None, FAILED, "the lens zooms, or the scene is a flat wall: the images do not tell which"
     normalise(best, tracks)
     return Solved(best, tracks), MOVING, ""
+
+
+def _at_rest(tracks: Tracks) -> tuple[Solved, str, str]:
+    frames = tracks.seen.shape[1]
+    rest = Scene(np.tile(np.eye(3), (frames, 1, 1)), np.zeros((frames, 3)), np.zeros(len(tracks.anchor)))
+    return Solved(rest, tracks), STILL, "the camera is at rest: no depth can be seen"
+
+
+def _largest_turn(scene: Scene) -> float:
+    """Of the cameras against that of frame 0, radians."""
+    cosine = (np.trace(scene.rotation, axis1=1, axis2=2) - 1.0) / 2.0
+    return float(np.arccos(np.clip(cosine, -1.0, 1.0)).max())
 
 
 def _unusable(tracks: Tracks) -> str:
@@ -172,12 +193,29 @@ def _errors(scene: Scene, tracks: Tracks, K: np.ndarray) -> np.ndarray:
     return np.linalg.norm(residuals(scene, tracks, K), axis=-1)[seen]
 
 
-def _evidence(turned: Scene, moved: Scene, tracks: Tracks, K: np.ndarray, *, noise: float) -> float:
-    """Log-likelihood that a path gains, for each of its parameters: a depth a point and three numbers a frame."""
+def _evidence(plain: Scene, rich: Scene, tracks: Tracks, K: np.ndarray, *, noise: float, more: int) -> float:
+    """Log-likelihood that the richer scene gains, nats for each parameter: a depth for each point that is seen in two
+    frames, and `more`."""
     gain = 0.0
-    for scene, sign in ((turned, 1.0), (moved, -1.0)):
+    for scene, sign in ((plain, 1.0), (rich, -1.0)):
         gain += sign * float(np.log1p((_errors(scene, tracks, K) / noise) ** 2).sum())
-    return gain / (len(tracks.anchor) + 3 * tracks.seen.shape[1])
+    return gain / (int((tracks.seen.sum(1) > 1).sum()) + more)
+
+
+def _ahead(scene: Scene) -> bool:
+    """Whether the camera's largest way from frame 0 is along its axis rather than across, as a zoom would have it."""
+    centre = -np.einsum("fji,fj->fi", scene.rotation, scene.translation)
+    far = centre[np.linalg.norm(centre, axis=1).argmax()]
+    return bool(abs(far[2]) > np.hypot(far[0], far[1]))
+
+
+def _relief(scene: Scene, tracks: Tracks) -> float:
+    """How deep a scene is seen from frame 0: (largest - smallest) / median inverse depth, of its middle nine tenths."""
+    inverse = scene.inverse_depth[(tracks.anchor == 0) & (tracks.seen.sum(1) > 2)]
+    if not len(inverse):
+        return 0.0
+    low, middle, high = np.quantile(inverse, [0.05, 0.5, 0.95])
+    return float((high - low) / max(abs(middle), 1e-9))
 
 
 def _rigid_share(scene: Scene, tracks: Tracks, K: np.ndarray, *, limit: float) -> float:
