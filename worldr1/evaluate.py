@@ -1,7 +1,7 @@
 """Any clips, measured by what no reward has seen: 3D consistency, camera, motion; a model before against after.
 
 python -m worldr1.evaluate --videos DIR --prompts FILE --output-dir OUT
-python -m worldr1.evaluate --run runs/micro --output-dir OUT
+python -m worldr1.evaluate --run runs/micro --reconstructor worldr1/assets/microeval --output-dir OUT
 python -m worldr1.evaluate --preset wan2.1-1.3b --model WAN_FOLDER --adapter ADAPTER --prompts FILE --output-dir OUT
 
 The same command goes on where it was interrupted. `torchrun --nproc_per_node N -m worldr1.evaluate ...` deals the clips

@@ -51,7 +51,8 @@ def load_evaluator(source: str | Path, *, device: torch.device, labels: bool = T
     from worldr1.rewards.judges.registry import is_dotted, load_judge
 
     dotted = is_dotted(str(source))
-    if not labels and (dotted or read_config(Path(source)).get("architecture") != MicroEvaluator.__name__):
+    elsewhere = dotted or not Path(source).is_dir()  # the registry says what is not there
+    if not labels and (elsewhere or read_config(Path(source)).get("architecture") != MicroEvaluator.__name__):
         return load_judge(source, role="reconstructor", device=device)
     if dotted:
         raise ValueError(f"load_evaluator: {source} cannot name motion and content; use --evaluation.no-labels")

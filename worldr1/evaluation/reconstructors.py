@@ -13,7 +13,7 @@ CLASSICAL = "classical"
 """The reconstructor that no reward shares."""
 
 
-def load_reconstructor(source: str, *, device: torch.device, focal_ratio: float | None = None) -> Any:
+def load_reconstructor(source: str, *, device: torch.device | str = "cpu", focal_ratio: float | None = None) -> Any:
     """Open a reconstructor, ready for `evaluation.recovered.recover`.
 
     Args:
@@ -25,4 +25,4 @@ def load_reconstructor(source: str, *, device: torch.device, focal_ratio: float 
     """
     if source == CLASSICAL:
         return Classical(device=device, focal_ratio=focal_ratio)
-    return load_evaluator(source, device=device, labels=False)
+    return load_evaluator(source, device=torch.device(device), labels=False)

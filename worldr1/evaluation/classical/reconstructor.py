@@ -20,6 +20,8 @@ from worldr1.rewards.judges.micro_geo import pixel_gaussians
 
 NOISE = 0.0025
 """Scale of the error of a track, in widths of the frame: a sixth of a pixel at 64."""
+SMALLEST = 48
+"""Shorter side, pixels, below which no clip is judged: at 32, 8 of 18 clips of the micro world got wrong cameras."""
 _STILL = 0.004  # of the width: the median point moves less in every frame
 _EVIDENCE = 2.2  # nats that a path must gain for each parameter that it has more than turning alone
 _UNTOLD = 1.8  # times: with less evidence, a path that fits so much better in the median is no turn either
@@ -82,6 +84,8 @@ class Classical:
         frames, _, height, width = clip.shape
         if not bool(clip.isfinite().all()):
             return _nothing(FAILED, "the clip is not finite", frames, height, width)
+        if min(height, width) < SMALLEST:
+            return _nothing(FAILED, f"frames must be {SMALLEST} pixels or more on either side", frames, height, width)
         pixels = (clip.permute(0, 2, 3, 1).clamp(0, 1) * 255.0).round().byte().numpy()
         cameras, state, reason = solve(follow(pixels), K, width=width)
         out = _nothing(state, reason, frames, height, width)

@@ -45,6 +45,13 @@ def test_each_clip_of_a_batch_is_judged_by_itself(clips, found) -> None:
     assert torch.equal(alone.reconstruction.depth[0], found.reconstruction.depth[4])
 
 
+def test_frames_that_are_too_small_are_refused(clips) -> None:
+    small = torch.nn.functional.avg_pool2d(clips.video[7], 2)[None]
+    found = Classical().recover(small)
+    assert found.state == ("failed",) and found.reasons == ("frames must be 48 pixels or more on either side",)
+    assert torch.equal(found.reconstruction.viewmats[0], torch.eye(4).expand(9, 4, 4))
+
+
 def test_cameras_and_depth_are_right(clips, found) -> None:
     error = trajectory_error(found.reconstruction.viewmats, clips.viewmats[[0, 3, 5, 7, 7]], scale="max_norm")
     degrees = torch.rad2deg(error.rotation[:, 1:].mean(1))
