@@ -120,10 +120,10 @@ def write_page(output_dir: Path) -> Path:
         lines += ["| arm | runs | " + " | ".join(title for title, _ in MEASURES.values()) + " |"]
         lines += ["|---|---|" + "---|" * len(MEASURES)]
         for arm in titles:
-            row = rows.get((estimator, arm))
-            if row is not None:
-                cells = [row[key].text(form) for key, (_, form) in MEASURES.items()]
-                lines.append(f"| {titles[arm]} | {row['obedience'].runs} | " + " | ".join(cells) + " |")
+            found = rows.get((estimator, arm))
+            if found is not None:
+                cells = [found[key].text(form) for key, (_, form) in MEASURES.items()]
+                lines.append(f"| {titles[arm]} | {found['obedience'].runs} | " + " | ".join(cells) + " |")
     lines += [
         "",
         "Changes from the base to the trained adapter on held-out prompts, pair by pair from one noise; ± is the "
