@@ -96,5 +96,5 @@ $(VENV)/.installed-judges: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-judges
-	$(PIP) install -e ".[dev]"
+	$(PIP) install -e ".[dev,evaluate]"
 	@touch $@

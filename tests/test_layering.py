@@ -28,7 +28,7 @@ LAYERS = (
     ("worldr1.microworld", "worldr1.rehearsal", "worldr1.cli"),
     (
         "worldr1.train", "worldr1.generate", "worldr1.study", "worldr1.doctor", "worldr1.sensitivity",
-        "worldr1.lpips_weights",
+        "worldr1.lpips_weights", "worldr1.evaluate", "worldr1.export",
     ),
 )  # fmt: skip
 COMMANDS = set(LAYERS[-1])

@@ -77,11 +77,12 @@ def main(train: Callable[[TrainConfig], Outcome], argv: Sequence[str] | None = N
 
 
 def exit_code(command: Callable[[], object]) -> int:
-    """Run the body of a smaller command: 0, or what went wrong in one line on stderr and 2 (wrong settings) or 1."""
+    """Run the body of a smaller command: 0, or what went wrong in one line on stderr and 2 (wrong settings) or 1. Wrong
+    settings are told by rank 0 alone."""
     try:
         command()
     except ValueError as error:
-        print(error, file=sys.stderr)
+        _say_on_rank_0(error, rank=int(os.environ.get("RANK", "0")))
         return EXIT_USAGE
     except (RuntimeError, OSError) as error:
         print(error, file=sys.stderr)

@@ -186,8 +186,8 @@ class RewardConfig:
     """S_meta: the critic's score of a novel view, in [0, 1]."""
     weight_gen: Annotated[float, Real("[0, 1e6]")] = 1.0
     """R_gen: aesthetic score, in [-1, 1] (lambda of the article)."""
-    control: Literal["none", "permuted", "random"] = "none"
-    """A control experiment: rewards shuffled inside each group, or replaced by noise. The gain must vanish."""
+    control: Literal["none", "permuted", "random", "zero"] = "none"
+    """A control experiment: rewards shuffled inside each group, replaced by noise or by 0. The gain must vanish."""
     reconstructor: str = str(EMBEDDED / "microgeo")
     """Who lifts a video to 3D: a folder (embedded, or Depth Anything 3), or `module:name` of your own. A judge whose
     terms have no weight is neither asked for nor loaded."""
@@ -321,6 +321,8 @@ class EvaluationConfig:
     """Their frames, 4 k + 1."""
     num_validation: Annotated[int, Whole("[1, 1e4]")] = 4
     """Prompts of a validation (validate_every): of the held-out ones the first of each camera motion, then the rest."""
+    num_looks: Annotated[int, Whole("[0, 1e4]")] = 4
+    """Times that obedience is measured while training, evenly over the run, on up to 40 held-out samples; 0: never."""
     num_sheet_rows: Annotated[int, Whole("[0, 1e4]")] = 9
     """Rows of the before/after contact sheet in the report."""
 

@@ -1,6 +1,7 @@
 """The before/after study of a finished run again: a second look at its adapter, with noise that no choice was made on.
 
 python -m worldr1.study --run runs/micro --seed 101 --num-samples 384
+python -m worldr1.study --run runs/micro --prompts prompts.txt --output-dir DIR
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class StudyConfig:
     """Seed of the initial noise; the run's own study used the run's seed."""
     num_samples: int = 384
     """Samples, all held-out prompts equally often."""
+    prompts: Path | None = None
+    """Held-out prompts, one a line; default: the run's."""
     output_dir: Path | None = None
     """Where evaluation/study.json and evaluation/samples.npz go; default: RUN/study_seed<seed>."""
 
@@ -62,7 +65,8 @@ def study_of_run(config: StudyConfig) -> Study:
     evaluator = load_evaluator(settings.evaluation.evaluator, device=world.device, labels=settings.evaluation.labels)
     folder = config.output_dir or config.run / f"study_seed{config.seed}"
     result = run_study(
-        policy, read_prompts(settings.eval_prompts), read_labels=read_labels if settings.evaluation.labels else None,
+        policy, read_prompts(config.prompts or settings.eval_prompts),
+        read_labels=read_labels if settings.evaluation.labels else None,
         evaluator=evaluator, config=settings, world=world, folder=folder,
     )  # fmt: skip
     assert result is not None  # one rank

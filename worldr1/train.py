@@ -43,6 +43,7 @@ from worldr1.cost.budget import fit_micro_batch
 from worldr1.cost.flops import describe
 from worldr1.evaluation.clips import evaluation_settings
 from worldr1.evaluation.evaluate import Evaluator, load_evaluator
+from worldr1.evaluation.lookout import Lookout
 from worldr1.evaluation.study import run_study
 from worldr1.evaluation.validate import Validator
 from worldr1.learn.advantage import group_advantage
@@ -64,7 +65,7 @@ from worldr1.models.text_cache import MAX_KEPT_PROMPTS, TextCache
 from worldr1.models.wan import WanPolicy, load_policy
 from worldr1.prompts.reading import reading_lines
 from worldr1.prompts.sampler import is_dynamic, prompt_batch, rank_share, read_prompts
-from worldr1.report import write_report
+from worldr1.report import LivePage, write_report
 from worldr1.rewards import build_rewards
 from worldr1.rewards.base import Rewards
 from worldr1.rewards.controls import settle
@@ -150,6 +151,9 @@ def _train(config: TrainConfig, world: distributed.World, rewards: Rewards | Non
     validator = None
     if config.validate_every:
         validator = Validator(policy, rewards, held_out, config=config, world=world)
+    lookout = None
+    if evaluator is not None and config.evaluation.labels:
+        lookout = Lookout(policy, held_out, read_labels=read_labels, evaluator=evaluator, config=config, world=world)
 
     settings = config  # as they were given: what a resumed run is compared with
     if config.rollout.memory_budget_gib:
@@ -176,7 +180,10 @@ def _train(config: TrainConfig, world: distributed.World, rewards: Rewards | Non
                 tests = run_self_tests(policy, prompts=prompts[False], config=config)
             found = ", ".join(f"{t.name} {t.deviation:.0e}" for t in tests)
             progress.say(f"self-tests passed, at {v.num_frames}x{v.height}x{v.width}: {found}")
-        done = _iterate(config, settings, world, learner, means, rewards, validator, prompts, first, writer, progress)
+        page = LivePage(config.output_dir, enabled=world.is_main, say=progress.say)
+        done = _iterate(
+            config, settings, world, learner, means, rewards, validator, lookout, prompts, first, writer, progress, page
+        )
         if done < config.max_iterations:
             progress.say(f"stopped after {done} of {config.max_iterations} iterations, saved; go on with:")
             progress.say(f"  {resume_command()}")
@@ -210,10 +217,12 @@ def _iterate(
     means: dict[str, torch.Tensor],
     rewards: Rewards,
     validator: Validator | None,
+    lookout: Lookout | None,
     prompts: dict[bool, list[str]],
     first: int,
     writer: MetricsWriter,
     progress: Progress,
+    page: LivePage,
 ) -> int:
     """The loop; returns the iterations done, fewer than asked for after Ctrl-C.
 
@@ -231,10 +240,12 @@ def _iterate(
         distributed.barrier()
         clock.saved()
 
+    page.refresh()
     with stop_on_signal(progress) as stop:
         try:
             while True:
-                _validate(validator, iteration, config, world, learner, stop, writer, progress)
+                _validate(validator, iteration, config, learner, stop, writer, progress, page)
+                _look(lookout, iteration, learner, stop, progress, page)
                 if iteration == config.max_iterations:
                     break
                 watch = Stopwatch(nvtx=config.nvtx)
@@ -279,6 +290,7 @@ def _iterate(
                     with watch.stage("checkpoint"), progress.stage("checkpoint"):
                         save()
                     saved = iteration
+                    page.refresh()
                 seconds = watch.finish()
                 writer.write_seconds(metrics["iteration"], seconds)
                 progress.iteration(metrics, seconds["total"])
@@ -293,11 +305,11 @@ def _validate(
     validator: Validator | None,
     iteration: int,
     config: TrainConfig,
-    world: distributed.World,
     learner: Learner,
     stop: Stop,
     writer: MetricsWriter,
     progress: Progress,
+    page: LivePage,
 ) -> None:
     """Show the averaged adapter after `iteration` iterations, where that is due and was not done before a resume."""
     if validator is None or iteration == 0 or iteration % config.validate_every:
@@ -312,11 +324,23 @@ def _validate(
         f"validation after {iteration}: reward {m['base']:.3f} -> {m['adapter']:.3f} ({m['gain']:+.3f} +- "
         f"{m['stderr']:.3f}), {validator.folder / f'iteration_{iteration:06d}'}"
     )
-    if world.is_main:
+    page.refresh(due=True)
+
+
+def _look(
+    lookout: Lookout | None, iteration: int, learner: Learner, stop: Stop, progress: Progress, page: LivePage
+) -> None:
+    """Measure the averaged adapter's obedience on held-out prompts, where that is due."""
+    if lookout is None or not lookout.due(iteration):
+        return
+    with progress.stage("obedience"), learner.ema.applied():
         try:
-            write_report(config.output_dir)
-        except RuntimeError as error:  # a full disk
+            share, stderr = lookout.look(iteration, between=stop.check)
+        except OSError as error:  # a full disk
             progress.say(str(error))
+            return
+    progress.say(f"obedience after {iteration}: {share:.3f} +- {stderr:.3f} on held-out prompts")
+    page.refresh()
 
 
 def _finish(

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from worldr1 import generate as command
 from worldr1.config import ModelConfig, NoiseConfig, ScheduleConfig, TrainConfig, VideoConfig, to_json
 from worldr1.models.wan import load_policy
+from worldr1.prompts.sampler import read_batch
 from worldr1.rollout.sample import generate
 from worldr1.rollout.schedule import euler_sigmas
 from worldr1.run.saved_config import read_run_config
@@ -75,7 +76,9 @@ def test_adapter_video_is_that_of_the_sampler(run_folder: Path, tiny_wan: Path) 
     settings = replace(read_run_config(run_folder / "config.json"), seed=4)
     policy = load_adapted_policy(tiny_wan, run_folder / "adapter")
     assert policy.model.adapter_sigma_min == 0.6
-    noise = initial_noise(command._batch([PROMPT], settings, device="cpu"), (4, 2, 4, 6), config=settings)
+    ids = torch.zeros(1, dtype=torch.int64)
+    batch = read_batch([PROMPT], config=settings, group_size=1, sample_ids=ids, group_ids=ids, dynamic=False)
+    noise = initial_noise(batch, (4, 2, 4, 6), config=settings)
     video = generate(policy, [PROMPT], noise, sigmas=euler_sigmas(4, 2.0))[0]
     got = read(output)
     assert got.shape == video.shape == (5, 3, 16, 24)
@@ -136,7 +139,7 @@ def test_several_prompts_make_several_files(run_folder: Path, capsys: pytest.Cap
     assert (read(files[0]) - read(files[1])).abs().mean() > 0.01
     text = capsys.readouterr().out
     assert "pan_left x1" in text and "camera not asked for: The camera swoops. A ball\n  not understood: swoops" in text
-    assert "adapter: 2 video(s)" in text
+    assert "video 2 of 2" in text
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
@@ -160,6 +163,12 @@ def test_a_written_video_reads_back(tmp_path: Path, suffix: str) -> None:
         (["--prompt", "a", "--num-steps", "0"], "num_steps"),
         (["--prompt", "a", "--guidance-scale", "0.5"], "guidance_scale"),
         (["--prompt"], "at least once"),
+        (["--prompt", "a", "--camera", "/no/such.txt"], "must be `words` or a pose file"),
+        (["--prompt", "a", "--num-per-prompt", "0"], "num_per_prompt"),
+        (["--prompt", "a", "--seed", "-1"], "seed must be"),
+        (["--prompt", "a", "--camera-scale", "0"], "camera_scale"),
+        (["--prompts", "p.txt"], "needs --output-dir"),
+        (["--prompts", "/no/such.txt", "--output-dir", "d"], "must be readable"),
     ],
 )
 def test_wrong_settings_are_told_before_anything_is_loaded(

@@ -47,7 +47,7 @@ def outside(bounds: Range) -> list[float]:
 
 def test_every_number_has_a_range_of_its_kind() -> None:
     found = numbers(TrainConfig())
-    assert found.keys() == RANGES.keys() and len(found) == 71
+    assert found.keys() == RANGES.keys() and len(found) == 72
     assert {name: bounds.kind for name, bounds in RANGES.items()} == found
     assert all(math.isfinite(end) for bounds in RANGES.values() for end in bounds.ends)
 

@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,6 +104,38 @@ def load_poses(path: Path) -> Poses:
         poses = _of_realestate(table) if table.shape[1] == REALESTATE_COLUMNS else _of_tum(table)
         check_rigid("poses", poses.viewmats)
     return poses
+
+
+def resampled(poses: Poses, num_frames: int) -> Tensor:
+    """A path at another number of frames, evenly spaced in its own time, from its first pose to its last.
+
+    Centres are interpolated linearly, rotations along the shortest arc (slerp). Frame 0 becomes the identity.
+
+    Args:
+      poses: From `load_poses`.
+      num_frames: >= 2.
+    Returns:
+      viewmats [num_frames, 4, 4], world-to-camera, float64.
+    Raises:
+      ValueError: num_frames < 2, or times that do not rise.
+    """
+    from scipy.spatial.transform import Rotation, Slerp
+
+    if num_frames < 2:
+        raise ValueError(f"resampled: num_frames must be >= 2, got {num_frames}")
+    times = poses.seconds.numpy()
+    if not bool((poses.seconds.diff() > 0).all()):
+        raise ValueError("resampled: the times of the poses must rise from frame to frame")
+    first_to_world = torch.linalg.inv(poses.viewmats)
+    path = poses.viewmats[0] @ first_to_world  # camera-to-world of a world in which the first camera is the identity
+    if num_frames == len(path) and float((poses.seconds.diff() - poses.seconds.diff().mean()).abs().max()) < 2e-6:
+        return torch.linalg.inv(path)  # as they are, but for what rounding to microseconds makes of the times
+    wanted = np.linspace(times[0], times[-1], num_frames)
+    out = torch.eye(4, dtype=torch.float64).repeat(num_frames, 1, 1)
+    turned = Slerp(times, Rotation.from_matrix(path[:, :3, :3].numpy()))(wanted)
+    out[:, :3, :3] = torch.from_numpy(turned.as_matrix())
+    out[:, :3, 3] = torch.from_numpy(np.stack([np.interp(wanted, times, x) for x in path[:, :3, 3].T.numpy()], 1))
+    return torch.linalg.inv(out)
 
 
 def _rows(text: str) -> list[tuple[int, list[float]]]:

@@ -11,7 +11,7 @@ from worldr1.config import TrainConfig
 from worldr1.datatypes import PromptBatch
 from worldr1.evaluation.evaluate import CLIPS_PER_CALL
 from worldr1.models.base import VideoPolicy
-from worldr1.rollout.sample import batch_rows, generate
+from worldr1.rollout.sample import NEGATIVE_PROMPT, batch_rows, generate
 from worldr1.rollout.schedule import evaluation_sigmas
 
 PIXELS_PER_CALL = 1 << 19
@@ -33,17 +33,29 @@ def chunks(num_clips: int, config: TrainConfig) -> Iterator[slice]:
 
 
 def sample_clips(
-    policy: VideoPolicy, batch: PromptBatch, noise: Tensor, rows: slice, *, config: TrainConfig, adapter: bool
+    policy: VideoPolicy,
+    batch: PromptBatch,
+    noise: Tensor,
+    rows: slice,
+    *,
+    config: TrainConfig,
+    adapter: bool,
+    negative_prompt: str = NEGATIVE_PROMPT,
 ) -> Tensor:
     """Clips of some samples of a batch of group size 1, without or with the adapter: [rows, F, 3, H, W] in [0, 1].
+
+    A clip is a function of its prompt, its noise and these settings alone, but for the last digits: the size of a
+    transformer call changes the order of its sums. Validation and `worldr1.generate` sample clips one by one.
 
     Args:
       noise: Latents at sigma = 1 of the whole batch, [N, C, f, h, w].
       config: evaluation.solver and num_steps, schedule and rollout are read.
+      negative_prompt: What the unconditional pass is given.
     """
     solver, num_steps = config.evaluation.solver, config.evaluation.num_steps or config.schedule.num_steps
     return generate(
         policy, batch.prompts[rows], noise[rows],
         sigmas=evaluation_sigmas(solver, num_steps, config.schedule.shift), solver=solver,
         guidance_scale=config.rollout.guidance_scale, adapter=adapter, micro_batch=config.rollout.micro_batch,
+        negative_prompt=negative_prompt,
     )  # fmt: skip

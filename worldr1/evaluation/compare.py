@@ -130,7 +130,7 @@ def compare_clips(
       viewmats_requested: World-to-camera, shape [N, F, 4, 4].
       labels: What the N prompts ask for; None leaves out obedience, content, what follows from them, and their gates.
       evaluator: Independent of every judge of the reward; a Classifier where there are labels.
-      control: RewardConfig.control of the run. The one gate of a control experiment is that nothing was gained or lost.
+      control: RewardConfig.control of the run. The gates of a control are that nothing was gained and no picture lost.
     Returns:
       Study.
     Raises:
@@ -241,8 +241,12 @@ def _gates(measures: dict[str, Measure], per_motion: dict[str, Measure]) -> list
 def _control_gates(measures: dict[str, Measure]) -> list[Gate]:
     if "obedience" not in measures:
         return []
-    value = abs(measures["obedience"].gain)
-    return [_gate("control", "control: obedience gain, absolute", value, "<=", 0.05)]
+    broken = measures["broken"].after
+    return [
+        _gate("control", "control: obedience gain, absolute", abs(measures["obedience"].gain), "<=", 0.05),
+        _gate("contrast", "control: contrast, absolute change", abs(measures["contrast"].gain), "<=", 0.005),
+        _gate("broken", "control: of the samples that were right, share broken", broken, "<=", 0.05),
+    ]
 
 
 def to_json(result: Study) -> dict:

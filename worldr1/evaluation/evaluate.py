@@ -10,18 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from worldr1.datatypes import GaussianScene, Reconstruction
+from worldr1.datatypes import Reconstruction
 from worldr1.evaluation.camera_metrics import camera_control
 from worldr1.evaluation.labels import Labels
-from worldr1_kernels import rasterize, trajectory_error, trajectory_reward
+from worldr1.evaluation.reconstruction_measures import held_out_psnr
+from worldr1_kernels import trajectory_error, trajectory_reward
 from worldr1_kernels.se3 import check
 
 CLIPS_PER_CALL = 32
-SPLAT_PX = 0.25
-"""Standard deviation of a Gaussian of the hold-out scene, in pixels of the frame that it comes from."""
-SCREEN_BLUR_PX2 = 0.1
-"""Variance added to it on the screen. The evaluation's own: what a run sets for its rewards does not move it."""
-MAX_PSNR_DB = 60.0
 
 
 class Evaluator(Protocol):
@@ -55,7 +51,8 @@ def load_evaluator(source: str | Path, *, device: torch.device, labels: bool = T
     from worldr1.rewards.judges.registry import is_dotted, load_judge
 
     dotted = is_dotted(str(source))
-    if not labels and (dotted or read_config(Path(source)).get("architecture") != MicroEvaluator.__name__):
+    elsewhere = dotted or not Path(source).is_dir()  # the registry says what is not there
+    if not labels and (elsewhere or read_config(Path(source)).get("architecture") != MicroEvaluator.__name__):
         return load_judge(source, role="reconstructor", device=device)
     if dotted:
         raise ValueError(f"load_evaluator: {source} cannot name motion and content; use --evaluation.no-labels")
@@ -150,67 +147,3 @@ def _geometry(video: Tensor, requested: Tensor, evaluator: Evaluator) -> dict[st
     }
     check(requested.device)  # what the kernels found wrong with these poses, before they are believed
     return {name: value.cpu() for name, value in out.items()}
-
-
-def held_out_psnr(video: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor) -> Tensor:
-    """How well the even frames, lifted to 3D at given poses, predict the odd frames.
-
-    The depth may come from a network that has seen all frames; the colours of the odd frames are only compared with.
-
-    Args:
-      video: Shape [N, F, 3, H, W] in [0, 1], F >= 3.
-      depth: z-depth, shape [N, F, H, W], scene units.
-      viewmats: World-to-camera, shape [N, F, 4, 4]: where the frames are placed, and where the render looks from.
-      Ks: Shape [N, F, 3, 3], pixels.
-    Returns:
-      [N] dB: PSNR of each odd frame over all its pixels, averaged over frames, at most MAX_PSNR_DB. Where there is no
-      Gaussian, the render shows the mean colour of the even frames.
-    Raises:
-      RuntimeError: the rasterizer had no room for all Gaussians of a view, which is NaN then.
-    """
-    height, width = video.shape[-2:]
-    scene = _lift(video[:, ::2], depth[:, ::2], viewmats[:, ::2], Ks[:, ::2])
-    colors, alphas, meta = rasterize(
-        scene.means,
-        scene.quats,
-        scene.scales,
-        scene.opacities,
-        scene.colors,
-        viewmats[:, 1::2],
-        Ks[:, 1::2],
-        width,
-        height,
-        eps2d=SCREEN_BLUR_PX2,
-    )  # [N, C, H, W, 3], [N, C, H, W, 1]
-    if bool((meta["num_overflow"] > 0).any()):  # a NaN would be taken for a figure that the prompt does not define
-        raise RuntimeError(
-            "held_out_psnr: the rasterizer must have room for the (tile, Gaussian) pairs of every view, had none for "
-            "some; judge fewer or smaller frames"
-        )
-    backdrop = video[:, ::2].mean(dim=(1, 3, 4))[:, None, None, None]  # [N, 1, 1, 1, 3]
-    render = (colors + (1.0 - alphas) * backdrop).movedim(-1, 2)  # [N, C, 3, H, W]
-    mse = (render.clamp(0.0, 1.0) - video[:, 1::2]).square().flatten(2).mean(dim=2)  # [N, C]
-    return (-10.0 * torch.log10(mse.clamp_min(10.0 ** (-MAX_PSNR_DB / 10.0)))).mean(dim=1)
-
-
-def _lift(video: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor) -> GaussianScene:
-    """One round Gaussian a pixel, SPLAT_PX wide as seen from its own camera. Arguments as in held_out_psnr."""
-    num, frames, _, height, width = video.shape
-    v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    pixel = torch.stack([u, v, torch.ones_like(u)]).flatten(1).to(video)  # [3, P]
-    z = depth.flatten(2)[:, :, None]  # [N, F, 1, P]
-    points = torch.linalg.inv(Ks) @ pixel * z  # [N, F, 3, P]
-    to_world = torch.linalg.inv(viewmats)
-    points = to_world[..., :3, :3] @ points + to_world[..., :3, 3:]
-    scale = SPLAT_PX * z.movedim(2, 3) / Ks[..., 0, 0][..., None, None]  # [N, F, P, 1]
-    total = frames * height * width
-    means = points.movedim(2, 3).reshape(num, total, 3)
-    quats = torch.zeros(num, total, 4).to(means)
-    quats[..., 0] = 1.0
-    return GaussianScene(
-        means=means,
-        quats=quats,
-        scales=scale.reshape(num, total, 1).expand(num, total, 3).contiguous(),
-        opacities=torch.full_like(means[..., 0], 0.95),
-        colors=video.flatten(3).movedim(2, 3).reshape(num, total, 3),
-    )

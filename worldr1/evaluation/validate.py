@@ -1,7 +1,7 @@
 """Validation while a run goes on: the same few held-out prompts by the base and by the averaged adapter, to look at.
 
 output_dir/validation/
-    validation.jsonl        one line a validation: iteration, prompts, figures (see `Validator.run`)
+    validation.jsonl        one line a validation: iteration, prompts, sample ids, figures (see `Validator.run`)
     base/prompt_00.npz      the base's clip and its scores: they do not change, so they are made once, a resume included
     iteration_000020/       after 20 iterations: prompt_00.mp4 ..., base on the left, adapter on the right; grid.mp4
 """
@@ -197,7 +197,8 @@ class Validator:
             with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 if json.loads(line)["iteration"] < iteration - 1:
                     kept.append(line)
-        row = {"iteration": iteration - 1, "prompts": self.prompts, **figures}
+        ids = [FIRST_ID + i for i in range(len(self.prompts))]  # generate --sample-id makes the same clip again
+        row = {"iteration": iteration - 1, "prompts": self.prompts, "sample_ids": ids, **figures}
         write_text(path, "\n".join([*kept, json.dumps(plain(row))]) + "\n")
 
 

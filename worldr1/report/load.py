@@ -25,6 +25,7 @@ class RunFiles:
     timings: list[dict[str, Any]]
     study: dict[str, Any]
     validation: list[dict[str, Any]]  # one a validation, in order; empty where none was asked for
+    held_out: list[dict[str, Any]]  # one a look at held-out prompts while training: iteration, obedience
     sheets: list[Path]  # .mp4 of the newest validation: the grid of all prompts first
     samples: dict[str, np.ndarray]  # before, after uint8 [n, F, 3, H, W]; prompts [n]; viewmats [n, F, 4, 4]
     missing: list[str] = field(default_factory=list)
@@ -42,28 +43,36 @@ def load_run(run_dir: Path) -> RunFiles:
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise ValueError(f"report: run_dir must be the output_dir of a run, got {run_dir} (no such folder)")
+        raise ValueError(
+            f"report: the folder must be the output_dir of a run or of an evaluation, got {run_dir} (no such folder)"
+        )
     missing: list[str] = []
-    config = _json(run_dir / "config.json", "settings", missing)
-    metrics = _jsonl(run_dir / "metrics.jsonl", "reward curves", missing)
-    timings = _jsonl(run_dir / "timings.jsonl", "times", missing)
-    environment = _json(run_dir / "environment.json", "versions of the machine", missing)
-    study = _json(run_dir / "evaluation" / "study.json", "before/after figures and gates", missing)
+    config = load_json(run_dir / "config.json", "settings", missing)
+    metrics = load_lines(run_dir / "metrics.jsonl", "reward curves", missing)
+    timings = load_lines(run_dir / "timings.jsonl", "times", missing)
+    environment = load_json(run_dir / "environment.json", "versions of the machine", missing)
+    study = load_json(run_dir / "evaluation" / "study.json", "before/after figures and gates", missing)
     samples = _samples(run_dir / "evaluation" / "samples.npz", missing)
     validation_folder = run_dir / "validation"
     validation: list[dict[str, Any]] = []
     if (validation_folder / "validation.jsonl").is_file():
-        validation = _jsonl(validation_folder / "validation.jsonl", "validation curves", missing)
+        validation = load_lines(validation_folder / "validation.jsonl", "validation curves", missing)
+    held_out: list[dict[str, Any]] = []
+    if (validation_folder / "obedience.jsonl").is_file():
+        held_out = load_lines(validation_folder / "obedience.jsonl", "curve of obedience", missing)
     if not (config or metrics or study or samples):
         raise ValueError(
-            f"report: run_dir must hold config.json, metrics.jsonl or evaluation/, got {run_dir} with none of them"
+            "report: a run's folder must hold config.json, metrics.jsonl or evaluation/, an evaluation's "
+            f"evaluation.json, clips.jsonl or summary.json, got {run_dir} with none of them"
         )
     asked = config.get("max_iterations")
     done = len(metrics)
     if isinstance(asked, int) and done < asked:
         missing.append(f"{done} of {asked} iterations are done: the run goes on, or was stopped.")
     sheets = _newest_sheets(validation_folder, missing)
-    return RunFiles(run_dir, config, environment, metrics, timings, study, validation, sheets, samples, missing)
+    return RunFiles(
+        run_dir, config, environment, metrics, timings, study, validation, held_out, sheets, samples, missing
+    )
 
 
 def number(value: Any) -> float:
@@ -74,7 +83,13 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def _json(path: Path, what: str, missing: list[str]) -> dict[str, Any]:
+def dictionary(value: Any) -> dict[str, Any]:
+    """A JSON object; an empty one in place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def load_json(path: Path, what: str, missing: list[str]) -> dict[str, Any]:
+    """The object of a JSON file; an empty one and a line in `missing` where it cannot be read."""
     try:
         return read_json(path, "a JSON object")
     except FileNotFoundError:
@@ -84,7 +99,8 @@ def _json(path: Path, what: str, missing: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _jsonl(path: Path, what: str, missing: list[str]) -> list[dict[str, Any]]:
+def load_lines(path: Path, what: str, missing: list[str]) -> list[dict[str, Any]]:
+    """Lines of a file that have an iteration, in its order; damaged ones are left out and counted in `missing`."""
     try:
         lines = path.read_bytes().splitlines()  # a damaged byte costs its own line
     except OSError:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure  # not pyplot: no global state, no backend 
 # matplotlib draws with these stand-in colours; in the SVG each becomes a variable of the page's style sheet.
 _INK, _MUTED, _LINE, _PHASE = "#010101", "#020202", "#030303", "#040404"
 BEFORE, AFTER, ASKED, CURVE = "#050505", "#060606", "#070707", "#080808"
-_VARIABLES = {
+VARIABLES = {
     _INK: "ink", _MUTED: "muted", _LINE: "line", _PHASE: "phase",
     BEFORE: "before", AFTER: "after", ASKED: "asked", CURVE: "curve",
 }  # fmt: skip
@@ -79,6 +79,29 @@ def validation_curve(adapter: Curve, base: np.ndarray) -> str:
     ax.margins(x=0.05)
     ax.grid(True, axis="y")
     return _svg(fig, f"{adapter.label} by validation, base and adapter")
+
+
+@rc_context(_STYLE)
+def obedience_curve(watched: Sequence[tuple[float, float, float]], study: Sequence[tuple[float, float]]) -> str:
+    """Obedience over training: what was watched, and the study's figures as squares at both ends. Returns SVG.
+
+    Args:
+      watched: (iterations done, mean, standard error or NaN).
+      study: (iterations done, mean).
+    """
+    fig, ax = _figure(4.6, 1.9)
+    line = sorted([*(w[:2] for w in watched), *study])
+    ax.plot([x for x, _ in line], [y for _, y in line], color=AFTER, linewidth=1.2, alpha=0.5)
+    x, mean, stderr = (np.array(column) for column in zip(*watched, strict=True))
+    spread = np.where(np.isfinite(stderr), stderr, 0.0)
+    ax.errorbar(x, mean, yerr=spread, color=AFTER, linestyle="none", marker="o", markersize=4, linewidth=1.2)
+    ax.plot([x for x, _ in study], [y for _, y in study], color=AFTER, linestyle="none", marker="s", markersize=5)
+    ax.set_ylim(0, 1)
+    ax.set_xlabel("iterations done")
+    ax.set_ylabel("obeyed, share of samples")
+    ax.margins(x=0.03)
+    ax.grid(True, axis="y")
+    return _svg(fig, "Obedience on held-out prompts by iterations done")
 
 
 @rc_context(_STYLE)
@@ -278,6 +301,6 @@ def _svg(fig: Figure, label: str) -> str:
     prefix = "p" + hashlib.sha256(text.encode()).hexdigest()[:8]
     text = re.sub(r'( id="|url\(#|href="#)-', lambda m: f"{m[1]}{prefix}-", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    for colour, variable in _VARIABLES.items():
+    for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)

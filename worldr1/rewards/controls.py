@@ -25,7 +25,7 @@ def settle(output: RewardOutput, batch: PromptBatch, *, config: RewardConfig, se
       config: max_invalid_fraction and control.
       seed: The run's.
     Returns:
-      `output`; in a control experiment its terms permuted, or replaced by one term "random".
+      `output`; in a control experiment its terms permuted, or replaced by one term "random" or "zero".
     Raises:
       RuntimeError: more than max_invalid_fraction of the samples of all ranks are invalid; the reasons are counted.
         Raised on every rank.
@@ -35,6 +35,8 @@ def settle(output: RewardOutput, batch: PromptBatch, *, config: RewardConfig, se
         return permuted(output, batch, seed=seed)
     if config.control == "random":
         return randomised(output, batch, seed=seed)
+    if config.control == "zero":
+        return zeroed(output)
     return output
 
 
@@ -66,6 +68,12 @@ def randomised(output: RewardOutput, batch: PromptBatch, *, seed: int) -> Reward
     noise = torch.tensor(draws, dtype=output.reward.dtype, device=output.reward.device)
     noise = torch.where(output.valid, noise, torch.full_like(noise, torch.nan))
     return replace(output, reward=noise, breakdown={"random": noise}, weights={"random": 1.0})
+
+
+def zeroed(output: RewardOutput) -> RewardOutput:
+    """The control without advantages: one term "zero". No group has a spread, so no iteration has an update."""
+    zero = torch.where(output.valid, 0.0, torch.full_like(output.reward, torch.nan))
+    return replace(output, reward=zero, breakdown={"zero": zero}, weights={"zero": 1.0})
 
 
 def _check_share(num: int, reasons: dict[int, str], *, limit: float) -> None:

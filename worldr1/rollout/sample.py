@@ -183,6 +183,7 @@ def generate(
     guidance_scale: float = 1.0,
     adapter: bool = True,
     micro_batch: int = 8,
+    negative_prompt: str = NEGATIVE_PROMPT,
 ) -> Tensor:
     """Videos by the deterministic ODE: what evaluation and `worldr1.generate` show.
 
@@ -195,6 +196,7 @@ def generate(
       guidance_scale: 1 runs no unconditional pass.
       adapter: False samples the base model.
       micro_batch: Samples per transformer call.
+      negative_prompt: What the unconditional pass is given.
     Returns:
       Video [N, F, 3, H, W] in [0, 1], float32.
     Raises:
@@ -210,7 +212,7 @@ def generate(
     for rows in batch_rows(len(prompts), micro_batch):
         latents = noise[rows]
         embeds = policy.encode_prompts(prompts[rows])
-        negative = _negative(policy, len(latents), guidance_scale)
+        negative = _negative(policy, len(latents), guidance_scale, prompt=negative_prompt)
         ode = OdeSolver(solver, sigmas)
         for i in range(len(sigmas) - 1):
             latents = _ode(policy, ode, latents, i, embeds, negative, guidance_scale, adapter=adapter)
@@ -259,10 +261,10 @@ def _check_sample(
         )
 
 
-def _negative(policy: VideoPolicy, num: int, guidance_scale: float) -> Tensor | None:
+def _negative(policy: VideoPolicy, num: int, guidance_scale: float, *, prompt: str = NEGATIVE_PROMPT) -> Tensor | None:
     if guidance_scale == 1.0:
         return None
-    return policy.encode_prompts([NEGATIVE_PROMPT]).expand(num, -1, -1)
+    return policy.encode_prompts([prompt]).expand(num, -1, -1)
 
 
 def _rows(x: Tensor | None, rows: slice) -> Tensor | None:

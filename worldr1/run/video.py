@@ -13,6 +13,8 @@ from worldr1.run.files import reading, whole
 
 SMALLEST_SIDE = 256
 """Videos below this height are enlarged by a whole factor, so that players show pixels and not a blur."""
+MAX_PIXELS = 1 << 28
+"""Pixels of all frames of a video that is read: 672 frames of 480x832, .8 GB as bytes."""
 _GAP_PX = 4
 
 
@@ -96,6 +98,32 @@ def _write_mp4(video: Tensor, path: Path, *, fps: int, factor: int) -> None:
 def _enlarged(frame: Tensor, factor: int):
     """[3, H, W] uint8 -> array [factor H, factor W, 3]."""
     return frame.permute(1, 2, 0).repeat_interleave(factor, 0).repeat_interleave(factor, 1).numpy()
+
+
+def read_video(path: Path) -> tuple[Tensor, float]:
+    """The frames of an .mp4 file and how many come a second.
+
+    Returns:
+      uint8 [F, 3, H, W]; fps.
+    Raises:
+      ValueError: it cannot be decoded, holds no frame, or more than MAX_PIXELS of them.
+      OSError: it cannot be read.
+    """
+    import imageio.v2 as imageio
+
+    with reading(path, "a video file"):
+        with open(path, "rb"):
+            pass
+        frames: list[Tensor] = []
+        with imageio.get_reader(str(path), format="FFMPEG") as reader:  # type: ignore[arg-type]
+            fps = float(reader.get_meta_data()["fps"])  # type: ignore[attr-defined]
+            for frame in reader:  # type: ignore[attr-defined]
+                frames.append(torch.from_numpy(frame[..., :3].copy()).movedim(-1, 0))
+                if len(frames) * frames[0][0].numel() > MAX_PIXELS:
+                    raise ValueError(f"more than {MAX_PIXELS} pixels; cut or reduce it")
+        if not frames:
+            raise ValueError("no frame")
+        return torch.stack(frames), fps if fps > 0 else 1.0
 
 
 def num_frames_of(path: Path) -> int:

@@ -137,10 +137,14 @@ def test_gates_on_obedience():
 
 def test_a_control_must_neither_gain_nor_lose():
     before, after, prompts, labels = synthetic()
-    assert [(g.name, g.passed) for g in compare(before, after, prompts, labels, control="permuted").gates] == [
-        ("control", False)
-    ]
+    gates = compare(before, after, prompts, labels, control="permuted").gates
+    assert [(g.name, g.passed) for g in gates] == [("control", False), ("contrast", True), ("broken", True)]
     assert compare(before, before, prompts, labels, control="random").passed
+    # What is gained on some is lost on others: the mean stays, the samples that were right do not.
+    index = torch.arange(len(prompts))
+    swapped = replace(before, obeyed=before.obeyed ^ (index % 9 == 0), contrast=before.contrast + 0.006)
+    gates = compare(before, swapped, prompts, labels, control="permuted").gates
+    assert [(g.name, g.passed) for g in gates] == [("control", True), ("contrast", False), ("broken", False)]
     assert to_json(compare(before, before, prompts, labels, control="random"))["control"] == "random"
 
 

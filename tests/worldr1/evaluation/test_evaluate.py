@@ -8,8 +8,9 @@ import torch
 from oracle_world import KNOWN_MOTIONS, KNOWN_PROMPTS
 
 from worldr1.config import EMBEDDED
-from worldr1.evaluation import evaluate
-from worldr1.evaluation.evaluate import assess, held_out_psnr, load_evaluator
+from worldr1.evaluation import reconstruction_measures
+from worldr1.evaluation.evaluate import assess, load_evaluator
+from worldr1.evaluation.reconstruction_measures import held_out_psnr
 from worldr1.microworld.captions import read_labels
 
 
@@ -60,7 +61,7 @@ def test_held_out_psnr_prefers_the_truth_to_a_frozen_video_only_at_requested_pos
 
 
 def test_held_out_psnr_of_a_view_without_room_is_no_figure(monkeypatch):
-    whole = evaluate.rasterize
+    whole = reconstruction_measures.rasterize
 
     def short(*args, **options):
         out = whole(*args, **options)
@@ -68,9 +69,9 @@ def test_held_out_psnr_of_a_view_without_room_is_no_figure(monkeypatch):
         missing[0, 1] = 7
         return out._replace(meta=out.meta | {"num_overflow": missing})
 
-    monkeypatch.setattr(evaluate, "rasterize", short)
+    monkeypatch.setattr(reconstruction_measures, "rasterize", short)
     K = torch.tensor([[20.0, 0, 8], [0, 20, 8], [0, 0, 1]]).expand(1, 5, 3, 3)
-    with pytest.raises(RuntimeError, match="held_out_psnr: the rasterizer must have room"):
+    with pytest.raises(RuntimeError, match="evaluation: the rasterizer must have room"):
         held_out_psnr(torch.rand(1, 5, 3, 16, 16), torch.ones(1, 5, 16, 16), torch.eye(4).expand(1, 5, 4, 4), K)
 
 

@@ -16,8 +16,8 @@ from synthetic_run import make_run, write_study
 
 from worldr1.report import write_report
 from worldr1.report.__main__ import main
+from worldr1.report.document import figure
 from worldr1.report.load import load_run
-from worldr1.report.page import choose_rows, figure, outcome
 from worldr1.report.plots import (
     Curve,
     _angles,
@@ -28,7 +28,8 @@ from worldr1.report.plots import (
     validation_curve,
     wilson,
 )
-from worldr1.report.sheets import encode_clip, encode_pairs
+from worldr1.report.run_page import choose_rows, outcome
+from worldr1.report.sheets import encode_clip, encode_rows
 from worldr1.run.video import write_video
 from worldr1_kernels import trajectory_error
 
@@ -52,7 +53,7 @@ def test_first_line_states_gain_error_and_gates(html: str) -> None:
 
 
 def test_every_gate_has_its_verdict(html: str) -> None:
-    table = html[html.index('id="gates"') : html.index('id="sheet"')]
+    table = html[html.index('<h2 id="gates"') : html.index('<h2 id="sheet"')]
     assert table.count("✓ passed") == 8 and table.count("✗ not passed") == 1
     assert "&gt;= 0.20 and &gt; 4 s.e." in table
 
@@ -74,7 +75,8 @@ def test_no_id_is_used_twice(html: str) -> None:
 def test_all_parts_are_there(html: str, run_dir: Path) -> None:
     for part in ("gates", "sheet", "curves", "motions", "measures", "run"):
         assert f'<h2 id="{part}"' in html
-    assert html.count('class="anim') == 18 and html.count('class="strip') == 18
+    assert html.count('<canvas class="film') == 18 and html.count('class="strip') == 18
+    assert html.index('class="film') < html.index('<h2 id="gates"')  # the videos come first
     assert html.count("<svg ") == 5 + 2 * 9 + 1  # total and four terms, path and errors for each sample, the bars
     assert "2.50 s an iteration" in html and "80 of 80" in html
     assert re.search(r'<tr class="changed"><td><code>seed</code></td><td><code>7</code> \(changed\)', html)
@@ -171,32 +173,33 @@ def test_small_clips_are_exact() -> None:
     clip = encode_clip(frames, fps=8)
     strip = np.asarray(_opened(clip.strip))  # [32, 9 * 32, 3]
     np.testing.assert_array_equal(strip, np.concatenate(list(frames.transpose(0, 2, 3, 1)), axis=1))
-    animation = _opened(clip.animation)
-    assert animation.n_frames == 9 and animation.size == (32, 32)
-    animation.seek(4)
-    np.testing.assert_array_equal(np.asarray(animation.convert("RGB")), frames[4].transpose(1, 2, 0))
+    film = np.asarray(_opened(clip.film))  # [2 * 32, 5 * 32, 3]: five in a row
+    assert (clip.columns, clip.num_frames, clip.width, clip.height) == (5, 9, 32, 32) and film.shape == (64, 160, 3)
+    for i in range(9):
+        cell = film[i // 5 * 32 :, i % 5 * 32 :][:32, :32]
+        np.testing.assert_array_equal(cell, frames[i].transpose(1, 2, 0))
 
 
 def test_large_clips_are_thinned_and_keep_their_time() -> None:
-    frames = np.zeros((81, 3, 96, 416), np.uint8)
+    frames = np.zeros((81, 3, 96, 512), np.uint8)
     frames[:, 0] = np.linspace(0, 255, 81).astype(np.uint8)[:, None, None]
-    animation = _opened(encode_clip(frames, fps=16).animation)
-    assert animation.size == (208, 48) and animation.n_frames == 17
-    seconds = 0.0
-    for i in range(animation.n_frames):
-        animation.seek(i)
-        animation.load()
-        seconds += animation.info["duration"] / 1000
-    assert abs(seconds - (81 / 16 + 0.7)) < 0.1
+    clip = encode_clip(frames, fps=16)
+    assert (clip.width, clip.height, clip.num_frames) == (256, 48, 25) and clip.seconds == 81 / 16
+    film = np.asarray(_opened(clip.film)).astype(int)
+    reds = [film[i // 5 * 48 + 24, i % 5 * 256 + 128, 0] for i in range(25)]
+    assert reds[0] < 20 and reds[-1] > 235 and all(b > a for a, b in zip(reds, reds[1:], strict=False))
 
 
 def test_rows_stop_at_the_budget() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (6, 5, 3, 32, 32), dtype=np.uint8)
-    one = sum(len(c.animation) + len(c.strip) for pair in encode_pairs(frames[:1], frames[:1], fps=8) for c in pair)
-    assert len(list(encode_pairs(frames, frames, fps=8, max_bytes=int(3.5 * one)))) == 3
-    assert len(list(encode_pairs(frames, frames, fps=8, max_bytes=1))) == 1
-    with pytest.raises(ValueError, match=r"encode_pairs: before and after must be \[n, F, 3, H, W\], got"):
-        list(encode_pairs(frames, frames[:, :, :1], fps=8))
+    one = len(encode_clip(frames[0], fps=8))
+    assert len(list(encode_rows(([clip] for clip in frames), fps=8, max_bytes=int(3.5 * one)))) == 3
+    assert len(list(encode_rows(([clip, clip] for clip in frames), fps=8, max_bytes=int(3.5 * one)))) == 1
+    assert len(list(encode_rows(([clip] for clip in frames), fps=8, max_bytes=1))) == 1
+    with pytest.raises(
+        ValueError, match=r"encode_clip: frames must be uint8 \[F, 3, H, W\], got uint8 \[5, 1, 32, 32\]"
+    ):
+        encode_clip(frames[0, :, :1], fps=8)
 
 
 def test_wilson_interval_by_hand() -> None:
@@ -252,7 +255,7 @@ def test_command_prints_the_page_or_one_line_of_error(
     assert main([str(run_dir)]) == 0
     assert capsys.readouterr().out.strip() == str(run_dir / "report.html")
     assert main([str(tmp_path / "nowhere")]) == 2
-    assert "report: run_dir must be the output_dir of a run, got" in capsys.readouterr().err
+    assert "report: the folder must be the output_dir of a run or of an evaluation, got" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 2
     assert "with none of them" in capsys.readouterr().err
 

@@ -16,7 +16,8 @@ from oracle_world import (
     prompt_batch,
 )
 
-from worldr1.config import RewardConfig, TrainConfig
+from worldr1.config import AdvantageConfig, RewardConfig, TrainConfig
+from worldr1.learn.advantage import group_advantage
 from worldr1.microworld.captions import make_caption
 from worldr1.rewards import combine
 from worldr1.rewards.combine import RewardStack
@@ -243,6 +244,17 @@ def test_permuted_control_shuffles_whole_rows_inside_groups(world):
     assert torch.equal(again.reward.nan_to_num(), out.reward.nan_to_num())
     later = stack_of(oracle, control="permuted").score(replace(batch, sample_ids=batch.sample_ids + 1000), video)
     assert not torch.equal(later.breakdown["traj"].nan_to_num(), out.breakdown["traj"].nan_to_num())
+
+
+def test_zero_control_leaves_no_advantage_to_any_valid_sample(world):
+    batch, video, oracle = world
+    video = video.clone()
+    video[7] = float("nan")
+    out = stack_of(oracle, control="zero").score(batch, video)
+    assert out.breakdown.keys() == {"zero"} and not out.valid[7] and out.reward[7].isnan()
+    assert out.reward[out.valid].tolist() == [0.0] * (batch.num_samples - 1)
+    advantage = group_advantage(out, group_size=GROUP, config=AdvantageConfig())
+    assert advantage.num_active == 0 and advantage.num_dropped_groups == 3
 
 
 def test_random_control_is_standard_normal_and_keyed_by_sample(world):
