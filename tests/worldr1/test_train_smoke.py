@@ -125,6 +125,7 @@ def test_same_seed_same_lines_and_resume_is_exact(finished, tmp_path, monkeypatc
     assert all(torch.equal(mine[k], other[k]) for k in mine if k != "torch_rng")
 
 
+@pytest.mark.slow
 def test_the_forward_estimator_runs_and_resumes_bit_for_bit(tiny_wan, tmp_path, monkeypatch, capsys):
     """Both phases, validation, own self-tests; cut after the second of four iterations, where its means are not 0."""
     base = settings(tiny_wan, tmp_path / "straight")
@@ -442,6 +443,7 @@ def test_study_and_report(small):
     assert study_command.main(["--run", str(config.output_dir / "nothing")]) == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_from_the_shell(small):
     """The script itself: exit code 130 after saving, and the command that it prints works."""
     flags = [
