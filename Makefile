@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX_URL ?=
 # Ranks of `make train` (one a core, at most 2: a second rank took an iteration from 1.8 s to 1.2 s, a second thread only
 # to 1.7 s), and what is passed on to the command that a target runs.
-NPROC ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ "$$n" -ge 2 ] && echo 2 || echo 1)
+NPROC ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1); [ "$$n" -ge 2 ] && echo 2 || echo 1)
 ARGS ?=
 
 BIN := $(VENV)/bin
