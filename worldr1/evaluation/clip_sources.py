@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldr1.camera.motion import read_camera
 from worldr1.camera.noise import initial_noise
-from worldr1.camera.pose_files import load_poses
+from worldr1.camera.pose_files import Poses, load_poses, resampled
 from worldr1.camera.trajectory import build_trajectory
 from worldr1.config import CameraConfig, TrainConfig
 from worldr1.evaluation.clip_files import CLIP_SUFFIXES, POSE_SUFFIXES, Prompt, list_files, read_clip
@@ -67,7 +67,7 @@ class Cameras:
       camera: What a motion word of magnitude 1 means.
       files: A pose file for each clip, or one for all; None: the words of the prompts decide.
     Raises:
-      ValueError: as many pose files as neither.
+      ValueError: as many pose files as neither, or a file that is no path, by its name.
     """
 
     def __init__(self, prompts: Sequence[Prompt], camera: CameraConfig, files: Sequence[Path] | None = None) -> None:
@@ -76,15 +76,20 @@ class Cameras:
                 f"evaluate: cameras must be one pose file, or one for each of {len(prompts)} clips, got {len(files)}"
             )
         self.camera = camera
-        self.paths = None if files is None else [load_poses(file).viewmats for file in files]
+        self.paths = None if files is None else [_path_of(file) for file in files]
         self.readings = [read_camera(prompt.text) for prompt in prompts]
 
     def request(self, index: int, num_frames: int) -> Request | None:
-        """The path of a clip of so many frames; None where none was asked for."""
+        """The path of a clip of so many frames; None where none was asked for.
+
+        That of a file is brought to the frames of the clip over its own time, as `generate --camera` does.
+        """
+        if num_frames < 2:
+            return None
         if self.paths is not None:
-            return Request(self.paths[index if len(self.paths) > 1 else 0], None)
+            return Request(resampled(self.paths[index if len(self.paths) > 1 else 0], num_frames), None)
         reading = self.readings[index]
-        if not reading.asked or num_frames < 2:
+        if not reading.asked:
             return None
         return Request(build_trajectory(reading.tokens, num_frames, self.camera), self.camera.depth)
 
@@ -108,6 +113,16 @@ class Cameras:
     def any_asked(self) -> bool:
         """Whether there is a clip of which a camera was asked."""
         return self.paths is not None or any(reading.asked for reading in self.readings)
+
+
+def _path_of(file: Path) -> Poses:
+    """The poses of a file; what is wrong with them is said now, and not clip by clip."""
+    poses = load_poses(file)
+    try:
+        resampled(poses, 2)
+    except ValueError as error:
+        raise ValueError(f"evaluate: {file}: {error}") from error
+    return poses
 
 
 class FileClips:
@@ -189,6 +204,7 @@ class GeneratedClips:
         config = replace(self.config, seed=prompt.seed)
         first = torch.zeros(1, dtype=torch.int64)
         batch = read_batch([prompt.text], config=config, group_size=1, sample_ids=first, group_ids=first, dynamic=False)
+        batch = replace(batch, viewmats=batch.viewmats.to(self.policy.device))  # where noise is moved
         noise = initial_noise(batch, self.latent_shape, config=config)
         video = sample_clips(self.policy, batch, noise, slice(0, 1), config=config, adapter=arm == "tuned")[0]
         if not bool(video.isfinite().all()):

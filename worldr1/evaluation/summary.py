@@ -89,7 +89,7 @@ def group_table(summary: dict[str, Any], key: str, names: Sequence[str]) -> str:
 
 def _cell(value: dict[str, Any]) -> str:
     interval = "" if math.isnan(value["low"]) else f" [{_number(value['low'])}, {_number(value['high'])}]"
-    return f"{_number(value['mean']) + interval:>28}"
+    return f" {_number(value['mean']) + interval:>27}"  # a space whatever the length
 
 
 def _number(value: float) -> str:

@@ -186,7 +186,7 @@ def train_run(run: Run, folder: Path) -> str:
         command.append("--resume")
     log = folder.with_name(folder.name + ".log")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with log.open("w", encoding="utf-8") as file:
+    with log.open("a", encoding="utf-8") as file:  # behind what an interrupted run said
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     if code == 0 and is_done(folder):
         return ""
@@ -236,15 +236,18 @@ def study(config: StudyConfig) -> Path | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code: 0 done, 1 failed while running, 2 wrong settings."""
+    """Command line; returns the exit code: 0 done, 1 failed while running, 2 wrong settings, 130 stopped by Ctrl-C."""
     import tyro
 
     config = tyro.cli(StudyConfig, args=None if argv is None else list(argv), prog="python -m worldr1.microworld.study")
     try:
         study(config)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on with the runs that are not done", file=sys.stderr)
+        return 130
     return 0
 
 

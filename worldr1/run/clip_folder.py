@@ -39,9 +39,8 @@ class ClipFolder:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], clips: Sequence[Mapping[str, Any]]) -> None:
         self.path, self.settings = Path(path), dict(settings)
-        digits = max(4, len(str(len(clips) - 1)))
         self.lines: list[dict[str, Any]] = [
-            {"file": f"{i:0{digits}d}.mp4", **clip, "settings": settings_hash(settings)} for i, clip in enumerate(clips)
+            {"file": f"{i:04d}.mp4", **clip, "settings": settings_hash(settings)} for i, clip in enumerate(clips)
         ]
         self._check_settings()
         self._kept = self._read()
